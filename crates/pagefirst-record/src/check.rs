@@ -1,0 +1,256 @@
+//! Checks that a recording explains itself: for every touch there is a live mapping that allows it.
+//!
+//! The checker knows nothing but the events. It keeps what each mapping allows, by offset, and never sees an address,
+//! whereas the recorder's tracker knows addresses and no protections: a mistake of one is not repeated by the other.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
+
+use crate::error::FormatError;
+use crate::event::{Access, Address, Backing, Event, FileId, Map, MapKind, MappingId, Place, Prot};
+use crate::read::Recording;
+use crate::wire::PAGE;
+
+/// A stretch of a mapping in which all pages are alike.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    end: u64,
+    prot: Prot,
+    backing: Backing,
+    grows_down: bool,
+}
+
+/// What is live in one reservation, by offset of the first byte.
+type Pieces = BTreeMap<u64, Piece>;
+
+/// What a check found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The events.
+    pub events: u64,
+    /// The events that are touches.
+    pub touches: u64,
+    /// The touches that a live mapping allows.
+    pub explained: u64,
+    /// The touches that none allows.
+    pub unexplained: u64,
+    /// The first few of them.
+    pub examples: Vec<Unexplained>,
+}
+
+impl Report {
+    /// At most one touch in 10,000 is unexplained.
+    pub fn passes(&self) -> bool {
+        self.unexplained.saturating_mul(10_000) <= self.touches
+    }
+}
+
+/// A touch that no live mapping allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unexplained {
+    /// The event's number, from 0.
+    pub event: u64,
+    /// The event, an [`Event::Touch`] or [`Event::Stray`].
+    pub touch: Event,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why a touch is unexplained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// Nothing is mapped there.
+    NotMapped,
+    /// What is mapped there does not allow it.
+    NotAllowed,
+    /// It lies beyond the end of the mapped file.
+    BeyondEnd,
+}
+
+/// How many examples a report keeps.
+const EXAMPLES: usize = 16;
+
+/// Follows the events of a recording.
+#[derive(Debug, Default)]
+pub struct Checker {
+    mappings: HashMap<MappingId, Pieces>,
+    files: HashMap<FileId, u64>,
+    report: Report,
+}
+
+/// Checks a recording from where it stands to its end.
+///
+/// # Errors
+/// When it can't be read.
+pub fn check<R: Read>(recording: &mut Recording<R>) -> Result<Report, FormatError> {
+    let mut checker = Checker::default();
+    while let Some(event) = recording.next_event()? {
+        checker.event(&event);
+    }
+    Ok(checker.report)
+}
+
+impl Checker {
+    /// What was found so far.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// Takes the next event into account.
+    pub fn event(&mut self, event: &Event) {
+        match *event {
+            Event::File(ref info) => drop(self.files.insert(info.number, info.size)),
+            Event::FileSize { file, size } => drop(self.files.insert(file, size)),
+            Event::Map(ref map) => self.map(map),
+            Event::Unmap { at, len, .. } => drop(self.cut(at, len)),
+            Event::Protect { at, len, prot, .. } => {
+                for (start, piece) in self.cut(at, len) {
+                    self.insert(at.mapping, start, Piece { prot, ..piece });
+                }
+            }
+            Event::Remap { from, old_len, new_len, id, keep, .. } => self.remap(from, old_len, new_len, id, keep),
+            Event::Advise { .. } | Event::ThreadStart { .. } | Event::ThreadExit { .. } => {}
+            Event::Brk { heap, old, new, .. } => {
+                let backing = Backing::Anonymous;
+                if new < old {
+                    self.cut(Address { mapping: heap, offset: new }, old - new);
+                } else if new > old {
+                    self.insert(heap, old, Piece { end: new, prot: Prot::READ_WRITE, backing, grows_down: false });
+                }
+            }
+            Event::Touch { at, access, .. } => self.touch(event, self.why_not(at, access)),
+            Event::Stray { .. } => self.touch(event, Some(Reason::NotMapped)),
+        }
+        self.report.events += 1;
+    }
+
+    fn touch(&mut self, touch: &Event, problem: Option<Reason>) {
+        self.report.touches += 1;
+        let Some(reason) = problem else {
+            self.report.explained += 1;
+            if let Event::Touch { at, .. } = *touch {
+                self.grow(at);
+            }
+            return;
+        };
+        self.report.unexplained += 1;
+        if self.report.examples.len() < EXAMPLES {
+            let event = self.report.events;
+            self.report.examples.push(Unexplained { event, touch: touch.clone(), reason });
+        }
+    }
+
+    fn insert(&mut self, mapping: MappingId, start: u64, piece: Piece) {
+        self.mappings.entry(mapping).or_default().insert(start, piece);
+    }
+
+    /// Takes out what is live in the range, cut at its ends.
+    fn cut(&mut self, at: Address, len: u64) -> Vec<(u64, Piece)> {
+        let Some(pieces) = self.mappings.get_mut(&at.mapping) else { return Vec::new() };
+        for edge in [at.offset, at.offset + len] {
+            if let Some((&start, piece)) = pieces.range_mut(..edge).next_back()
+                && piece.end > edge
+            {
+                let upper = Piece { backing: advance(piece.backing, edge - start), ..*piece };
+                piece.end = edge;
+                pieces.insert(edge, upper);
+            }
+        }
+        let taken: Vec<_> = pieces.range(at.offset..at.offset + len).map(|(&start, &piece)| (start, piece)).collect();
+        for (start, _) in &taken {
+            pieces.remove(start);
+        }
+        if pieces.is_empty() {
+            self.mappings.remove(&at.mapping);
+        }
+        taken
+    }
+
+    fn map(&mut self, map: &Map) {
+        if map.kind == MapKind::Heap || map.len == 0 {
+            return;
+        }
+        let start = match map.place {
+            Place::At(at) => {
+                self.cut(at, map.len);
+                at.offset
+            }
+            _ if map.grows_down => map.reserve - map.len,
+            _ => 0,
+        };
+        let piece =
+            Piece { end: start + map.len, prot: map.prot, backing: map.backing, grows_down: map.grows_down };
+        self.insert(map.id, start, piece);
+    }
+
+    fn remap(&mut self, from: Address, old_len: u64, new_len: u64, id: MappingId, keep: bool) {
+        // A length of 0 asks for the same pages a second time.
+        let taken = if old_len == 0 {
+            let pieces = self.mappings.get(&from.mapping);
+            let piece = pieces.and_then(|pieces| pieces.range(..=from.offset).next_back());
+            piece
+                .filter(|(_, piece)| piece.end > from.offset)
+                .map(|(&start, piece)| Piece { backing: advance(piece.backing, from.offset - start), ..*piece })
+                .map(|piece| (from.offset, piece))
+                .into_iter()
+                .collect()
+        } else {
+            self.cut(from, old_len)
+        };
+        for &(start, piece) in &taken {
+            if keep {
+                self.insert(from.mapping, start, piece);
+            }
+            self.insert(id, start - from.offset, Piece { end: piece.end - from.offset, ..piece });
+        }
+        if let Some(mut last) = self.mappings.get_mut(&id).and_then(|pieces| pieces.last_entry()) {
+            last.get_mut().end = new_len;
+        }
+    }
+
+    /// Why the access is not allowed; `None` when it is.
+    fn why_not(&self, at: Address, access: Access) -> Option<Reason> {
+        let Some(pieces) = self.mappings.get(&at.mapping) else { return Some(Reason::NotMapped) };
+        let below = pieces.range(..=at.offset).next_back().filter(|(_, piece)| piece.end > at.offset);
+        let grown = || pieces.range(at.offset..).next().filter(|(_, piece)| piece.grows_down);
+        let Some((&start, piece)) = below.or_else(grown) else { return Some(Reason::NotMapped) };
+        let Prot { read, write, execute } = piece.prot;
+        let allowed = match access {
+            // x86 has no page that can be written or executed and not read.
+            Access::Read => read || write || execute,
+            Access::Write => write,
+            Access::Execute => execute,
+        };
+        if !allowed {
+            return Some(Reason::NotAllowed);
+        }
+        match piece.backing {
+            Backing::File { file, offset } => {
+                let size = self.files.get(&file).copied().unwrap_or(0);
+                let page = (offset + at.offset).saturating_sub(start);
+                (page >= size.next_multiple_of(PAGE)).then_some(Reason::BeyondEnd)
+            }
+            Backing::Anonymous => None,
+        }
+    }
+
+    /// Extends what grows down to a touch below it.
+    fn grow(&mut self, at: Address) {
+        let Some(pieces) = self.mappings.get_mut(&at.mapping) else { return };
+        if pieces.range(..=at.offset).next_back().is_some_and(|(_, piece)| piece.end > at.offset) {
+            return;
+        }
+        if let Some((&start, &piece)) = pieces.range(at.offset..).next() {
+            pieces.remove(&start);
+            pieces.insert(at.offset, piece);
+        }
+    }
+}
+
+/// What a mapping shows `by` bytes further on.
+fn advance(backing: Backing, by: u64) -> Backing {
+    match backing {
+        Backing::File { file, offset } => Backing::File { file, offset: offset + by },
+        Backing::Anonymous => Backing::Anonymous,
+    }
+}

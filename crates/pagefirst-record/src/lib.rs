@@ -1,0 +1,23 @@
+//! Records what a program does to its memory, and reads and checks such recordings.
+//!
+//! A recording is the list of a program's memory calls and of the pages it touched, in order: the first read,
+//! write and execute of each page since the last call that may have changed its mapping.
+//! `docs/recording-format.md` describes the file.
+
+mod check;
+mod error;
+pub mod event;
+mod input;
+mod read;
+mod wire;
+mod write;
+
+pub use check::{Checker, Reason, Report, Unexplained, check};
+pub use error::{FormatError, Problem};
+pub use event::{
+    Access, Address, Advice, Arch, Backing, Event, FileId, FileInfo, Header, Loss, LossKind, Map, MapKind, MappingId,
+    Native, Place, Prot, ThreadId, Trailer,
+};
+pub use read::Recording;
+pub use wire::{MAGIC, VERSION};
+pub use write::Writer;

@@ -1,0 +1,73 @@
+//! Page-table formats: pure functions on bits, no memory, no state.
+
+mod tiny;
+mod x86_64;
+
+pub use tiny::Tiny;
+pub use x86_64::X86_64;
+
+use crate::types::{PAGE_SHIFT, Pfn, VirtAddr};
+
+/// The most levels any format has.
+pub const MAX_LEVELS: usize = 5;
+
+bitflags::bitflags! {
+    /// What a leaf entry says beside its frame.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+    pub struct Attrs: u8 {
+        /// Stores are allowed.
+        const WRITE = 1;
+        /// Instruction fetches are allowed.
+        const EXEC = 2;
+        /// The page was used since the bit was last clear.
+        const ACCESSED = 4;
+        /// The page was written since the bit was last clear.
+        const DIRTY = 8;
+        /// Software: the frame is not counted (the zero page, device memory).
+        const SPECIAL = 16;
+    }
+}
+
+/// A page-table format. Level 0 is the table whose entries map small pages; `LEVELS - 1` is the root.
+///
+/// Entries of user mappings only: user access is always set, global never. An all-zero entry is empty.
+pub trait Format: 'static {
+    /// Number of levels.
+    const LEVELS: u8;
+    /// Index bits of each level.
+    const BITS: u32;
+    /// Entries of a table.
+    const ENTRIES: usize = 1 << Self::BITS;
+    /// The first address past the user half.
+    const USER_END: VirtAddr;
+    /// Whether hardware refuses the address outright.
+    fn is_canonical(va: VirtAddr) -> bool;
+    /// An entry that points to the next lower table.
+    fn table(pfn: Pfn) -> u64;
+    /// A leaf entry at `level`.
+    fn leaf(pfn: Pfn, level: u8, attrs: Attrs) -> u64;
+    /// The table this entry of a table at `level` points to.
+    fn child(raw: u64, level: u8) -> Option<Pfn>;
+    /// The frame of a present leaf entry; `None` when the entry is empty, a table or not present.
+    fn frame(raw: u64, level: u8) -> Option<Pfn>;
+    /// What a present leaf entry says beside its frame.
+    fn attrs(raw: u64) -> Attrs;
+    /// The same entry with other attributes; whatever else it says stays.
+    fn with_attrs(raw: u64, attrs: Attrs) -> u64;
+
+    /// The index of `va` in a table at `level`.
+    #[inline]
+    fn index(va: VirtAddr, level: u8) -> usize {
+        (va.0 >> Self::shift(level)) as usize & (Self::ENTRIES - 1)
+    }
+    /// log2 of what one entry at `level` spans.
+    #[inline]
+    fn shift(level: u8) -> u32 {
+        PAGE_SHIFT + Self::BITS * level as u32
+    }
+    /// What one entry at `level` spans, in bytes.
+    #[inline]
+    fn span(level: u8) -> u64 {
+        1 << Self::shift(level)
+    }
+}

@@ -1,0 +1,123 @@
+//! x86-64, 4 levels. Intel SDM volume 3A, section 4.5 "4-Level Paging", tables 4-15 to 4-20.
+
+use super::{Attrs, Format};
+use crate::types::{Pfn, VirtAddr};
+
+const PRESENT: u64 = 1 << 0;
+const WRITE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
+/// PS: in a directory entry, "maps a page".
+const LARGE: u64 = 1 << 7;
+/// Ignored by hardware (bits 11:9): ours.
+const SPECIAL: u64 = 1 << 9;
+const NO_EXEC: u64 = 1 << 63;
+const FRAME: u64 = 0x000f_ffff_ffff_f000;
+
+/// The 4-level x86-64 format.
+#[derive(Clone, Copy, Debug)]
+pub struct X86_64;
+
+fn bits(attrs: Attrs) -> u64 {
+    let on = |a, bit| if attrs.contains(a) { bit } else { 0 };
+    on(Attrs::WRITE, WRITE)
+        | on(Attrs::ACCESSED, ACCESSED)
+        | on(Attrs::DIRTY, DIRTY)
+        | on(Attrs::SPECIAL, SPECIAL)
+        | (NO_EXEC ^ on(Attrs::EXEC, NO_EXEC))
+}
+
+impl Format for X86_64 {
+    const LEVELS: u8 = 4;
+    const BITS: u32 = 9;
+    // The last page below the canonical hole stays unmapped, as on Linux: SYSRET to a non-canonical address
+    // faults in kernel mode (CVE-2012-0217).
+    const USER_END: VirtAddr = VirtAddr(0x7fff_ffff_f000);
+
+    #[inline]
+    fn is_canonical(va: VirtAddr) -> bool {
+        (va.0 as i64) << 16 >> 16 == va.0 as i64
+    }
+    #[inline]
+    fn table(pfn: Pfn) -> u64 {
+        pfn.phys() | PRESENT | WRITE | USER
+    }
+    #[inline]
+    fn leaf(pfn: Pfn, level: u8, attrs: Attrs) -> u64 {
+        pfn.phys() | PRESENT | USER | bits(attrs) | if level > 0 { LARGE } else { 0 }
+    }
+    #[inline]
+    fn child(raw: u64, level: u8) -> Option<Pfn> {
+        (level > 0 && raw & (PRESENT | LARGE) == PRESENT).then_some(Pfn(((raw & FRAME) >> 12) as u32))
+    }
+    #[inline]
+    fn frame(raw: u64, level: u8) -> Option<Pfn> {
+        (raw & PRESENT != 0 && (level == 0 || raw & LARGE != 0)).then_some(Pfn(((raw & FRAME) >> 12) as u32))
+    }
+    #[inline]
+    fn attrs(raw: u64) -> Attrs {
+        let on = |bit, a| if raw & bit != 0 { a } else { Attrs::empty() };
+        on(WRITE, Attrs::WRITE)
+            | on(ACCESSED, Attrs::ACCESSED)
+            | on(DIRTY, Attrs::DIRTY)
+            | on(SPECIAL, Attrs::SPECIAL)
+            | on(!raw & NO_EXEC, Attrs::EXEC)
+    }
+    #[inline]
+    fn with_attrs(raw: u64, attrs: Attrs) -> u64 {
+        raw & !(WRITE | ACCESSED | DIRTY | SPECIAL | NO_EXEC) | bits(attrs)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// Intel SDM 3A, table 4-20 "Format of a Page-Table Entry that Maps a 4-KByte Page".
+    #[test]
+    fn leaf_4k_bits() {
+        let w = Attrs::WRITE | Attrs::DIRTY | Attrs::ACCESSED;
+        assert_eq!(X86_64::leaf(Pfn(0x12345), 0, w), 0x8000_0000_1234_5067);
+        assert_eq!(X86_64::leaf(Pfn(1), 0, Attrs::EXEC), 0x1005);
+        assert_eq!(X86_64::leaf(Pfn(1), 0, Attrs::empty()), 0x8000_0000_0000_1005);
+        assert_eq!(X86_64::leaf(Pfn(1), 0, Attrs::SPECIAL | Attrs::EXEC), 0x1205);
+    }
+    /// Table 4-18 "Format of a Page-Directory Entry that Maps a 2-MByte Page": PS is bit 7.
+    #[test]
+    fn leaf_2m_bits() {
+        assert_eq!(X86_64::leaf(Pfn(0x200), 1, Attrs::WRITE | Attrs::EXEC), 0x20_0087);
+        assert_eq!(X86_64::child(0x20_0087, 1), None);
+        assert_eq!(X86_64::frame(0x20_0087, 1), Some(Pfn(0x200)));
+    }
+    /// Table 4-19 "Format of a Page-Directory Entry that References a Page Table": P, R/W, U/S.
+    #[test]
+    fn table_bits() {
+        assert_eq!(X86_64::table(Pfn(0xabcde)), 0xabcd_e007);
+        assert_eq!(X86_64::child(0xabcd_e007, 1), Some(Pfn(0xabcde)));
+        assert_eq!(X86_64::frame(0xabcd_e007, 1), None);
+        assert_eq!(X86_64::child(0xabcd_e007, 0), None);
+        assert_eq!(X86_64::child(0, 3), None);
+    }
+    /// Section 4.5.4: bits 47:39 select the PML4 entry, 38:30, 29:21, 20:12 the rest.
+    #[test]
+    fn index_bits() {
+        let va = VirtAddr(0x7f12_3456_789a);
+        let by_hand = [(va.0 >> 12) & 511, (va.0 >> 21) & 511, (va.0 >> 30) & 511, (va.0 >> 39) & 511];
+        for level in 0..4u8 {
+            assert_eq!(X86_64::index(va, level) as u64, by_hand[level as usize]);
+        }
+        assert!(X86_64::is_canonical(VirtAddr(0x7fff_ffff_ffff)));
+        assert!(!X86_64::is_canonical(VirtAddr(0x8000_0000_0000)));
+        assert!(X86_64::is_canonical(VirtAddr(0xffff_8000_0000_0000)));
+    }
+    #[test]
+    fn attrs_round_trip() {
+        for bits in 0..32 {
+            let a = Attrs::from_bits_truncate(bits);
+            let raw = X86_64::leaf(Pfn(77), 0, a);
+            assert_eq!(X86_64::attrs(raw), a);
+            assert_eq!(X86_64::with_attrs(raw, Attrs::EXEC), X86_64::leaf(Pfn(77), 0, Attrs::EXEC));
+        }
+    }
+}

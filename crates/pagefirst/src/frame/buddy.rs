@@ -1,0 +1,161 @@
+//! The buddy allocator: free blocks of 2^order frames, merged with their buddies when they come back.
+//!
+//! Lists are threaded through the metadata of the blocks' first frames (link: next, index: previous; frame 0 is
+//! never free and ends a list). One spin lock; the per-CPU caches keep it off the fault path.
+
+use super::{FrameFlags, FrameMeta};
+use crate::platform::Platform;
+use crate::sync::{Spin, held};
+use crate::sync::atomic::Relaxed;
+use crate::sync::atomic::plain::AtomicU64;
+use crate::types::{PAGE_SIZE, Pfn};
+
+/// The largest block: 2^18 frames, 1 GiB.
+pub const MAX_ORDER: u8 = 18;
+const ORDERS: usize = MAX_ORDER as usize + 1;
+const MAX_REGIONS: usize = 16;
+
+/// A range of memory given to the library.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Region {
+    /// The first frame.
+    pub first: Pfn,
+    /// The number of frames.
+    pub frames: u32,
+}
+
+impl Region {
+    /// The number of frames, from the region's first on, that hold the region's metadata: entry `i` of that array
+    /// describes frame `first + i`. The platform's `meta` answers from there.
+    pub const fn meta_frames(self) -> u32 {
+        (self.frames as u64 * size_of::<FrameMeta>() as u64).div_ceil(PAGE_SIZE) as u32
+    }
+    fn contains(self, pfn: Pfn) -> bool {
+        pfn.0 >= self.first.0 && pfn.0 - self.first.0 < self.frames
+    }
+}
+
+struct Lists {
+    heads: [Pfn; ORDERS],
+    regions: [Region; MAX_REGIONS],
+    region_count: usize,
+}
+
+/// All frames of the machine.
+pub struct Frames<P: Platform> {
+    lists: Spin<P, Lists>,
+    free: AtomicU64,
+    total: AtomicU64,
+}
+
+impl<P: Platform> Frames<P> {
+    pub(crate) fn new() -> Self {
+        let none = Region { first: Pfn(0), frames: 0 };
+        Frames {
+            lists: Spin::ranked(held::FRAMES, Lists {
+                heads: [Pfn(0); ORDERS],
+                regions: [none; MAX_REGIONS],
+                region_count: 0,
+            }),
+            free: AtomicU64::new(0),
+            total: AtomicU64::new(0),
+        }
+    }
+
+    /// Takes a region over. Its metadata must be zeroed and readable through `P::meta`.
+    ///
+    /// # Panics
+    /// When more than 16 regions are given: that is a mistake at boot.
+    pub(crate) fn add(&self, p: &'static P, region: Region) {
+        {
+            let mut l = self.lists.lock(p);
+            assert!(l.region_count < MAX_REGIONS, "more than {MAX_REGIONS} regions of memory");
+            let n = l.region_count;
+            l.regions[n] = region;
+            l.region_count += 1;
+        }
+        let mut at = region.first.0 + region.meta_frames();
+        let end = region.first.0 + region.frames;
+        if at == 0 {
+            at = 1; // frame 0 is the null of every list
+        }
+        self.total.fetch_add((end - at.min(end)) as u64, Relaxed);
+        while at < end {
+            let order = (at.trailing_zeros().min(MAX_ORDER as u32) as u8).min((end - at).ilog2() as u8);
+            self.free(p, Pfn(at), order);
+            at += 1 << order;
+        }
+    }
+
+    /// A block of 2^order frames, its contents unspecified; no counts are set.
+    pub(crate) fn allocate(&self, p: &'static P, order: u8) -> Option<Pfn> {
+        let mut l = self.lists.lock(p);
+        let found = (order..=MAX_ORDER).find(|&o| l.heads[o as usize].0 != 0)?;
+        let pfn = l.heads[found as usize];
+        l.unlink(p, pfn, found);
+        for o in (order..found).rev() {
+            l.push(p, pfn.add(1 << o), o);
+        }
+        p.meta(pfn).reset(FrameFlags::empty(), order);
+        self.free.fetch_sub(1 << order, Relaxed);
+        Some(pfn)
+    }
+
+    /// Gives a block back.
+    pub(crate) fn free(&self, p: &'static P, mut pfn: Pfn, order: u8) {
+        let mut l = self.lists.lock(p);
+        self.free.fetch_add(1 << order, Relaxed);
+        let mut order = order;
+        while order < MAX_ORDER {
+            let buddy = Pfn(pfn.0 ^ (1 << order));
+            if !l.has(buddy) {
+                break;
+            }
+            let meta = p.meta(buddy);
+            if !meta.flags().contains(FrameFlags::FREE) || meta.order() != order {
+                break;
+            }
+            l.unlink(p, buddy, order);
+            meta.reset(FrameFlags::empty(), 0);
+            pfn = pfn.min(buddy);
+            order += 1;
+        }
+        l.push(p, pfn, order);
+    }
+
+    /// Frames in the allocator now, per-CPU caches not included.
+    pub fn free_frames(&self) -> u64 {
+        self.free.load(Relaxed)
+    }
+    /// Frames in all, metadata not included.
+    pub fn total_frames(&self) -> u64 {
+        self.total.load(Relaxed)
+    }
+}
+
+impl Lists {
+    fn has(&self, pfn: Pfn) -> bool {
+        self.regions[..self.region_count].iter().any(|r| r.contains(pfn))
+    }
+    fn push<P: Platform>(&mut self, p: &'static P, pfn: Pfn, order: u8) {
+        let head = &mut self.heads[order as usize];
+        let meta = p.meta(pfn);
+        meta.set_link(head.0);
+        meta.set_index(0);
+        if head.0 != 0 {
+            p.meta(*head).set_index(pfn.0 as u64);
+        }
+        *head = pfn;
+        meta.reset(FrameFlags::FREE, order);
+    }
+    fn unlink<P: Platform>(&mut self, p: &'static P, pfn: Pfn, order: u8) {
+        let (next, prev) = (p.meta(pfn).link(), p.meta(pfn).index() as u32);
+        match prev {
+            0 => self.heads[order as usize] = Pfn(next),
+            prev => p.meta(Pfn(prev)).set_link(next),
+        }
+        if next != 0 {
+            p.meta(Pfn(next)).set_index(prev as u64);
+        }
+    }
+}

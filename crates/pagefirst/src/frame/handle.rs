@@ -1,0 +1,90 @@
+//! An owned reference to a frame.
+
+use super::{FrameFlags, FrameMeta, allocate, release};
+use crate::platform::Platform;
+use crate::types::{NoMemory, PAGE_SIZE, Pfn};
+use core::fmt;
+use core::mem::ManuallyDrop;
+
+/// Possession proves a reference: the frame stays what it is until the handle is dropped.
+pub struct Frame<P: Platform> {
+    p: &'static P,
+    pfn: Pfn,
+}
+
+impl<P: Platform> Frame<P> {
+    /// A frame owned by the caller alone, its contents unspecified.
+    ///
+    /// # Errors
+    /// [`NoMemory`] when neither this CPU's cache nor the allocator has one; nothing is drained for it.
+    pub fn new(p: &'static P) -> Result<Self, NoMemory> {
+        allocate(p).map(|pfn| Frame { p, pfn })
+    }
+    /// Wraps a reference the caller holds.
+    pub(crate) fn from_held(p: &'static P, pfn: Pfn) -> Self {
+        Frame { p, pfn }
+    }
+    /// Takes a reference to a frame that might be free or somebody else's by now: the caller checks afterwards
+    /// that it is the frame it meant.
+    pub(crate) fn try_get(p: &'static P, pfn: Pfn) -> Option<Self> {
+        p.meta(pfn).try_get().then_some(Frame { p, pfn })
+    }
+    /// Another reference to the same frame.
+    pub(crate) fn another(&self) -> Self {
+        let got = self.meta().try_get();
+        debug_assert!(got);
+        Frame { p: self.p, pfn: self.pfn }
+    }
+    /// Gives up the handle and keeps its reference.
+    pub(crate) fn into_held(self) -> Pfn {
+        ManuallyDrop::new(self).pfn
+    }
+    /// The frame's number.
+    pub fn pfn(&self) -> Pfn {
+        self.pfn
+    }
+    /// The frame's metadata.
+    pub fn meta(&self) -> &'static FrameMeta {
+        self.p.meta(self.pfn)
+    }
+    /// Zeroes the frame. Runs unlocked and unpinned.
+    pub fn clear(&mut self) {
+        // SAFETY: `Platform::page` answers with the frame's 4 KiB in the direct map; the frame is not yet mapped or
+        // shared (callers hold the only reference), so nobody else uses the bytes.
+        unsafe { core::ptr::write_bytes(self.p.page(self.pfn).as_ptr(), 0, PAGE_SIZE as usize) }
+    }
+    /// Copies the contents of another frame. Runs unlocked and unpinned.
+    ///
+    /// User code may write to `from` meanwhile (a shared file page): such a racing copy is torn exactly as it
+    /// would be on hardware.
+    pub fn copy_from(&mut self, from: &Frame<P>) {
+        let (to, from) = (self.p.cells(self.pfn), self.p.cells(from.pfn));
+        for (to, from) in to.iter().zip(from) {
+            to.store(from.load(core::sync::atomic::Ordering::Relaxed), core::sync::atomic::Ordering::Relaxed);
+        }
+    }
+    /// The frame's bytes; for a frame that is not yet mapped or shared.
+    pub(crate) fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: as in `clear`; the lifetime is bound to the exclusive handle.
+        unsafe { core::slice::from_raw_parts_mut(self.p.page(self.pfn).as_ptr(), PAGE_SIZE as usize) }
+    }
+    /// Marks the frame as a page of private memory, reachable through one mapping.
+    pub(crate) fn make_anonymous(&self, index: u64) {
+        self.meta().set_index(index);
+        self.meta().reset(FrameFlags::ANON | FrameFlags::EXCLUSIVE | FrameFlags::UP_TO_DATE, 0);
+    }
+}
+
+impl<P: Platform> Drop for Frame<P> {
+    fn drop(&mut self) {
+        if self.meta().put() {
+            release(self.p, self.pfn);
+        }
+    }
+}
+
+impl<P: Platform> fmt::Debug for Frame<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.pfn, f)
+    }
+}

@@ -1,0 +1,219 @@
+//! The 32 bytes that describe a frame.
+//!
+//! References and map counts share one atomic word, so that taking a mapping is one read-modify-write. Both
+//! saturate: a count that reaches its limit is never moved again, and the frame is never freed.
+
+use crate::sync::atomic::{AcqRel, AtomicPtr, AtomicU32, AtomicU64, Relaxed};
+use core::sync::atomic::Ordering;
+
+bitflags::bitflags! {
+    /// What a frame is used for, and its state.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct FrameFlags: u32 {
+        /// In the buddy allocator, the first frame of a free block.
+        const FREE = 1;
+        /// Private memory that belongs to no file.
+        const ANON = 1 << 1;
+        /// The anonymous page is reachable through one mapping alone: a write may reuse it whatever its counts.
+        const EXCLUSIVE = 1 << 2;
+        /// A page of a file's cache.
+        const FILE = 1 << 3;
+        /// Being read: contents not valid yet.
+        const FILLING = 1 << 4;
+        /// Contents valid.
+        const UP_TO_DATE = 1 << 5;
+        /// Written since it was last stored.
+        const DIRTY = 1 << 6;
+        /// On its way out of the cache: no new mapping.
+        const GOING = 1 << 7;
+        /// Hardware reported a memory error.
+        const POISON = 1 << 8;
+        /// Reading it failed; the next fault that meets it reports it and takes it out.
+        const FAILED = 1 << 9;
+    }
+}
+
+const REF: u64 = 1;
+const MAP: u64 = 1 << 32;
+const LIMIT: u32 = 1 << 31;
+
+/// Metadata of one frame: 32 bytes.
+#[derive(Debug)]
+#[repr(C)]
+pub struct FrameMeta {
+    counts: AtomicU64,
+    owner: AtomicPtr<()>,
+    index: AtomicU64,
+    flags: AtomicU32,
+    link: AtomicU32,
+}
+
+#[cfg(all(not(loom), target_pointer_width = "64"))]
+const _: () = assert!(size_of::<FrameMeta>() == 32);
+
+/// References and mappings of a frame at one moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Counts {
+    /// References, mappings included.
+    pub refs: u32,
+    /// Mappings.
+    pub maps: u32,
+}
+
+const fn counts(word: u64) -> Counts {
+    Counts { refs: word as u32, maps: (word >> 32) as u32 }
+}
+
+impl Default for FrameMeta {
+    fn default() -> Self {
+        FrameMeta {
+            counts: AtomicU64::new(0),
+            owner: AtomicPtr::new(core::ptr::null_mut()),
+            index: AtomicU64::new(0),
+            flags: AtomicU32::new(0),
+            link: AtomicU32::new(0),
+        }
+    }
+}
+
+impl FrameMeta {
+    /// References and mappings now.
+    pub fn counts(&self) -> Counts {
+        counts(self.counts.load(Relaxed))
+    }
+    /// The map count, read so that it is ordered against those who raise it before they validate (protocol 1).
+    pub fn maps_ordered(&self) -> u32 {
+        counts(self.counts.fetch_add(0, AcqRel)).maps
+    }
+    /// Makes the caller the only owner of a frame nobody refers to.
+    pub(crate) fn adopt(&self) {
+        debug_assert_eq!(self.counts.load(Relaxed), 0, "a frame handed out twice");
+        self.counts.store(REF, Relaxed);
+    }
+    /// Takes `delta` (REF, or REF + MAP) unless the frame is free.
+    fn take(&self, delta: u64) -> bool {
+        let mut now = self.counts.load(Relaxed);
+        loop {
+            let c = counts(now);
+            if c.refs == 0 {
+                return false;
+            }
+            // Saturated: stays as it is, for ever.
+            if c.refs >= LIMIT || c.maps >= LIMIT {
+                return true;
+            }
+            match self.counts.compare_exchange_weak(now, now + delta, AcqRel, Relaxed) {
+                Ok(_) => return true,
+                Err(newer) => now = newer,
+            }
+        }
+    }
+    /// Gives back `delta`; true when that was the last reference.
+    fn give(&self, delta: u64) -> bool {
+        let mut now = self.counts.load(Relaxed);
+        loop {
+            let c = counts(now);
+            if c.refs >= LIMIT || c.maps >= LIMIT {
+                return false;
+            }
+            debug_assert!(c.refs > 0, "a reference given back that nobody held");
+            debug_assert!(delta < MAP || c.maps > 0, "a mapping given back that nobody held");
+            match self.counts.compare_exchange_weak(now, now - delta, AcqRel, Relaxed) {
+                Ok(_) => return c.refs == 1,
+                Err(newer) => now = newer,
+            }
+        }
+    }
+    /// Takes a reference unless the frame is free.
+    pub(crate) fn try_get(&self) -> bool {
+        self.take(REF)
+    }
+    /// Gives a reference back; true when it was the last, and the caller frees the frame.
+    #[must_use]
+    pub(crate) fn put(&self) -> bool {
+        self.give(REF)
+    }
+    /// Takes a reference and a mapping unless the frame is free.
+    pub(crate) fn try_map(&self) -> bool {
+        self.take(REF + MAP)
+    }
+    /// Turns the mapping count up by one for a reference the caller already holds and hands to the mapping.
+    pub(crate) fn map_held(&self) {
+        self.take(MAP);
+    }
+    /// Turns the mapping count down by one; the reference goes back to the caller.
+    pub(crate) fn unmap_held(&self) {
+        let last = self.give(MAP);
+        debug_assert!(!last || self.counts().refs > 0);
+    }
+    /// Gives a mapping and its reference back; true when it was the last reference.
+    #[must_use]
+    pub(crate) fn unmap(&self) -> bool {
+        self.give(REF + MAP)
+    }
+
+    /// The flags now.
+    pub fn flags(&self) -> FrameFlags {
+        FrameFlags::from_bits_retain(self.flags.load(Ordering::Acquire) & 0xffff)
+    }
+    pub(crate) fn set(&self, on: FrameFlags) {
+        self.flags.fetch_or(on.bits(), AcqRel);
+    }
+    pub(crate) fn clear(&self, off: FrameFlags) {
+        self.flags.fetch_and(!off.bits(), AcqRel);
+    }
+    /// Stores flags and order whole; for a frame nobody else looks at.
+    pub(crate) fn reset(&self, flags: FrameFlags, order: u8) {
+        self.flags.store(flags.bits() | (order as u32) << 16, Ordering::Release);
+    }
+    pub(crate) fn order(&self) -> u8 {
+        (self.flags.load(Relaxed) >> 16) as u8
+    }
+    /// To whom the frame belongs: a file's cache, a table's record; null for nobody.
+    pub(crate) fn owner(&self) -> *mut () {
+        self.owner.load(Ordering::Acquire)
+    }
+    pub(crate) fn set_owner(&self, owner: *mut ()) {
+        self.owner.store(owner, Ordering::Release);
+    }
+    /// The page's index in its owner.
+    pub(crate) fn index(&self) -> u64 {
+        self.index.load(Relaxed)
+    }
+    pub(crate) fn set_index(&self, index: u64) {
+        self.index.store(index, Relaxed);
+    }
+    /// The next frame of the list this one is on; 0 ends it.
+    pub(crate) fn link(&self) -> u32 {
+        self.link.load(Relaxed)
+    }
+    pub(crate) fn set_link(&self, link: u32) {
+        self.link.store(link, Relaxed);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_rise_and_fall_together() {
+        let m = FrameMeta::default();
+        assert!(!m.try_get() && !m.try_map(), "a free frame cannot be taken");
+        m.adopt();
+        assert!(m.try_map());
+        assert_eq!(m.counts(), Counts { refs: 2, maps: 1 });
+        assert!(!m.unmap());
+        assert!(m.put());
+        assert_eq!(m.counts(), Counts { refs: 0, maps: 0 });
+    }
+
+    #[test]
+    fn counts_saturate() {
+        let m = FrameMeta::default();
+        m.counts.store(LIMIT as u64, Relaxed);
+        assert!(m.try_map());
+        assert!(!m.put());
+        assert_eq!(m.counts().refs, LIMIT, "saturated counts never move again");
+    }
+}

@@ -1,0 +1,130 @@
+//! Frames: metadata, counts, owned handles, the buddy allocator and the per-CPU caches before it.
+//!
+//! | | taken from | given to |
+//! |---|---|---|
+//! | a small frame | this CPU's cache, refilled by aligned pairs from the buddy allocator | this CPU's cache |
+//! | a block of order n | the buddy allocator | the buddy allocator |
+//!
+//! A frame in a cache or in the allocator has no reference; [`Note::FrameFreed`] marks that moment.
+
+mod buddy;
+mod handle;
+mod meta;
+
+pub use buddy::{Frames, MAX_ORDER, Region};
+pub use handle::Frame;
+pub use meta::{Counts, FrameFlags, FrameMeta};
+
+use crate::platform::{Note, Platform};
+use crate::sync::atomic::Relaxed;
+use crate::sync::atomic::plain::AtomicU32;
+use crate::types::{NoMemory, Pfn};
+
+const BATCH: usize = 32;
+
+/// One CPU's cache of small frames; its lock is all but never contended.
+pub(crate) struct FrameCache {
+    frames: [Pfn; 2 * BATCH],
+    len: usize,
+}
+
+impl FrameCache {
+    pub const fn new() -> Self {
+        FrameCache { frames: [Pfn(0); 2 * BATCH], len: 0 }
+    }
+    fn pop(&mut self) -> Option<Pfn> {
+        self.len = self.len.checked_sub(1)?;
+        Some(self.frames[self.len])
+    }
+    fn push(&mut self, pfn: Pfn) {
+        self.frames[self.len] = pfn;
+        self.len += 1;
+    }
+}
+
+/// Takes one small frame, owned by the caller alone, contents unspecified. Does not drain anything.
+pub(crate) fn allocate<P: Platform>(p: &'static P) -> Result<Pfn, NoMemory> {
+    let local = p.local(p.enter());
+    let pfn = {
+        let mut cache = local.frames.lock(p);
+        let mut pfn = cache.pop();
+        if pfn.is_none() {
+            // Aligned pairs: two CPUs never share a line of metadata.
+            for _ in 0..BATCH / 2 {
+                let Some(pair) = p.vm().frames.allocate(p, 1) else { break };
+                cache.push(pair.add(1));
+                cache.push(pair);
+            }
+            if cache.len == 0
+                && let Some(single) = p.vm().frames.allocate(p, 0)
+            {
+                cache.push(single);
+            }
+            pfn = cache.pop();
+        }
+        local.cached_frames.store(cache.len as u32, Relaxed);
+        pfn
+    };
+    p.leave();
+    let pfn = pfn.ok_or(NoMemory)?;
+    let meta = p.meta(pfn);
+    meta.reset(FrameFlags::empty(), 0);
+    meta.adopt();
+    p.note(Note::FrameAllocated(pfn));
+    Ok(pfn)
+}
+
+/// Gives back a frame whose last reference is gone.
+pub(crate) fn release<P: Platform>(p: &'static P, pfn: Pfn) {
+    let meta = p.meta(pfn);
+    let order = meta.order();
+    p.note(Note::FrameFreed(pfn));
+    meta.reset(FrameFlags::empty(), 0);
+    meta.set_owner(core::ptr::null_mut());
+    if order > 0 {
+        return p.vm().frames.free(p, pfn, order);
+    }
+    let local = p.local(p.enter());
+    let mut cache = local.frames.lock(p);
+    if cache.len == cache.frames.len() {
+        for _ in 0..BATCH {
+            if let Some(pfn) = cache.pop() {
+                p.vm().frames.free(p, pfn, 0);
+            }
+        }
+    }
+    cache.push(pfn);
+    local.cached_frames.store(cache.len as u32, Relaxed);
+    drop(cache);
+    p.leave();
+}
+
+/// Drops one mapping and its reference, freeing the frame if it was the last.
+pub(crate) fn unmap<P: Platform>(p: &'static P, pfn: Pfn) {
+    if p.meta(pfn).unmap() {
+        release(p, pfn);
+    }
+}
+
+/// Moves what every CPU's cache holds to the buddy allocator; returns the number of frames moved.
+pub(crate) fn drain<P: Platform>(p: &'static P) -> usize {
+    let mut moved = 0;
+    for cpu in 0..p.cpus() {
+        let local = p.local(cpu);
+        let mut cache = local.frames.lock(p);
+        while let Some(pfn) = cache.pop() {
+            p.vm().frames.free(p, pfn, 0);
+            moved += 1;
+        }
+        local.cached_frames.store(0, Relaxed);
+    }
+    moved
+}
+
+/// Frames held in per-CPU caches, as last stored by their CPUs.
+pub(crate) fn cached<P: Platform>(p: &'static P) -> u64 {
+    (0..p.cpus()).map(|c| p.local(c).cached_frames.load(Relaxed) as u64).sum()
+}
+
+/// A counter of frames in one CPU's cache, readable without its lock.
+pub(crate) type Cached = AtomicU32;

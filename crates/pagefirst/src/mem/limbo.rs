@@ -1,0 +1,81 @@
+//! Limbo: where retired objects wait for their grace period, in intrusive lists.
+//!
+//! Objects are pushed under the epoch in which they were retired; [`Limbo::pop`] hands out those whose grace period
+//! is over (`sync::epoch`), so the collector decides how many it takes at a time.
+
+use crate::sync::epoch::Epoch;
+
+/// Objects that can stand on one list, through a link of their own.
+pub(crate) trait Chain {
+    type At: Copy;
+    fn next(&self, at: Self::At) -> Option<Self::At>;
+    fn set_next(&self, at: Self::At, next: Option<Self::At>);
+}
+
+struct List<A> {
+    tag: u64,
+    ends: Option<(A, A)>,
+}
+
+/// Three lists by epoch and one of objects that are past it.
+pub(crate) struct Limbo<A> {
+    waiting: [List<A>; 3],
+    ready: Option<(A, A)>,
+    len: usize,
+}
+
+impl<A: Copy> Limbo<A> {
+    pub const fn new() -> Self {
+        const fn list<A>() -> List<A> {
+            List { tag: 0, ends: None }
+        }
+        Limbo { waiting: [list(), list(), list()], ready: None, len: 0 }
+    }
+
+    /// Objects waiting or ready.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    fn append<C: Chain<At = A>>(chain: &C, onto: &mut Option<(A, A)>, list: (A, A)) {
+        chain.set_next(list.1, None);
+        *onto = Some(match *onto {
+            None => list,
+            Some((head, tail)) => {
+                chain.set_next(tail, Some(list.0));
+                (head, list.1)
+            }
+        });
+    }
+
+    /// Adds an object retired under `tag`.
+    pub fn push<C: Chain<At = A>>(&mut self, chain: &C, at: A, tag: u64) {
+        let list = &mut self.waiting[(tag % 3) as usize];
+        if list.tag != tag {
+            // Three epochs or more old: past its grace period.
+            if let Some(old) = list.ends.take() {
+                Self::append(chain, &mut self.ready, old);
+            }
+            list.tag = tag;
+        }
+        Self::append(chain, &mut list.ends, (at, at));
+        self.len += 1;
+    }
+
+    /// Takes one object whose grace period is over in epoch `now`.
+    pub fn pop<C: Chain<At = A>>(&mut self, chain: &C, now: u64) -> Option<A> {
+        if self.ready.is_none() {
+            for list in &mut self.waiting {
+                if Epoch::is_past(list.tag, now)
+                    && let Some(old) = list.ends.take()
+                {
+                    Self::append(chain, &mut self.ready, old);
+                }
+            }
+        }
+        let (head, tail) = self.ready?;
+        self.ready = chain.next(head).map(|next| (next, tail));
+        self.len -= 1;
+        Some(head)
+    }
+}

@@ -1,0 +1,12 @@
+//! Memory of the library itself: typed slabs carved from frames, owned reservations, counted links.
+//!
+//! Everything here fails with [`NoMemory`](crate::types::NoMemory) and never panics for want of memory. Whatever
+//! must not fail half-way reserves first.
+
+mod limbo;
+mod shared;
+mod slab;
+
+pub(crate) use limbo::{Chain, Limbo};
+pub use shared::{Link, Pool, Reserved, Shared};
+pub(crate) use slab::Slab;

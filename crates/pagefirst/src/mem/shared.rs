@@ -1,0 +1,257 @@
+//! `Shared`, `Link`, `Reserved`, `Pool`: counted objects in slabs, reclaimed through the epoch.
+//!
+//! A [`Shared`] is a counted pointer, a [`Link`] an atomic place for one that readers follow under a [`Pin`]. When
+//! the last `Shared` (links included) goes, the object is retired; after its grace period its value is dropped,
+//! which lets go of what it links to, and its slot returns. So trees whose nodes are shared between versions are
+//! safe code: nothing but the count frees, and a reader's borrow ends with its pin.
+//!
+//! | | load under a pin | share | replace, drop |
+//! |---|---|---|---|
+//! | load | free | free | the old object outlives the pin |
+//! | share | | count | `share` needs a counted owner, so the count is never zero |
+//! | replace, drop | | | one swap; links are written by one writer at a time |
+
+use super::limbo::{Chain, Limbo};
+use super::slab::Slab;
+use crate::platform::Platform;
+use crate::sync::Spin;
+use crate::sync::atomic::{AcqRel, Acquire, AtomicPtr, AtomicU32, Relaxed, Release};
+use crate::sync::epoch::Pin;
+use crate::types::NoMemory;
+use core::cell::Cell;
+use core::fmt;
+use core::marker::PhantomData;
+use core::mem::ManuallyDrop;
+use core::ops::Deref;
+use core::ptr::NonNull;
+
+/// What stands in a slab slot: the count, the pool it returns to, a link for limbo, and the value.
+struct Object<P: Platform, T: 'static> {
+    count: AtomicU32,
+    pool: &'static Pool<P, T>,
+    next: Cell<Option<NonNull<Object<P, T>>>>,
+    value: ManuallyDrop<T>,
+}
+
+struct Objects<P, T>(PhantomData<fn(P, T)>);
+impl<P: Platform, T: 'static> Chain for Objects<P, T> {
+    type At = NonNull<Object<P, T>>;
+    fn next(&self, at: Self::At) -> Option<Self::At> {
+        // SAFETY: `at` is in limbo, its slot is not reused; the link is touched under limbo's lock alone.
+        unsafe { at.as_ref() }.next.get()
+    }
+    fn set_next(&self, at: Self::At, next: Option<Self::At>) {
+        // SAFETY: as in `next`.
+        unsafe { at.as_ref() }.next.set(next);
+    }
+}
+
+/// All objects of one type.
+pub struct Pool<P: Platform, T: 'static> {
+    slab: Slab<P, Object<P, T>>,
+    limbo: Spin<P, Limbo<NonNull<Object<P, T>>>>,
+    platform: AtomicPtr<P>,
+}
+
+// SAFETY: objects are reached through their counts and locks; the pointers in limbo are owned by it.
+unsafe impl<P: Platform, T: Send + Sync> Send for Pool<P, T> {}
+// SAFETY: as above.
+unsafe impl<P: Platform, T: Send + Sync> Sync for Pool<P, T> {}
+
+impl<P: Platform, T: 'static> Pool<P, T> {
+    pub(crate) fn new() -> Self {
+        Pool {
+            slab: Slab::new(),
+            limbo: Spin::new(Limbo::new()),
+            platform: AtomicPtr::new(core::ptr::null_mut()),
+        }
+    }
+    pub(crate) fn init(&self, p: &'static P) {
+        self.platform.store(core::ptr::from_ref(p).cast_mut(), Release);
+    }
+    fn platform(&self) -> &'static P {
+        let p = self.platform.load(Acquire);
+        debug_assert!(!p.is_null(), "a pool used before Vm::init");
+        // SAFETY: stored by `init` from a `&'static P`; objects exist only after `Vm::init`.
+        unsafe { &*p }
+    }
+
+    /// A slot for one object, so that making it cannot fail later.
+    ///
+    /// # Errors
+    /// [`NoMemory`].
+    pub fn reserve(&'static self) -> Result<Reserved<P, T>, NoMemory> {
+        Ok(Reserved { pool: self, at: self.slab.take(self.platform())? })
+    }
+    /// Makes an object.
+    ///
+    /// # Errors
+    /// [`NoMemory`]; the value is dropped.
+    pub fn share(&'static self, value: T) -> Result<Shared<P, T>, NoMemory> {
+        Ok(self.reserve()?.fill(value))
+    }
+    /// Objects alive or in limbo, and slots reserved.
+    pub fn live(&self) -> usize {
+        self.slab.live()
+    }
+    /// Objects in limbo.
+    pub fn in_limbo(&self) -> usize {
+        self.limbo.lock(self.platform()).len()
+    }
+    /// Drops up to `most` objects whose grace period is over; returns how many.
+    pub(crate) fn collect(&self, now: u64, most: usize) -> usize {
+        let p = self.platform();
+        for done in 0..most {
+            let Some(at) = self.limbo.lock(p).pop(&Objects(PhantomData), now) else { return done };
+            // SAFETY: the count reached zero, so nobody owns it, and the grace period is over, so nobody reads it:
+            // the value is dropped once and its slot, taken by `reserve`, returns.
+            unsafe {
+                ManuallyDrop::drop(&mut (*at.as_ptr()).value);
+                self.slab.give(p, at);
+            }
+        }
+        most
+    }
+    pub(crate) fn trim(&self) -> usize {
+        self.slab.trim(self.platform())
+    }
+}
+
+/// An owned slot without a value; dropped, it returns.
+pub struct Reserved<P: Platform, T: 'static> {
+    pool: &'static Pool<P, T>,
+    at: NonNull<Object<P, T>>,
+}
+
+impl<P: Platform, T: 'static> Reserved<P, T> {
+    /// Puts the value in. Cannot fail.
+    pub fn fill(self, value: T) -> Shared<P, T> {
+        let this = ManuallyDrop::new(self);
+        let object = Object {
+            count: AtomicU32::new(1),
+            pool: this.pool,
+            next: Cell::new(None),
+            value: ManuallyDrop::new(value),
+        };
+        // SAFETY: the slot is ours, uninitialised, of this type's size and alignment.
+        unsafe { this.at.write(object) };
+        Shared { at: this.at, own: PhantomData }
+    }
+}
+
+impl<P: Platform, T: 'static> Drop for Reserved<P, T> {
+    fn drop(&mut self) {
+        // SAFETY: taken from this pool's slab, never filled.
+        unsafe { self.pool.slab.give(self.pool.platform(), self.at) };
+    }
+}
+
+/// A counted reference. When the last one goes the object is retired, never freed at once.
+pub struct Shared<P: Platform, T: 'static> {
+    at: NonNull<Object<P, T>>,
+    own: PhantomData<Object<P, T>>,
+}
+
+// SAFETY: like `Arc`: shared access to T from every thread that holds one, dropped by any of them.
+unsafe impl<P: Platform, T: Send + Sync> Send for Shared<P, T> {}
+// SAFETY: as above.
+unsafe impl<P: Platform, T: Send + Sync> Sync for Shared<P, T> {}
+
+impl<P: Platform, T: 'static> Shared<P, T> {
+    fn object(&self) -> &Object<P, T> {
+        // SAFETY: this `Shared` counts, so the object is alive.
+        unsafe { self.at.as_ref() }
+    }
+    /// An address that stays the object's own while anybody refers to it.
+    pub(crate) fn address(&self) -> *mut () {
+        self.at.as_ptr().cast()
+    }
+    /// Whether both refer to the same object.
+    pub fn same(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+}
+
+impl<P: Platform, T: 'static> Clone for Shared<P, T> {
+    fn clone(&self) -> Self {
+        let before = self.object().count.fetch_add(1, Relaxed);
+        debug_assert!(before > 0 && before < u32::MAX / 2);
+        Shared { at: self.at, own: PhantomData }
+    }
+}
+
+impl<P: Platform, T: 'static> Deref for Shared<P, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.object().value
+    }
+}
+
+impl<P: Platform, T: 'static> Drop for Shared<P, T> {
+    fn drop(&mut self) {
+        if self.object().count.fetch_sub(1, AcqRel) == 1 {
+            let pool = self.object().pool;
+            let p = pool.platform();
+            let tag = p.vm().epoch.retire_tag();
+            pool.limbo.lock(p).push(&Objects(PhantomData), self.at, tag);
+        }
+    }
+}
+
+impl<P: Platform, T: fmt::Debug> fmt::Debug for Shared<P, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
+
+/// An atomic place for a [`Shared`] or for nothing, followed by readers under a pin.
+pub struct Link<P: Platform, T: 'static> {
+    at: AtomicPtr<Object<P, T>>,
+    own: PhantomData<Shared<P, T>>,
+}
+
+// SAFETY: as for `Shared`, whose owner it is.
+unsafe impl<P: Platform, T: Send + Sync> Send for Link<P, T> {}
+// SAFETY: as above.
+unsafe impl<P: Platform, T: Send + Sync> Sync for Link<P, T> {}
+
+impl<P: Platform, T: 'static> Link<P, T> {
+    fn raw(to: Option<Shared<P, T>>) -> *mut Object<P, T> {
+        to.map_or(core::ptr::null_mut(), |s| ManuallyDrop::new(s).at.as_ptr())
+    }
+    fn owned(at: *mut Object<P, T>) -> Option<Shared<P, T>> {
+        NonNull::new(at).map(|at| Shared { at, own: PhantomData })
+    }
+    /// A link to `to`.
+    pub fn new(to: Option<Shared<P, T>>) -> Self {
+        Link { at: AtomicPtr::new(Self::raw(to)), own: PhantomData }
+    }
+    /// What it links to, readable until the pin is dropped.
+    #[inline]
+    pub fn load<'e>(&self, _pin: &'e Pin<P>) -> Option<&'e T> {
+        // SAFETY: whoever unlinks the object retires it after this pin was taken or before this load saw it; in the
+        // first case its memory stays until the pin is gone (`sync::epoch`), the second cannot yield it.
+        NonNull::new(self.at.load(Acquire)).map(|at| unsafe { &*(&raw const (*at.as_ptr()).value).cast::<T>() })
+    }
+    /// Another counted reference to what it links to. Whoever calls it keeps writers away (holds the writer's lock,
+    /// or owns the link's object before it is published).
+    pub(crate) fn share(&self) -> Option<Shared<P, T>> {
+        let held = ManuallyDrop::new(Self::owned(self.at.load(Acquire)));
+        (*held).clone()
+    }
+    /// Borrows what it links to; for writers, who alone replace it.
+    pub(crate) fn get(&self) -> Option<&T> {
+        // SAFETY: the link owns a count, and only the writer, who is the caller, could take it away.
+        NonNull::new(self.at.load(Acquire)).map(|at| unsafe { &*(&raw const (*at.as_ptr()).value).cast::<T>() })
+    }
+    /// Puts `to` in place and returns what was there; readers see one or the other.
+    pub fn replace(&self, to: Option<Shared<P, T>>) -> Option<Shared<P, T>> {
+        Self::owned(self.at.swap(Self::raw(to), AcqRel))
+    }
+}
+
+impl<P: Platform, T: 'static> Drop for Link<P, T> {
+    fn drop(&mut self) {
+        drop(Self::owned(self.at.load(Acquire)));
+    }
+}

@@ -1,0 +1,89 @@
+//! All that the embedding kernel supplies: one trait.
+//!
+//! The library is `no_std`, has no statics and no allocator of its own: memory comes from the regions given to
+//! [`Vm::init`](crate::Vm::init), everything else from here. The embedded machine, the models and a kernel on a
+//! real MMU run the same library over three implementations of this trait.
+
+use crate::arch::Format;
+use crate::file::File;
+use crate::frame::FrameMeta;
+use crate::sync::RawLock;
+use crate::sync::atomic::AtomicU64;
+use crate::tlb::Flush;
+use crate::types::{Pfn, VirtAddr};
+use crate::vm::{Local, Vm};
+use core::ptr::NonNull;
+
+/// The most CPUs a space can run on: the width of its CPU mask.
+pub const MAX_CPUS: usize = 256;
+
+/// What the library tells the platform about its memory as it happens, for counting and for checking.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Note {
+    /// A frame left the allocator for a new owner.
+    FrameAllocated(Pfn),
+    /// A frame came back: from here nobody may touch it.
+    FrameFreed(Pfn),
+    /// A page table was taken into a reserve.
+    TableAllocated(Pfn),
+    /// A page table, empty and past its grace period, was given back.
+    TableFreed(Pfn),
+    /// A page table's lock was taken, its level beside it.
+    TableLocked(Pfn, u8),
+    /// A page table's entries were read in a scan.
+    TableScanned(Pfn, u8),
+}
+
+/// What pagefirst needs from the kernel around it.
+///
+/// # Safety
+/// The implementor promises what the methods say; the library's memory safety rests on
+/// - [`cells`](Platform::cells), [`meta`](Platform::meta) and [`page`](Platform::page) answering, for every frame
+///   of the regions given to `Vm::init`, with memory that nobody else uses, at one address for ever;
+/// - [`cpu`](Platform::cpu) naming a CPU that runs nothing else of the library between
+///   [`enter`](Platform::enter) and [`leave`](Platform::leave);
+/// - [`shootdown`](Platform::shootdown) returning only when no CPU named can use the translations named.
+pub unsafe trait Platform: Sync + Sized + 'static {
+    /// The format of page tables.
+    type Format: Format;
+    /// What a file mapping maps.
+    type File: File;
+    /// A lock that spins, with preemption off. Every spin calls [`relax`](Platform::relax).
+    type SpinLock: RawLock<Self>;
+    /// A lock that may sleep: one for each space, held by mapping calls.
+    type WriterLock: RawLock<Self>;
+
+    /// The library's state on this machine, embedded in the platform.
+    fn vm(&'static self) -> &'static Vm<Self>;
+    /// The library's state of one CPU; a CPU number is below [`cpus`](Platform::cpus).
+    fn local(&'static self, cpu: usize) -> &'static Local<Self>;
+    /// The number of CPUs, at most [`MAX_CPUS`].
+    fn cpus(&'static self) -> usize;
+    /// The CPU this runs on.
+    fn cpu(&'static self) -> usize;
+    /// Turns preemption off (it nests) and says which CPU this is.
+    fn enter(&'static self) -> usize {
+        self.cpu()
+    }
+    /// Undoes one [`enter`](Platform::enter).
+    fn leave(&'static self) {}
+
+    /// The entries of the page table in frame `pfn`: [`Format::ENTRIES`] of them.
+    fn cells(&'static self, pfn: Pfn) -> &'static [AtomicU64];
+    /// The metadata of frame `pfn`; see [`Region::meta_frames`](crate::frame::Region::meta_frames) for where they lie.
+    fn meta(&'static self, pfn: Pfn) -> &'static FrameMeta;
+    /// The bytes of frame `pfn` in the direct map, page-aligned.
+    fn page(&'static self, pfn: Pfn) -> NonNull<u8>;
+
+    /// Makes translations unusable on the CPUs named and waits until they are. Called with no lock and no pin held.
+    fn shootdown(&'static self, flush: &Flush<'_>);
+    /// What this CPU needs before it retries the access at `addr`; `tables` says that a table was published.
+    fn sync_local(&'static self, addr: VirtAddr, tables: bool);
+    /// Called in every spin; must answer pending shootdowns.
+    fn relax(&'static self);
+    /// Random bits for placement.
+    fn random(&'static self) -> u64;
+    /// Told of what happens to frames and tables; for counting and checking.
+    #[inline]
+    fn note(&'static self, _note: Note) {}
+}

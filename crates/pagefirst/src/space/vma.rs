@@ -1,0 +1,106 @@
+//! A mapping: a range of addresses with one backing and one set of rights.
+//!
+//! A VMA never changes. A mapping call that changes anything marks the old one `retired`, takes away what it covered,
+//! and publishes new ones (protocol 2); so a fault that worked from the old one notices under the table's lock.
+
+use crate::file::FileCache;
+use crate::mem::Shared;
+use crate::platform::Platform;
+use crate::sync::atomic::{Acquire, AtomicU32, Release};
+use crate::types::{PAGE_SHIFT, Prot, VirtAddr, VirtRange};
+
+bitflags::bitflags! {
+    /// Properties of a mapping beside its rights.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
+    pub struct VmaFlags: u8 {
+        /// Writes go to the file, not to a private copy.
+        const SHARED = 1;
+        /// A stack: grows down on a fault below it, with a guard gap kept free.
+        const GROWS_DOWN = 2;
+        /// The heap that `brk` moves.
+        const HEAP = 4;
+    }
+}
+
+/// What a mapping shows.
+pub enum Backing<P: Platform> {
+    /// Private memory, zero until written.
+    Anonymous,
+    /// A file, from this page of it on.
+    File {
+        /// The file's cache.
+        file: Shared<P, FileCache<P>>,
+        /// Index in the file, in pages, of the mapping's first page.
+        first: u64,
+    },
+}
+
+impl<P: Platform> Clone for Backing<P> {
+    fn clone(&self) -> Self {
+        match self {
+            Backing::Anonymous => Backing::Anonymous,
+            Backing::File { file, first } => Backing::File { file: file.clone(), first: *first },
+        }
+    }
+}
+
+/// A mapping.
+pub struct Vma<P: Platform> {
+    /// Never reused: who looked a VMA up before it unpinned, compares the id after.
+    pub id: u64,
+    /// Its addresses, page-aligned, not empty.
+    pub range: VirtRange,
+    /// Its rights.
+    pub prot: Prot,
+    /// Its other properties.
+    pub flags: VmaFlags,
+    /// What it shows.
+    pub backing: Backing<P>,
+    retired: AtomicU32,
+}
+
+impl<P: Platform> Vma<P> {
+    /// A mapping that is not retired.
+    pub fn new(id: u64, range: VirtRange, prot: Prot, flags: VmaFlags, backing: Backing<P>) -> Self {
+        debug_assert!(!range.is_empty());
+        Vma { id, range, prot, flags, backing, retired: AtomicU32::new(0) }
+    }
+    /// Announces that what the mapping shows is being taken away or changed; for ever.
+    pub(crate) fn retire(&self) {
+        self.retired.store(1, Release);
+    }
+    /// Whether that was announced.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Acquire) != 0
+    }
+    /// Whether it shows private memory or private copies of a file's pages.
+    pub fn is_private(&self) -> bool {
+        !self.flags.contains(VmaFlags::SHARED)
+    }
+    /// The index in the file of the page at `va`; for anonymous memory the address's page number.
+    pub fn index_of(&self, va: VirtAddr) -> u64 {
+        match &self.backing {
+            Backing::Anonymous => va.0 >> PAGE_SHIFT,
+            Backing::File { first, .. } => first + ((va.0 - self.range.start.0) >> PAGE_SHIFT),
+        }
+    }
+    /// The backing of the part that starts at `va`.
+    pub fn backing_at(&self, va: VirtAddr) -> Backing<P> {
+        match &self.backing {
+            Backing::Anonymous => Backing::Anonymous,
+            Backing::File { file, .. } => Backing::File { file: file.clone(), first: self.index_of(va) },
+        }
+    }
+    /// Whether `next`, which starts where this one ends, continues it in every respect.
+    pub fn continues(&self, next: &Vma<P>) -> bool {
+        let same = self.range.end == next.range.start && self.prot == next.prot && self.flags == next.flags;
+        same && !self.flags.contains(VmaFlags::GROWS_DOWN)
+            && match (&self.backing, &next.backing) {
+                (Backing::Anonymous, Backing::Anonymous) => true,
+                (Backing::File { file: a, .. }, Backing::File { file: b, first }) => {
+                    a.same(b) && self.index_of(self.range.end) == *first
+                }
+                _ => false,
+            }
+    }
+}

@@ -1,0 +1,103 @@
+//! The epoch: readers pin, writers retire, memory is reused after a grace period.
+//!
+//! Protocol. A reader *pins*: it stores the global epoch into its CPU's word, `fence(SeqCst)`, and only then loads
+//! a root. A writer unlinks an object, `fence(SeqCst)`, and retires it under the epoch it then reads. The epoch
+//! advances from `e` to `e + 1` when no CPU is pinned in another epoch than `e`. An object retired in `e` may be
+//! reused once the epoch is `e + 2`: every reader that could have found it has unpinned.
+//!
+//! | | pin | retire | advance |
+//! |---|---|---|---|
+//! | pin | own word each | two fences: the reader misses the object or is seen by the advance | the advance reads every word after its fence |
+//! | retire | | the limbo's lock | tag read after the fence is never too new |
+//! | advance | | | compare-exchange: one wins |
+//!
+//! After Fraser, "Practical lock-freedom" (2004), section 5.2.3.
+
+use super::atomic::{AtomicU64, Relaxed, Release, SeqCst, fence};
+use super::held;
+use crate::platform::Platform;
+use core::marker::PhantomData;
+
+/// The global epoch.
+pub struct Epoch {
+    now: AtomicU64,
+}
+
+impl Epoch {
+    /// Starts at 1.
+    pub fn new() -> Self {
+        Epoch { now: AtomicU64::new(1) }
+    }
+
+    /// The epoch under which something just unlinked is retired.
+    pub fn retire_tag(&self) -> u64 {
+        fence(SeqCst);
+        self.now.load(Relaxed)
+    }
+
+    /// Whether something retired under `tag` may be reused at `now`.
+    pub fn is_past(tag: u64, now: u64) -> bool {
+        now >= tag + 2
+    }
+
+    /// Moves the epoch on if every pinned CPU has seen it; returns the epoch that is current now.
+    pub fn advance<P: Platform>(&self, p: &'static P) -> u64 {
+        let now = self.now.load(Relaxed);
+        fence(SeqCst);
+        if !cfg!(mutant = "epoch_ignores_pins") {
+            for cpu in 0..p.cpus() {
+                let word = p.local(cpu).epoch.load(Relaxed);
+                if word & 1 == 1 && word >> 1 != now {
+                    return now;
+                }
+            }
+        }
+        fence(super::atomic::Acquire);
+        match self.now.compare_exchange(now, now + 1, Release, Relaxed) {
+            Ok(_) => now + 1,
+            Err(newer) => newer,
+        }
+    }
+}
+
+impl Default for Epoch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Possession proves that this CPU is pinned: what is reachable now stays readable until the pin is dropped.
+///
+/// Preemption is off while it lives; it is not held while a page is cleared or copied, nor over a flush.
+pub struct Pin<P: Platform> {
+    p: &'static P,
+    cpu: usize,
+    not_send: PhantomData<*mut ()>,
+}
+
+impl<P: Platform> Pin<P> {
+    /// Pins this CPU. Pins do not nest.
+    pub fn new(p: &'static P) -> Self {
+        held::take(p, held::PIN);
+        let cpu = p.enter();
+        let word = &p.local(cpu).epoch;
+        debug_assert_eq!(word.load(Relaxed) & 1, 0, "pins do not nest");
+        word.store(p.vm().epoch.now.load(Relaxed) << 1 | 1, Relaxed);
+        if !cfg!(mutant = "pin_without_fence") {
+            fence(SeqCst);
+        }
+        Pin { p, cpu, not_send: PhantomData }
+    }
+    /// The platform.
+    pub fn platform(&self) -> &'static P {
+        self.p
+    }
+}
+
+impl<P: Platform> Drop for Pin<P> {
+    fn drop(&mut self) {
+        self.p.local(self.cpu).epoch.store(0, Release);
+        self.p.leave();
+        held::give(self.p, held::PIN);
+    }
+}

@@ -1,0 +1,117 @@
+//! Locks over the platform's raw ones, and the lock order that debug builds check.
+
+use super::atomic::Relaxed;
+use crate::platform::Platform;
+use core::cell::UnsafeCell;
+use core::ops::{Deref, DerefMut};
+
+/// A lock the platform supplies.
+///
+/// # Safety
+/// Between a `lock` (or a `try_lock` that answered true) and the matching `unlock` nobody else holds it; what was
+/// written before `unlock` is visible after the next `lock`.
+pub unsafe trait RawLock<P>: Default + Send + Sync {
+    /// Waits until the lock is ours.
+    fn lock(&self, platform: &'static P);
+    /// Takes the lock if it is free.
+    fn try_lock(&self, platform: &'static P) -> bool;
+    /// Gives the lock back.
+    ///
+    /// # Safety
+    /// The caller holds it.
+    unsafe fn unlock(&self, platform: &'static P);
+}
+
+/// A value behind one of the platform's spin locks: a leaf of the lock order, nothing but the frame
+/// allocator is locked under it.
+pub struct Spin<P: Platform, T> {
+    raw: P::SpinLock,
+    rank: u32,
+    value: UnsafeCell<T>,
+}
+
+// SAFETY: the value is only reached through the guard, and the raw lock excludes (its own contract).
+unsafe impl<P: Platform, T: Send> Sync for Spin<P, T> {}
+
+impl<P: Platform, T> Spin<P, T> {
+    /// A free lock around `value`.
+    pub fn new(value: T) -> Self {
+        Self::ranked(held::LEAF, value)
+    }
+    /// A free lock around `value` that may be taken under those of lower rank.
+    pub(crate) fn ranked(rank: u32, value: T) -> Self {
+        Spin { raw: P::SpinLock::default(), rank, value: UnsafeCell::new(value) }
+    }
+    /// Waits for the lock.
+    pub fn lock(&self, p: &'static P) -> SpinGuard<'_, P, T> {
+        held::take(p, self.rank);
+        self.raw.lock(p);
+        SpinGuard { lock: self, p }
+    }
+}
+
+/// Possession proves that the lock is held.
+pub struct SpinGuard<'a, P: Platform, T> {
+    lock: &'a Spin<P, T>,
+    p: &'static P,
+}
+
+impl<P: Platform, T> Deref for SpinGuard<'_, P, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        // SAFETY: the guard proves that the lock is held, so nobody else has a reference.
+        unsafe { &*self.lock.value.get() }
+    }
+}
+impl<P: Platform, T> DerefMut for SpinGuard<'_, P, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as in `deref`; `&mut self` makes this the only reference through the guard.
+        unsafe { &mut *self.lock.value.get() }
+    }
+}
+impl<P: Platform, T> Drop for SpinGuard<'_, P, T> {
+    fn drop(&mut self) {
+        // SAFETY: the guard was made by `lock` and is dropped once.
+        unsafe { self.lock.raw.unlock(self.p) };
+        held::give(self.p, self.lock.rank);
+    }
+}
+
+/// The lock order, checked in debug builds: pin < one table < leaves < the frame allocator; a flush is made with none of them held.
+pub(crate) mod held {
+    use super::{Platform, Relaxed};
+
+    pub const PIN: u32 = 1;
+    pub const TABLE: u32 = 2;
+    pub const LEAF: u32 = 4;
+    pub const FRAMES: u32 = 8;
+
+    /// Records that this CPU is about to take a lock of `rank`; panics in debug builds when it already holds one
+    /// of that rank or of a later one.
+    #[inline]
+    pub fn take<P: Platform>(p: &'static P, rank: u32) {
+        if cfg!(debug_assertions) {
+            let held = &p.local(p.enter()).held;
+            let now = held.load(Relaxed);
+            assert!(now < rank, "lock order: {rank} wanted while holding {now} (1 pin, 2 table, 4 leaf, 8 frames)");
+            held.store(now | rank, Relaxed);
+        }
+    }
+    /// Undoes [`take`].
+    #[inline]
+    pub fn give<P: Platform>(p: &'static P, rank: u32) {
+        if cfg!(debug_assertions) {
+            let held = &p.local(p.cpu()).held;
+            held.store(held.load(Relaxed) & !rank, Relaxed);
+            p.leave();
+        }
+    }
+    /// Panics in debug builds when this CPU holds a pin or a spin lock.
+    #[inline]
+    pub fn none<P: Platform>(p: &'static P, what: &str) {
+        if cfg!(debug_assertions) {
+            let now = p.local(p.cpu()).held.load(Relaxed);
+            assert!(now == 0, "{what} while holding {now} (1 pin, 2 table, 4 leaf, 8 frames)");
+        }
+    }
+}

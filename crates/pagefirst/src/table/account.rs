@@ -1,0 +1,74 @@
+//! Counting by a walk: what the tables hold now.
+
+use super::record::{FaultKind, Table};
+use super::PageTable;
+use crate::arch::{Attrs, Format, MAX_LEVELS};
+use crate::platform::Platform;
+use crate::sync::atomic::Relaxed;
+use crate::sync::epoch::Pin;
+
+/// What a walk over all tables of a space counted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Tables {
+    /// Tables by level, the root's last.
+    pub tables: [u64; MAX_LEVELS],
+    /// Entries of anonymous pages.
+    pub anon: u64,
+    /// Entries of file pages.
+    pub file: u64,
+    /// Present leaf entries, the zero page's included.
+    pub present: u64,
+    /// Present leaf entries that were never used.
+    pub unused: u64,
+    /// Tables below the root that are alive and empty: none, ever.
+    pub empty: u64,
+    /// Faults and other events by [`FaultKind`], those of tables that are gone included.
+    pub tally: [u64; FaultKind::COUNT],
+}
+
+impl Tables {
+    /// The number of events of one kind.
+    pub fn of(&self, kind: FaultKind) -> u64 {
+        self.tally[kind as usize]
+    }
+}
+
+impl<P: Platform> PageTable<P> {
+    /// Walks all tables without locks. Exact when nothing changes meanwhile.
+    pub fn count(&self) -> Tables {
+        let pin = Pin::new(self.p);
+        let mut sum = Tables::default();
+        for (to, from) in sum.tally.iter_mut().zip(&self.tally) {
+            *to = from.load(Relaxed) as u64;
+        }
+        visit(self.root(&pin), &mut sum);
+        sum.tally[FaultKind::Unused as usize] += sum.unused;
+        sum
+    }
+}
+
+fn visit<P: Platform>(table: Table<'_, P>, sum: &mut Tables) {
+    let record = table.record();
+    if record.is_dead() {
+        return;
+    }
+    sum.tables[table.level() as usize] += 1;
+    let (anon, file) = record.resident();
+    sum.anon += anon;
+    sum.file += file;
+    for (to, n) in sum.tally.iter_mut().zip(record.tally()) {
+        *to += n as u64;
+    }
+    let mut entries = 0;
+    for i in 0..P::Format::ENTRIES {
+        let raw = table.entry(i);
+        entries += (raw != 0) as u64;
+        if let Some(child) = table.child(raw) {
+            visit(child, sum);
+        } else if P::Format::frame(raw, table.level()).is_some() {
+            sum.present += 1;
+            sum.unused += !P::Format::attrs(raw).contains(Attrs::ACCESSED) as u64;
+        }
+    }
+    sum.empty += (entries == 0 && !record.is_pinned()) as u64;
+}

@@ -1,0 +1,153 @@
+//! Page tables: typed slots, the lock-free walk, the one install, the one walk by range.
+//!
+//! | file | job | protocol of `lib.rs` |
+//! |---|---|---|
+//! | `record` | a table's lock, dead bit and counts; [`Guard`] | 3 |
+//! | `slot` | the lock-free walk and the typed states of a slot | 1 |
+//! | `reserve` | tables owned and not yet published; the caches of zeroed tables | |
+//! | `publish` | `install`: the only way an entry comes into being | 1 |
+//! | `range` | visit every deepest live table of a range, unlink what died | 2, 3 |
+//! | `edit` | change one entry that is there | 1 |
+//! | `retire` | dead tables: unlink, limbo, reuse | 3 |
+//! | `account` | count by a walk | |
+//!
+//! | | walk | install | zap, edit | retire |
+//! |---|---|---|---|---|
+//! | walk | free | sees nothing or the whole chain | old or new entry | the pin keeps a dead table readable |
+//! | install | | the lock of the deepest live table | the same lock; announcement seen or entry found | dead bit: help, walk again |
+//! | zap, edit | | | the table's lock | dead bit: help, look again |
+//! | retire | | | | who cleared the parent's slot owns the table |
+
+mod account;
+mod edit;
+mod publish;
+mod range;
+mod record;
+mod reserve;
+mod retire;
+mod slot;
+
+#[cfg(all(test, loom))]
+mod model;
+
+pub use account::Tables;
+pub use edit::EditError;
+pub use publish::{Batch, Counted, Installed, NewEntry, Refused};
+pub use range::{Flow, Visitor};
+pub use record::{FaultKind, Guard, Table, TableRecord};
+pub use reserve::Reserve;
+pub(crate) use reserve::{TableCache, cached, drain};
+pub(crate) use retire::{collect, retire};
+pub use slot::{Locked, Nothing, Seen, Slot, Walk};
+
+use crate::arch::{Format, MAX_LEVELS};
+use crate::platform::Platform;
+use crate::sync::atomic::plain::{AtomicU64, AtomicU32};
+use crate::sync::atomic::{AcqRel, Acquire, Relaxed, SeqCst, fence};
+use crate::sync::epoch::Pin;
+use crate::tlb::CpuMask;
+use crate::types::{NoMemory, Pfn, VirtAddr};
+
+/// The page tables of one space: the root, who may have translations cached, and what was counted.
+pub struct PageTable<P: Platform> {
+    p: &'static P,
+    root: Pfn,
+    tag: u64,
+    pub(crate) cpus: CpuMask,
+    /// Copies stored read-only whose flush is not done: while it is not zero, a write fault flushes its address
+    /// before it copies or widens.
+    pub(crate) unflushed: crate::sync::atomic::AtomicU32,
+    published: [AtomicU64; MAX_LEVELS],
+    /// What dead tables had counted, by [`FaultKind`].
+    tally: [AtomicU32; FaultKind::COUNT],
+}
+
+impl<P: Platform> PageTable<P> {
+    /// An empty root.
+    ///
+    /// # Errors
+    /// [`NoMemory`].
+    pub fn new(p: &'static P) -> Result<Self, NoMemory> {
+        let root = p.vm().or_drain(p, || reserve::take_zeroed(p))?;
+        record::make_root::<P>(p, root);
+        let table = PageTable {
+            p,
+            root,
+            tag: p.vm().new_id(),
+            cpus: CpuMask::new(),
+            unflushed: crate::sync::atomic::AtomicU32::new(0),
+            published: core::array::from_fn(|_| AtomicU64::new(0)),
+            tally: core::array::from_fn(|_| AtomicU32::new(0)),
+        };
+        table.published[P::Format::LEVELS as usize - 1].store(1, Relaxed);
+        Ok(table)
+    }
+    /// The platform.
+    pub fn platform(&self) -> &'static P {
+        self.p
+    }
+    /// A number no other space has had.
+    pub fn tag(&self) -> u64 {
+        self.tag
+    }
+    /// The root table, for a CPU to load after [`activate`](PageTable::activate).
+    pub fn root_frame(&self) -> Pfn {
+        self.root
+    }
+    /// The CPUs that may hold translations.
+    pub fn cpus(&self) -> &CpuMask {
+        &self.cpus
+    }
+    /// Says that `cpu` is about to use this space, and returns the root for it to load.
+    pub fn activate(&self, cpu: usize) -> Pfn {
+        self.cpus.insert(cpu);
+        fence(SeqCst);
+        self.root
+    }
+    /// Says that `cpu` holds no translation of this space any more: it flushed the tag itself.
+    pub fn deactivate(&self, cpu: usize) {
+        self.cpus.remove(cpu);
+    }
+    pub(crate) fn root<'e>(&self, pin: &'e Pin<P>) -> Table<'e, P> {
+        Table::found(pin, self.root, P::Format::LEVELS - 1)
+    }
+    /// Looks `va` up without a lock.
+    #[inline]
+    pub fn walk<'e>(&self, pin: &'e Pin<P>, va: VirtAddr) -> Walk<'e, P> {
+        slot::walk(self.root(pin), None, va)
+    }
+
+    fn count_published(&self, level: u8, n: u64) {
+        self.published[level as usize].fetch_add(n, Relaxed);
+    }
+    /// Takes a table that was unlinked off the books; its counts of faults stay.
+    fn count_unlinked(&self, table: Table<'_, P>) {
+        self.published[table.level() as usize].fetch_sub(1, Relaxed);
+        for (sum, n) in self.tally.iter().zip(table.record().tally()) {
+            sum.fetch_add(n, Relaxed);
+        }
+    }
+    /// Bytes of live tables by level, the root's last; limbo and caches are apart.
+    pub fn table_bytes(&self) -> [u64; MAX_LEVELS] {
+        core::array::from_fn(|l| self.published[l].load(Relaxed) * crate::types::PAGE_SIZE)
+    }
+    pub(crate) fn is_unflushed(&self) -> bool {
+        self.unflushed.load(Acquire) > 0
+    }
+    pub(crate) fn begin_unflushed(&self) {
+        self.unflushed.fetch_add(1, AcqRel);
+    }
+    pub(crate) fn end_unflushed(&self) {
+        self.unflushed.fetch_sub(1, AcqRel);
+    }
+}
+
+impl<P: Platform> Drop for PageTable<P> {
+    fn drop(&mut self) {
+        debug_assert!(
+            self.table_bytes().iter().sum::<u64>() <= crate::types::PAGE_SIZE,
+            "a space dropped with tables below its root"
+        );
+        retire::retire(self.p, self.root);
+    }
+}

@@ -1,0 +1,244 @@
+//! `install`: the only way an entry comes into being (protocol 1).
+//!
+//! The life of an install: take the lock of the deepest live table; ask the batch whether anything it rests on was
+//! announced to go away; look at the slot. Free and deep enough: set the page's entry, then its neighbours'. Free and
+//! tables missing: build them privately, bottom up, the entries in the leaf, and make the whole chain visible with
+//! one store. Taken by a table that has appeared: descend with the same page. A dead table: unlink it, walk again.
+
+use super::record::{FaultKind, Guard};
+use super::slot::{Nothing, Slot, Walk, walk};
+use super::{PageTable, Reserve, retire};
+use crate::arch::Format;
+use crate::platform::Platform;
+use crate::sync::epoch::Pin;
+use crate::tlb::Gather;
+use crate::types::{VirtAddr, VirtRange};
+
+/// As what an entry counts in the resident set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Counted {
+    /// A page of private memory.
+    Anon,
+    /// A page of a file's cache.
+    File,
+    /// The zero page, device memory: not counted.
+    Nothing,
+}
+
+/// An entry to be made visible. Its mapping is counted and its page validated.
+#[derive(Clone, Copy, Debug)]
+pub struct NewEntry {
+    /// The entry's bits.
+    pub raw: u64,
+    /// As what it counts.
+    pub counted: Counted,
+}
+
+/// What is to be mapped: one page, a range, a fault with its neighbours.
+///
+/// Called with the lock held of the table that holds the slot.
+pub trait Batch {
+    /// The address of the page that must be mapped; its neighbours only may.
+    fn va(&self) -> VirtAddr;
+    /// The level of the table the entries go into.
+    fn level(&self) -> u8 {
+        0
+    }
+    /// The page and the neighbours that may be mapped with it; clipped to one table by `install`.
+    fn window(&self) -> VirtRange {
+        VirtRange::page_of(self.va())
+    }
+    /// Whether nothing the batch rests on was announced to go away.
+    fn is_current(&self) -> bool;
+    /// Counts the mapping of the page at `va`, then validates the page, and gives its entry; `None`, with the count
+    /// as before, when there is none or it is not valid any more.
+    fn entry(&mut self, va: VirtAddr) -> Option<NewEntry>;
+    /// As what the entry at [`va`](Batch::va) is counted.
+    fn kind(&self) -> FaultKind;
+}
+
+/// What an install did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Installed {
+    /// Neighbours mapped beside the page.
+    pub around: u32,
+    /// Tables published.
+    pub tables: u8,
+}
+
+/// Why an install did nothing. The page is still the batch's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refused {
+    /// The reserve has fewer tables than the number given: drop every lock, refill, again.
+    Short(u8),
+    /// Another fault has filled the slot, or mapped a huge page over it.
+    Raced,
+    /// Something was announced to go away, or the page is not valid any more: look again, page in hand.
+    Again,
+}
+
+/// Maps the batch's page at `slot`, and what it can of its neighbours.
+pub(crate) fn install<'e, P: Platform, B: Batch>(
+    space: &PageTable<P>,
+    pin: &'e Pin<P>,
+    mut slot: Slot<'e, P, Nothing>,
+    batch: &mut B,
+    reserve: &mut Reserve<P>,
+    gather: &mut Gather<'_, P>,
+) -> Result<Installed, Refused> {
+    loop {
+        let Some(missing) = slot.level().checked_sub(batch.level()) else { return Err(Refused::Raced) };
+        if reserve.len() < missing {
+            return Err(Refused::Short(missing));
+        }
+        let Some(mut guard) = slot.at.lock() else {
+            if let Some(parent) = slot.parent {
+                retire::unlink(space, parent, slot.at, slot.va, gather);
+            }
+            match space.walk(pin, batch.va()) {
+                Walk::Nothing(found) => slot = found,
+                Walk::Seen(_) | Walk::Huge(_) => return Err(Refused::Raced),
+            }
+            continue;
+        };
+        if !batch.is_current() && !cfg!(mutant = "install_without_validation") {
+            return Err(Refused::Again);
+        }
+        let index = slot.index();
+        let taken = guard.entry(index);
+        if taken != 0 && !cfg!(mutant = "install_overwrites") {
+            drop(guard);
+            let Some(child) = slot.at.child(taken) else { return Err(Refused::Raced) };
+            match walk(child, Some(slot.at), slot.va) {
+                Walk::Nothing(deeper) => slot = deeper,
+                Walk::Seen(_) | Walk::Huge(_) => return Err(Refused::Raced),
+            }
+            continue;
+        }
+        if missing == 0 {
+            let around = fill(&mut guard, batch).ok_or(Refused::Again)?;
+            return Ok(Installed { around, tables: 0 });
+        }
+        let Some((top, around)) = chain(guard.table().platform(), batch, missing, reserve) else {
+            return Err(Refused::Again);
+        };
+        for level in 0..missing {
+            space.count_published(batch.level() + level, 1);
+        }
+        guard.set(index, top);
+        return Ok(Installed { around, tables: missing });
+    }
+}
+
+/// Builds `missing` tables, the lowest one filled from the batch; returns the entry for the topmost.
+fn chain<P: Platform, B: Batch>(
+    p: &'static P,
+    batch: &mut B,
+    missing: u8,
+    reserve: &mut Reserve<P>,
+) -> Option<(u64, u32)> {
+    let leaf = reserve.take()?;
+    let mut guard = Guard::private(p, leaf, batch.level(), false);
+    let Some(around) = fill(&mut guard, batch) else {
+        guard.abandon();
+        reserve.put(leaf);
+        return None;
+    };
+    drop(guard);
+    let mut entry = P::Format::table(leaf);
+    for level in 1..missing {
+        let table = reserve.take()?; // there: `install` counted `missing` tables before
+        let level = batch.level() + level;
+        let mut guard = Guard::private(p, table, level, false);
+        guard.set(P::Format::index(batch.va(), level), entry);
+        drop(guard);
+        entry = P::Format::table(table);
+    }
+    Some((entry, around))
+}
+
+/// Sets the page's entry and those of its neighbours whose slots are free; `None`, with nothing set, when the page
+/// itself is not valid any more.
+fn fill<P: Platform, B: Batch>(guard: &mut Guard<'_, P>, batch: &mut B) -> Option<u32> {
+    let level = guard.table().level();
+    let index = |va| P::Format::index(va, level);
+    let (va, step) = (batch.va(), P::Format::span(level));
+    let first = batch.entry(va)?;
+    set(guard, index(va), first);
+    guard.tally(batch.kind(), 1);
+
+    let table = retire::slot_span::<P>(va, level + 1);
+    let window = batch.window().intersect(table);
+    let mut around = 0;
+    let mut at = window.start;
+    while at < window.end {
+        // An occupied neighbour is skipped, never a reason to fail (X8).
+        if guard.entry(index(at)) == 0
+            && let Some(entry) = batch.entry(at)
+        {
+            set(guard, index(at), entry);
+            around += 1;
+        }
+        at = VirtAddr(at.0 + step);
+    }
+    if around > 0 {
+        guard.tally(FaultKind::Around, around);
+    }
+    Some(around)
+}
+
+fn set<P: Platform>(guard: &mut Guard<'_, P>, index: usize, entry: NewEntry) {
+    match entry.counted {
+        Counted::Anon => guard.count_anon(1),
+        Counted::File => guard.count_file(1),
+        Counted::Nothing => {}
+    }
+    guard.set(index, entry.raw);
+}
+
+/// Tables first, as before 2016: publishes empty tables down to the lowest level for `va`. They are pinned, and die
+/// when the mapping call that removes their range unpins them.
+///
+/// # Errors
+/// The number of tables the reserve lacks.
+#[cfg(feature = "__baseline")]
+pub(crate) fn publish_empty<P: Platform>(
+    space: &PageTable<P>,
+    pin: &Pin<P>,
+    va: VirtAddr,
+    reserve: &mut Reserve<P>,
+    gather: &mut Gather<'_, P>,
+) -> Result<(), u8> {
+    while let Walk::Nothing(slot) = space.walk(pin, va) {
+        let missing = slot.level();
+        if reserve.len() < missing {
+            return Err(missing);
+        }
+        let Some(mut guard) = slot.at.lock() else {
+            if let Some(parent) = slot.parent {
+                retire::unlink(space, parent, slot.at, va, gather);
+            }
+            continue;
+        };
+        if missing == 0 {
+            return Ok(());
+        }
+        if guard.entry(slot.index()) != 0 {
+            continue;
+        }
+        let mut entry = 0;
+        for level in 0..missing {
+            let Some(table) = reserve.take() else { return Err(missing) };
+            let mut private = Guard::private(pin.platform(), table, level, true);
+            if entry != 0 {
+                private.set(P::Format::index(va, level), entry);
+            }
+            drop(private);
+            entry = P::Format::table(table);
+            space.count_published(level, 1);
+        }
+        guard.set(slot.index(), entry);
+    }
+    Ok(())
+}
+

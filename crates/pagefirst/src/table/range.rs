@@ -1,0 +1,196 @@
+//! One walk by range: visit every deepest live table that intersects it, unlink what died (protocols 2 and 3).
+//!
+//! Tables are visited from the bottom up: first a table's children, found by a scan without the lock, then the table
+//! itself, locked once: dead children's slots are cleared, and whatever has appeared since the scan is visited next.
+//! Every child was locked alive after the caller's announcement, or had died of itself and its slot was looked at
+//! again; so an install that came before is found, and one that comes after sees the announcement. If the table holds
+//! no more entries than were seen, no slot needs a second look. The cost follows the tables in use, not the addresses.
+
+use super::record::{Guard, Table};
+use super::{PageTable, retire};
+use crate::arch::Format;
+use crate::platform::{Note, Platform};
+use crate::sync::epoch::Pin;
+use crate::tlb::Gather;
+use crate::types::{VirtAddr, VirtRange};
+
+/// How a visit to a table ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flow {
+    /// The range was visited.
+    Done,
+    /// The gather is full: unlock, unpin, flush, and go on at this address.
+    Full(VirtAddr),
+}
+
+/// What is done to the entries of a range.
+pub trait Visitor<P: Platform> {
+    /// Visits the entries of a locked table of the lowest level that intersect `range`, which lies in its span.
+    fn leaf(&mut self, guard: &mut Guard<'_, P>, range: VirtRange, gather: &mut Gather<'_, P>) -> Flow;
+    /// Whether tables that span only addresses of this range need no longer be kept while empty.
+    fn unpins(&self) -> Option<VirtRange> {
+        None
+    }
+    /// Called between parts of the range, with nothing locked or pinned.
+    fn between(&mut self) {}
+}
+
+enum Visit {
+    /// Locked alive, visited, still alive.
+    Alive,
+    /// Locked alive and visited; died of it.
+    Died,
+    /// Was dead when met.
+    WasDead,
+}
+
+struct Slots([u64; 8]);
+impl Slots {
+    const fn none() -> Self {
+        Slots([0; 8])
+    }
+    fn insert(&mut self, i: usize) {
+        self.0[i / 64] |= 1 << (i % 64);
+    }
+    fn contains(&self, i: usize) -> bool {
+        self.0[i / 64] >> (i % 64) & 1 == 1
+    }
+    fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..8).flat_map(|w| {
+            let mut bits = self.0[w];
+            core::iter::from_fn(move || {
+                let i = bits.trailing_zeros() as usize;
+                bits &= bits.checked_sub(1)?;
+                Some(w * 64 + i)
+            })
+        })
+    }
+    fn len(&self) -> usize {
+        self.0.iter().map(|w| w.count_ones() as usize).sum()
+    }
+}
+
+/// Visits `range`; whatever was to be announced is announced. Called with no lock and no pin held; flushes when the
+/// gather is full, and leaves the last flush to the gather.
+pub(crate) fn visit<P: Platform, V: Visitor<P>>(
+    space: &PageTable<P>,
+    mut range: VirtRange,
+    visitor: &mut V,
+    gather: &mut Gather<'_, P>,
+) {
+    while !range.is_empty() {
+        let flow = {
+            let pin = Pin::new(space.platform());
+            let mut descent = Descent { space, visitor, gather, flow: Flow::Done };
+            descent.table(space.root(&pin), VirtAddr(0), range);
+            descent.flow
+        };
+        match flow {
+            Flow::Done => return,
+            Flow::Full(at) => {
+                gather.flush();
+                visitor.between();
+                range.start = at;
+            }
+        }
+    }
+}
+
+struct Descent<'a, 'g, P: Platform, V> {
+    space: &'a PageTable<P>,
+    visitor: &'a mut V,
+    gather: &'a mut Gather<'g, P>,
+    flow: Flow,
+}
+
+impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
+    /// Visits what of `range` lies in `table`, whose first address is `base`.
+    fn table(&mut self, table: Table<'_, P>, base: VirtAddr, range: VirtRange) -> Visit {
+        if table.level() == 0 {
+            return self.leaf(table, base, range);
+        }
+        let level = table.level();
+        let first = P::Format::index(range.start, level);
+        let last = P::Format::index(VirtAddr(range.end.0 - 1), level);
+        let mut seen = Slots::none();
+        loop {
+            self.children(table, base, range, first..=last, &mut seen);
+            if self.flow == Flow::Done && seen.len() == last - first + 1 && !any_dead(table, &seen) {
+                return Visit::Alive; // nothing empty to look at, nothing to clear
+            }
+            let Some(mut guard) = table.lock() else { return Visit::WasDead };
+            let mut occupied = 0;
+            for i in seen.iter() {
+                match table.child(guard.entry(i)) {
+                    Some(child) if child.record().is_dead() => {
+                        let va = slot_base::<P>(base, level, i);
+                        retire::unlink_locked(self.space, &mut guard, i, child, va, self.gather);
+                    }
+                    Some(_) => occupied += 1,
+                    None => {}
+                }
+            }
+            // More entries than those seen: something may have come into the range since the scan.
+            if self.flow == Flow::Done && guard.entries() != occupied && !cfg!(mutant = "zap_skips_empty") {
+                self.space.platform().note(Note::TableScanned(table.pfn(), level));
+                if (first..=last).any(|i| guard.entry(i) != 0 && !seen.contains(i)) {
+                    drop(guard);
+                    continue;
+                }
+            }
+            self.unpin(&mut guard, base);
+            return if guard.unlock() { Visit::Died } else { Visit::Alive };
+        }
+    }
+
+    /// Visits the children of `table` that were not seen yet, without its lock.
+    fn children(
+        &mut self,
+        table: Table<'_, P>,
+        base: VirtAddr,
+        range: VirtRange,
+        slots: core::ops::RangeInclusive<usize>,
+        seen: &mut Slots,
+    ) {
+        self.space.platform().note(Note::TableScanned(table.pfn(), table.level()));
+        for i in slots {
+            while self.flow == Flow::Done && !seen.contains(i) {
+                let Some(child) = table.child(table.entry(i)) else { break };
+                let start = slot_base::<P>(base, table.level(), i);
+                let part = range.intersect(retire::slot_span::<P>(start, table.level()));
+                match self.table(child, start, part) {
+                    Visit::Alive | Visit::Died => seen.insert(i),
+                    Visit::WasDead if cfg!(mutant = "zap_trusts_dead") => seen.insert(i),
+                    // Somebody may put another table here without having seen the announcement: look again.
+                    Visit::WasDead => retire::unlink(self.space, table, child, start, self.gather),
+                }
+            }
+        }
+    }
+
+    fn leaf(&mut self, table: Table<'_, P>, base: VirtAddr, range: VirtRange) -> Visit {
+        let Some(mut guard) = table.lock() else { return Visit::WasDead };
+        self.space.platform().note(Note::TableScanned(table.pfn(), 0));
+        self.flow = self.visitor.leaf(&mut guard, range, self.gather);
+        self.unpin(&mut guard, base);
+        if guard.unlock() { Visit::Died } else { Visit::Alive }
+    }
+
+    fn unpin(&self, guard: &mut Guard<'_, P>, base: VirtAddr) {
+        let level = guard.table().level();
+        if level + 1 < P::Format::LEVELS
+            && self.flow == Flow::Done
+            && self.visitor.unpins().is_some_and(|r| r.covers(retire::slot_span::<P>(base, level + 1)))
+        {
+            guard.unpin();
+        }
+    }
+}
+
+fn slot_base<P: Platform>(base: VirtAddr, level: u8, index: usize) -> VirtAddr {
+    VirtAddr(base.0 + index as u64 * P::Format::span(level))
+}
+
+fn any_dead<P: Platform>(table: Table<'_, P>, seen: &Slots) -> bool {
+    seen.iter().any(|i| table.child(table.entry(i)).is_some_and(|c| c.record().is_dead()))
+}

@@ -1,0 +1,293 @@
+//! A table's record: lock, dead bit and number of entries in one word; and the guard that proves the lock.
+
+use crate::arch::Format;
+use crate::platform::{Note, Platform};
+use crate::sync::atomic::plain::{AtomicU8, AtomicU16, AtomicU32};
+use crate::sync::atomic::{AcqRel, Acquire, AtomicU64, Relaxed, Release};
+use crate::sync::epoch::Pin;
+use crate::sync::held;
+use crate::types::Pfn;
+use core::marker::PhantomData;
+use core::mem::ManuallyDrop;
+
+const LOCK: u64 = 1;
+const DEAD: u64 = 2;
+/// Lives on without entries: the root, and tables of the `Upfront` baseline.
+const PINNED: u64 = 4;
+const ONE: u64 = 1 << 8;
+
+/// What a fault did, for counting in the record of the table that holds the entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum FaultKind {
+    /// The zero page was mapped.
+    AnonRead,
+    /// A cleared page was mapped.
+    AnonWrite,
+    /// A file's page was mapped for reading.
+    FileRead,
+    /// A private copy of a file's page was mapped.
+    FileCopy,
+    /// A file's page was mapped for shared writing.
+    SharedWrite,
+    /// A mapped page was copied for a write (the zero page included).
+    Copy,
+    /// A mapped page was made writable where it is.
+    Reuse,
+    /// Not a fault: a neighbour mapped by fault-around.
+    Around,
+    /// Not a fault: an entry that was taken out never used.
+    Unused,
+    /// Not a fault: an entry mapped by a mapping call (populate, remap).
+    Populated,
+}
+
+impl FaultKind {
+    /// The number of kinds.
+    pub const COUNT: usize = 10;
+}
+
+/// The record of one table: 64 bytes in a slab, taken and given back with the table.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct TableRecord {
+    word: AtomicU64,
+    level: AtomicU8,
+    /// Entries of anonymous and of file pages; written under the lock. Resident set is their sum over tables.
+    anon: AtomicU16,
+    file: AtomicU16,
+    tally: [AtomicU32; FaultKind::COUNT],
+}
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<TableRecord>() == 64);
+
+impl TableRecord {
+    pub(super) fn new() -> Self {
+        TableRecord {
+            word: AtomicU64::new(0),
+            level: AtomicU8::new(0),
+            anon: AtomicU16::new(0),
+            file: AtomicU16::new(0),
+            tally: [const { AtomicU32::new(0) }; FaultKind::COUNT],
+        }
+    }
+    /// Resets a record that nobody else can see.
+    fn start(&self, word: u64, level: u8) {
+        self.word.store(word, Relaxed);
+        self.level.store(level, Relaxed);
+        self.anon.store(0, Relaxed);
+        self.file.store(0, Relaxed);
+        self.tally.iter().for_each(|t| t.store(0, Relaxed));
+    }
+    pub(super) fn tally(&self) -> [u32; FaultKind::COUNT] {
+        core::array::from_fn(|i| self.tally[i].load(Relaxed))
+    }
+    /// Entries of anonymous and of file pages.
+    pub fn resident(&self) -> (u64, u64) {
+        (self.anon.load(Relaxed) as u64, self.file.load(Relaxed) as u64)
+    }
+    /// Entries in use, as last published by a lock holder; `None` while somebody holds the lock.
+    pub fn entries(&self) -> Option<u64> {
+        let word = self.word.load(Acquire);
+        (word & LOCK == 0).then_some(word / ONE)
+    }
+    /// Dead: empty, unlinked or about to be.
+    pub fn is_dead(&self) -> bool {
+        self.word.load(Acquire) & DEAD != 0
+    }
+    /// Kept although it may be empty: a root, or a table of the `Upfront` baseline.
+    pub fn is_pinned(&self) -> bool {
+        self.word.load(Relaxed) & PINNED != 0
+    }
+}
+
+/// The record of the table in frame `pfn`.
+///
+/// The pointer was stored when the record was taken, and both stay until the table is freed; who calls it holds the
+/// table: by a pin under which it was found, by a reserve, or by having unlinked it.
+pub(super) fn record_of<'e, P: Platform>(p: &'static P, pfn: Pfn) -> &'e TableRecord {
+    let at = p.meta(pfn).owner().cast::<TableRecord>();
+    debug_assert!(!at.is_null(), "a frame that is no table");
+    // SAFETY: protocol 3: a table found under a pin is freed only after the pin's grace period; a reserved or
+    // unlinked table belongs to the caller. `owner` is set by `reserve::fresh` to a live record.
+    unsafe { &*at }
+}
+
+pub(super) fn make_root<P: Platform>(p: &'static P, pfn: Pfn) {
+    record_of(p, pfn).start(PINNED, P::Format::LEVELS - 1);
+}
+
+/// A table, found under a pin: its memory stays a table's until `'e` ends, alive or dead.
+pub struct Table<'e, P: Platform> {
+    p: &'static P,
+    pfn: Pfn,
+    level: u8,
+    pin: PhantomData<&'e ()>,
+}
+
+impl<P: Platform> Clone for Table<'_, P> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<P: Platform> Copy for Table<'_, P> {}
+
+impl<'e, P: Platform> Table<'e, P> {
+    pub(super) fn found(pin: &'e Pin<P>, pfn: Pfn, level: u8) -> Self {
+        Table { p: pin.platform(), pfn, level, pin: PhantomData }
+    }
+    /// The table one level down that an entry of this one points to.
+    pub(super) fn child(self, raw: u64) -> Option<Table<'e, P>> {
+        P::Format::child(raw, self.level).map(|pfn| Table { pfn, level: self.level - 1, ..self })
+    }
+    /// The table's frame.
+    pub fn pfn(self) -> Pfn {
+        self.pfn
+    }
+    /// The table's level.
+    pub fn level(self) -> u8 {
+        self.level
+    }
+    pub(super) fn platform(self) -> &'static P {
+        self.p
+    }
+    pub(super) fn record(self) -> &'e TableRecord {
+        record_of(self.p, self.pfn)
+    }
+    /// Reads an entry without the lock.
+    #[inline]
+    pub fn entry(self, index: usize) -> u64 {
+        self.p.cells(self.pfn)[index].load(Acquire)
+    }
+    /// Locks the table; `None` when it is dead.
+    pub fn lock(self) -> Option<Guard<'e, P>> {
+        held::take(self.p, held::TABLE);
+        let record = self.record();
+        loop {
+            // Acquire: who finds a table dead sees what its last entry's taker had announced.
+            let word = record.word.load(Acquire);
+            if word & DEAD != 0 && !cfg!(mutant = "lock_ignores_dead") {
+                held::give(self.p, held::TABLE);
+                return None;
+            }
+            if word & LOCK == 0
+                && record.word.compare_exchange_weak(word, word | LOCK, Acquire, Relaxed).is_ok()
+            {
+                self.p.note(Note::TableLocked(self.pfn, self.level));
+                return Some(Guard { table: self, record, word, ranked: true });
+            }
+            self.p.relax();
+        }
+    }
+}
+
+/// Possession proves: the table is locked and alive.
+///
+/// Dropping it unlocks. If the table has no entry left it is marked dead in the same store (protocol 3): no table
+/// can be unlocked empty and alive.
+pub struct Guard<'e, P: Platform> {
+    table: Table<'e, P>,
+    record: &'e TableRecord,
+    /// The word to unlock with, lock bit clear; nobody else writes while we hold the lock.
+    word: u64,
+    ranked: bool,
+}
+
+impl<'e, P: Platform> Guard<'e, P> {
+    /// A guard of a table from a reserve, which nobody else can see.
+    pub(super) fn private(p: &'static P, pfn: Pfn, level: u8, pinned: bool) -> Self {
+        let record = record_of(p, pfn);
+        record.start(LOCK, level);
+        let word = if pinned { PINNED } else { 0 };
+        Guard { table: Table { p, pfn, level, pin: PhantomData }, record, word, ranked: false }
+    }
+    /// The table.
+    pub fn table(&self) -> Table<'e, P> {
+        self.table
+    }
+    /// Entries in use.
+    pub fn entries(&self) -> u64 {
+        self.word / ONE
+    }
+    /// Reads an entry.
+    #[inline]
+    pub fn entry(&self, index: usize) -> u64 {
+        self.cell(index).load(Relaxed)
+    }
+    #[inline]
+    fn cell(&self, index: usize) -> &'static AtomicU64 {
+        &self.table.p.cells(self.table.pfn)[index]
+    }
+    /// Puts an entry into an empty slot. For `publish.rs` alone.
+    #[inline]
+    pub(super) fn set(&mut self, index: usize, raw: u64) {
+        debug_assert!(raw != 0 && self.entry(index) == 0);
+        let order = if cfg!(mutant = "publish_relaxed") { Relaxed } else { Release };
+        self.cell(index).store(raw, order);
+        self.word += ONE;
+    }
+    /// Takes an entry out; returns what it said, with what hardware set until now.
+    #[inline]
+    pub(super) fn take(&mut self, index: usize) -> u64 {
+        let old = self.cell(index).swap(0, AcqRel);
+        debug_assert!(old != 0);
+        self.word -= ONE;
+        old
+    }
+    /// Changes an entry that is there: `new` computes it from the present one and is called again when hardware
+    /// wrote meanwhile. Returns what it said before.
+    pub(super) fn update(&mut self, index: usize, mut new: impl FnMut(u64) -> u64) -> u64 {
+        let cell = self.cell(index);
+        let mut old = cell.load(Relaxed);
+        loop {
+            let next = new(old);
+            debug_assert!(old != 0 && next != 0);
+            if next == old {
+                return old;
+            }
+            match cell.compare_exchange_weak(old, next, AcqRel, Relaxed) {
+                Ok(_) => return old,
+                Err(now) => old = now,
+            }
+        }
+    }
+    /// Lets the table die with its last entry from now on.
+    pub(super) fn unpin(&mut self) {
+        self.word &= !PINNED;
+    }
+    pub(super) fn tally(&self, kind: FaultKind, n: u32) {
+        let t = &self.record.tally[kind as usize];
+        t.store(t.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+    pub(super) fn count_anon(&self, by: i16) {
+        self.record.anon.store(self.record.anon.load(Relaxed).wrapping_add_signed(by), Relaxed);
+    }
+    pub(super) fn count_file(&self, by: i16) {
+        self.record.file.store(self.record.file.load(Relaxed).wrapping_add_signed(by), Relaxed);
+    }
+    fn leave(&self) -> bool {
+        let dies = self.word & !PINNED == 0 && self.word & PINNED == 0;
+        let dead = if dies && !cfg!(mutant = "unlock_forgets_dead") { DEAD } else { 0 };
+        self.record.word.store(self.word | dead, Release);
+        if self.ranked {
+            held::give(self.table.p, held::TABLE);
+        }
+        dies
+    }
+    /// Unlocks; true when the table died with this.
+    pub fn unlock(self) -> bool {
+        ManuallyDrop::new(self).leave()
+    }
+    /// Forgets a private table that got no entry; it stays the reserve's.
+    pub(super) fn abandon(self) {
+        debug_assert!(!self.ranked && self.entries() == 0);
+        let _ = ManuallyDrop::new(self);
+    }
+}
+
+impl<P: Platform> Drop for Guard<'_, P> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}

@@ -1,0 +1,160 @@
+//! Tables that are owned and not yet published, and where zeroed tables wait.
+//!
+//! [`Reserve`] is filled before any lock is taken; `install` takes from it and cannot allocate, for no allocator is
+//! in its reach. What is not used returns when the reserve is dropped.
+
+use super::record::{TableRecord, record_of};
+use crate::arch::MAX_LEVELS;
+use crate::frame::Frame;
+use crate::platform::{Note, Platform};
+use crate::sync::atomic::Relaxed;
+use crate::types::{NoMemory, Pfn};
+
+const CACHED: usize = 32;
+
+/// One CPU's zeroed tables, each with its record.
+pub(crate) struct TableCache {
+    tables: [Pfn; CACHED],
+    len: usize,
+}
+
+impl TableCache {
+    pub const fn new() -> Self {
+        TableCache { tables: [Pfn(0); CACHED], len: 0 }
+    }
+    fn pop(&mut self) -> Option<Pfn> {
+        self.len = self.len.checked_sub(1)?;
+        Some(self.tables[self.len])
+    }
+}
+
+/// A table with its record from this CPU's cache, or a fresh one; all its entries are zero.
+pub(super) fn take_zeroed<P: Platform>(p: &'static P) -> Result<Pfn, NoMemory> {
+    let local = p.local(p.enter());
+    let cached = {
+        let mut cache = local.tables.lock(p);
+        let pfn = cache.pop();
+        local.cached_tables.store(cache.len as u32, Relaxed);
+        pfn
+    };
+    p.leave();
+    let pfn = match cached {
+        Some(pfn) => pfn,
+        None => fresh(p)?,
+    };
+    p.note(Note::TableAllocated(pfn));
+    Ok(pfn)
+}
+
+fn fresh<P: Platform>(p: &'static P) -> Result<Pfn, NoMemory> {
+    let mut frame = Frame::new(p)?;
+    let record = p.vm().records.take(p)?;
+    frame.clear();
+    // SAFETY: the slot is ours and uninitialised.
+    unsafe { record.write(TableRecord::new()) };
+    frame.meta().set_owner(record.as_ptr().cast());
+    Ok(frame.into_held())
+}
+
+/// Keeps an all-zero table that nobody can reach for the next reserve, or frees it.
+pub(super) fn give_zeroed<P: Platform>(p: &'static P, pfn: Pfn) {
+    p.note(Note::TableFreed(pfn));
+    let local = p.local(p.enter());
+    let full = {
+        let mut cache = local.tables.lock(p);
+        let full = cache.len == CACHED;
+        if !full {
+            let n = cache.len;
+            cache.tables[n] = pfn;
+            cache.len += 1;
+            local.cached_tables.store(cache.len as u32, Relaxed);
+        }
+        full
+    };
+    p.leave();
+    if full {
+        free(p, pfn);
+    }
+}
+
+fn free<P: Platform>(p: &'static P, pfn: Pfn) {
+    let record = core::ptr::NonNull::from(record_of::<P>(p, pfn));
+    // SAFETY: taken from this slab in `fresh`; the table is past its grace period or was never published, so
+    // nobody reads the record any more.
+    unsafe { p.vm().records.give(p, record) };
+    drop(Frame::from_held(p, pfn));
+}
+
+/// Frees the zeroed tables of every CPU; returns how many frames that were.
+pub(crate) fn drain<P: Platform>(p: &'static P) -> usize {
+    let mut freed = 0;
+    for cpu in 0..p.cpus() {
+        let local = p.local(cpu);
+        loop {
+            let popped = {
+                let mut cache = local.tables.lock(p);
+                let popped = cache.pop();
+                local.cached_tables.store(cache.len as u32, Relaxed);
+                popped
+            };
+            let Some(pfn) = popped else { break };
+            free(p, pfn);
+            freed += 1;
+        }
+    }
+    freed
+}
+
+/// Zeroed tables in all caches.
+pub(crate) fn cached<P: Platform>(p: &'static P) -> u64 {
+    (0..p.cpus()).map(|c| p.local(c).cached_tables.load(Relaxed) as u64).sum()
+}
+
+/// Zeroed tables, owned, not visible to anybody.
+pub struct Reserve<P: Platform> {
+    p: &'static P,
+    tables: [Pfn; MAX_LEVELS],
+    len: u8,
+}
+
+impl<P: Platform> Reserve<P> {
+    /// An empty reserve.
+    pub fn new(p: &'static P) -> Self {
+        Reserve { p, tables: [Pfn(0); MAX_LEVELS], len: 0 }
+    }
+    /// Makes sure that `n` tables are there. Called with no lock held.
+    ///
+    /// # Errors
+    /// [`NoMemory`]; the tables already there stay.
+    pub fn refill(&mut self, n: u8) -> Result<(), NoMemory> {
+        while self.len < n {
+            let pfn = take_zeroed(self.p)?;
+            self.put(pfn);
+        }
+        Ok(())
+    }
+    /// The number of tables there.
+    pub fn len(&self) -> u8 {
+        self.len
+    }
+    /// Whether none is there.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+    pub(super) fn take(&mut self) -> Option<Pfn> {
+        self.len = self.len.checked_sub(1)?;
+        Some(self.tables[self.len as usize])
+    }
+    pub(super) fn put(&mut self, pfn: Pfn) {
+        self.tables[self.len as usize] = pfn;
+        self.len += 1;
+    }
+}
+
+impl<P: Platform> Drop for Reserve<P> {
+    fn drop(&mut self) {
+        while let Some(pfn) = self.take() {
+            give_zeroed(self.p, pfn);
+        }
+    }
+}

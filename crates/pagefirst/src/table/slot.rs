@@ -1,0 +1,73 @@
+//! Slots in three states, each a type: nothing, an entry seen, locked.
+
+use super::record::{Guard, Table};
+use crate::arch::Format;
+use crate::platform::Platform;
+use crate::types::VirtAddr;
+
+/// State: the walk found no entry, and no table below.
+#[derive(Clone, Copy, Debug)]
+pub struct Nothing;
+/// State: a snapshot of an entry, read once.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen(pub u64);
+/// State: the table is locked and alive, the entry is what was seen.
+pub struct Locked<'e, P: Platform>(pub(super) Guard<'e, P>);
+
+/// A slot of the deepest live table on the way to an address.
+pub struct Slot<'e, P: Platform, S> {
+    pub(super) at: Table<'e, P>,
+    pub(super) parent: Option<Table<'e, P>>,
+    pub(super) va: VirtAddr,
+    pub(super) state: S,
+}
+
+impl<'e, P: Platform, S> Slot<'e, P, S> {
+    /// The level of the table that holds the slot: so many tables are missing below it.
+    pub fn level(&self) -> u8 {
+        self.at.level()
+    }
+    pub(super) fn index(&self) -> usize {
+        P::Format::index(self.va, self.at.level())
+    }
+}
+
+impl<P: Platform> Slot<'_, P, Seen> {
+    /// The entry as it was read.
+    pub fn raw(&self) -> u64 {
+        self.state.0
+    }
+}
+
+/// What a walk found.
+pub enum Walk<'e, P: Platform> {
+    /// No entry; the slot belongs to the deepest live table.
+    Nothing(Slot<'e, P, Nothing>),
+    /// A leaf entry of a small page.
+    Seen(Slot<'e, P, Seen>),
+    /// A leaf entry above the lowest level.
+    Huge(Slot<'e, P, Seen>),
+}
+
+/// Walks down from `at` without a lock, reading each entry once.
+#[inline]
+pub(super) fn walk<'e, P: Platform>(
+    mut at: Table<'e, P>,
+    mut parent: Option<Table<'e, P>>,
+    va: VirtAddr,
+) -> Walk<'e, P> {
+    loop {
+        let raw = at.entry(P::Format::index(va, at.level()));
+        match at.child(raw) {
+            Some(child) => {
+                parent = Some(at);
+                at = child;
+            }
+            None if raw == 0 => return Walk::Nothing(Slot { at, parent, va, state: Nothing }),
+            None => {
+                let slot = Slot { at, parent, va, state: Seen(raw) };
+                return if at.level() == 0 { Walk::Seen(slot) } else { Walk::Huge(slot) };
+            }
+        }
+    }
+}

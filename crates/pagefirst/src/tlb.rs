@@ -1,0 +1,125 @@
+//! What must be flushed, and what may be freed only afterwards.
+//!
+//! A [`Gather`] collects, while tables are locked, the pages and tables that were taken away. Its flush comes first,
+//! with no lock and no pin held; then mappings' references are dropped and tables go to limbo. So no frame is
+//! freed, called clean or reused while a translation to it can be used.
+
+use crate::frame;
+use crate::platform::{MAX_CPUS, Platform};
+use crate::sync::atomic::{AcqRel, AtomicU64, Relaxed};
+use crate::sync::held;
+use crate::table::{self, PageTable};
+use crate::types::{Pfn, VirtAddr, VirtRange};
+
+/// The set of CPUs that may hold translations of a space.
+///
+/// A context switch sets its CPU's bit, fences, and then loads the root; so a CPU that is not in the mask, read
+/// after a store to an entry and a fence, cannot have cached what the entry said before.
+pub struct CpuMask {
+    words: [AtomicU64; MAX_CPUS / 64],
+}
+
+impl CpuMask {
+    pub(crate) fn new() -> Self {
+        CpuMask { words: core::array::from_fn(|_| AtomicU64::new(0)) }
+    }
+    /// Whether `cpu` is in the set.
+    pub fn contains(&self, cpu: usize) -> bool {
+        self.words[cpu / 64].load(Relaxed) >> (cpu % 64) & 1 == 1
+    }
+    pub(crate) fn insert(&self, cpu: usize) {
+        self.words[cpu / 64].fetch_or(1 << (cpu % 64), AcqRel);
+    }
+    pub(crate) fn remove(&self, cpu: usize) {
+        self.words[cpu / 64].fetch_and(!(1 << (cpu % 64)), AcqRel);
+    }
+    /// Whether no CPU but `cpu` is in the set.
+    pub fn is_only(&self, cpu: usize) -> bool {
+        self.words.iter().enumerate().all(|(i, w)| {
+            let mine = if i == cpu / 64 { 1 << (cpu % 64) } else { 0 };
+            w.load(Relaxed) & !mine == 0
+        })
+    }
+    /// The CPUs in the set, in order.
+    pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..MAX_CPUS).filter(|&c| self.contains(c))
+    }
+}
+
+/// One request to make translations unusable.
+pub struct Flush<'a> {
+    /// The CPUs that may hold them.
+    pub cpus: &'a CpuMask,
+    /// The space they belong to; unique among living spaces.
+    pub tag: u64,
+    /// The addresses concerned.
+    pub range: VirtRange,
+    /// Tables were unlinked: cached intermediate entries of the range must go as well.
+    pub tables: bool,
+}
+
+const CAPACITY: usize = 256;
+
+/// Pages and tables taken away and not flushed yet. Dropping it flushes.
+pub struct Gather<'a, P: Platform> {
+    space: &'a PageTable<P>,
+    range: Option<VirtRange>,
+    pages: [Pfn; CAPACITY],
+    len: usize,
+    tables: Option<Pfn>,
+}
+
+impl<'a, P: Platform> Gather<'a, P> {
+    /// An empty gather for `space`.
+    pub fn new(space: &'a PageTable<P>) -> Self {
+        Gather { space, range: None, pages: [Pfn(0); CAPACITY], len: 0, tables: None }
+    }
+    /// No room for another page: unlock, unpin, flush, look again.
+    pub fn is_full(&self) -> bool {
+        self.len == CAPACITY
+    }
+    /// Translations of `range` must go.
+    pub fn touch(&mut self, range: VirtRange) {
+        self.range = Some(self.range.map_or(range, |r| r.union(range)));
+    }
+    /// A page's entry was taken out at `va`; its mapping and reference are dropped after the flush.
+    pub fn page(&mut self, va: VirtAddr, pfn: Pfn) {
+        debug_assert!(!self.is_full());
+        self.touch(VirtRange::page_of(va));
+        self.pages[self.len] = pfn;
+        self.len += 1;
+    }
+    /// A dead table was unlinked by the caller, who cleared the slot that spans `span`.
+    pub(crate) fn table(&mut self, pfn: Pfn, span: VirtRange) {
+        self.touch(span);
+        self.space.platform().meta(pfn).set_link(self.tables.map_or(0, |t| t.0));
+        self.tables = Some(pfn);
+    }
+    /// Flushes, then frees. Called with no lock and no pin held.
+    pub fn flush(&mut self) {
+        let Some(range) = self.range.take() else { return };
+        let p = self.space.platform();
+        held::none(p, "flush");
+        p.shootdown(&Flush {
+            cpus: &self.space.cpus,
+            tag: self.space.tag(),
+            range,
+            tables: self.tables.is_some(),
+        });
+        for pfn in &self.pages[..self.len] {
+            frame::unmap(p, *pfn);
+        }
+        self.len = 0;
+        while let Some(pfn) = self.tables {
+            let next = p.meta(pfn).link();
+            self.tables = (next != 0).then_some(Pfn(next));
+            table::retire(p, pfn);
+        }
+    }
+}
+
+impl<P: Platform> Drop for Gather<'_, P> {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}

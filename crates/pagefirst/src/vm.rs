@@ -1,0 +1,214 @@
+//! The library's state on one machine, and of one CPU.
+
+use crate::file::{CacheNode, FileCache};
+use crate::frame::{self, Frame, FrameCache, Frames, Region};
+use crate::mem::{Limbo, Pool, Slab};
+use crate::platform::Platform;
+use crate::space::{TreeNode, Vma};
+use crate::sync::Spin;
+use crate::sync::atomic::plain;
+use crate::sync::atomic::{AtomicU64, Relaxed};
+use crate::sync::epoch::Epoch;
+use crate::table::{TableCache, TableRecord};
+use crate::types::{NoMemory, Pfn};
+
+/// One CPU's words and caches; the platform keeps one for each CPU, on lines of its own.
+#[repr(align(128))]
+pub struct Local<P: Platform> {
+    pub(crate) epoch: AtomicU64,
+    pub(crate) held: plain::AtomicU32,
+    pub(crate) cached_frames: frame::Cached,
+    pub(crate) cached_tables: frame::Cached,
+    pub(crate) frames: Spin<P, FrameCache>,
+    pub(crate) tables: Spin<P, TableCache>,
+}
+
+impl<P: Platform> Local<P> {
+    /// An unpinned CPU with empty caches.
+    pub fn new() -> Self {
+        Local {
+            epoch: AtomicU64::new(0),
+            held: plain::AtomicU32::new(0),
+            cached_frames: frame::Cached::new(0),
+            cached_tables: frame::Cached::new(0),
+            frames: Spin::new(FrameCache::new()),
+            tables: Spin::new(TableCache::new()),
+        }
+    }
+}
+
+impl<P: Platform> Default for Local<P> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The library's state: frames, slabs, epoch. One for a machine, embedded in the platform.
+pub struct Vm<P: Platform> {
+    /// The frame allocator.
+    pub frames: Frames<P>,
+    pub(crate) epoch: Epoch,
+    pub(crate) records: Slab<P, TableRecord>,
+    pub(crate) tables_in_limbo: Spin<P, Limbo<Pfn>>,
+    pub(crate) vmas: Pool<P, Vma<P>>,
+    pub(crate) nodes: Pool<P, TreeNode<P>>,
+    pub(crate) files: Pool<P, FileCache<P>>,
+    pub(crate) cache_nodes: Pool<P, CacheNode<P>>,
+    zero: plain::AtomicU32,
+    next_id: plain::AtomicU64,
+}
+
+/// What the library itself holds at one moment. After every space and file is gone and [`Vm::quiesce`] ran, all
+/// but `cached_*` and the zero page's frame are zero.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Held {
+    /// Frames owned by somebody: pages, tables, slabs, the zero page.
+    pub frames: u64,
+    /// Page tables, alive, reserved or in limbo; those in caches not included.
+    pub tables: u64,
+    /// Slab objects: VMAs, tree nodes, files and nodes of their caches.
+    pub objects: u64,
+    /// Frames in per-CPU caches.
+    pub cached_frames: u64,
+    /// Zeroed tables in per-CPU caches.
+    pub cached_tables: u64,
+    /// Tables and objects waiting for their grace period.
+    pub in_limbo: u64,
+}
+
+impl<P: Platform> Vm<P> {
+    /// A machine without memory; [`init`](Vm::init) gives it some.
+    pub fn new() -> Self {
+        Vm {
+            frames: Frames::new(),
+            epoch: Epoch::new(),
+            records: Slab::new(),
+            tables_in_limbo: Spin::new(Limbo::new()),
+            vmas: Pool::new(),
+            nodes: Pool::new(),
+            files: Pool::new(),
+            cache_nodes: Pool::new(),
+            zero: plain::AtomicU32::new(0),
+            next_id: plain::AtomicU64::new(1),
+        }
+    }
+
+    /// Takes memory over, once, at boot. The metadata of the regions must be zeroed.
+    ///
+    /// # Errors
+    /// [`NoMemory`] when there is not a single frame for the zero page.
+    ///
+    /// # Panics
+    /// When given more than 16 regions.
+    pub fn init(&'static self, p: &'static P, regions: &[Region]) -> Result<(), NoMemory> {
+        debug_assert!(core::ptr::eq(self, p.vm()), "the platform answers with another Vm");
+        self.vmas.init(p);
+        self.nodes.init(p);
+        self.files.init(p);
+        self.cache_nodes.init(p);
+        for region in regions {
+            self.frames.add(p, *region);
+        }
+        let mut zero = Frame::new(p)?;
+        zero.clear();
+        self.zero.store(zero.into_held().0, Relaxed);
+        Ok(())
+    }
+
+    /// The frame that every untouched page of private memory reads as.
+    pub fn zero_page(&self) -> Pfn {
+        Pfn(self.zero.load(Relaxed))
+    }
+
+    pub(crate) fn new_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Relaxed)
+    }
+
+    /// Moves the epoch on if it can, and frees at most `most` objects of each kind whose grace period is over;
+    /// returns how many were freed. Called after mapping calls, never inside a fault.
+    pub fn collect(&'static self, p: &'static P, most: usize) -> usize {
+        let now = self.epoch.advance(p);
+        self.vmas.collect(now, most)
+            + self.nodes.collect(now, most)
+            + self.files.collect(now, most)
+            + self.cache_nodes.collect(now, most)
+            + crate::table::collect(p, now, most)
+    }
+
+    /// Tables and objects waiting for their grace period.
+    pub fn in_limbo(&'static self, p: &'static P) -> usize {
+        self.vmas.in_limbo()
+            + self.nodes.in_limbo()
+            + self.files.in_limbo()
+            + self.cache_nodes.in_limbo()
+            + self.tables_in_limbo.lock(p).len()
+    }
+
+    /// Waits until nothing is in limbo, then empties every cache into the frame allocator, so that "nothing left"
+    /// can be shown exactly. Called unpinned.
+    pub fn quiesce(&'static self, p: &'static P) {
+        crate::sync::held::none(p, "quiesce");
+        while self.in_limbo(p) > 0 {
+            if self.collect(p, usize::MAX) == 0 {
+                p.relax();
+            }
+        }
+        self.drain(p);
+    }
+
+    /// Frees what the library holds back: limbo as far as its grace period is over, cached tables, free slabs,
+    /// cached frames. Returns how many frames went back to the allocator. Done before anybody is told `NoMemory`.
+    pub fn drain(&'static self, p: &'static P) -> usize {
+        crate::sync::held::none(p, "drain");
+        // Three steps bring everything retired before this call past its grace period, if nobody is pinned.
+        for _ in 0..3 {
+            self.collect(p, usize::MAX);
+        }
+        let tables = crate::table::drain(p);
+        let slabs = self.vmas.trim()
+            + self.nodes.trim()
+            + self.files.trim()
+            + self.cache_nodes.trim()
+            + self.records.trim(p);
+        tables + slabs + frame::drain(p)
+    }
+
+    /// A frame, draining what is held back before giving up. Called unpinned, with no lock held.
+    pub(crate) fn frame(&'static self, p: &'static P) -> Result<Frame<P>, NoMemory> {
+        self.or_drain(p, || Frame::new(p))
+    }
+
+    /// Runs `take`; when memory is out, drains and runs it once more.
+    pub(crate) fn or_drain<T>(
+        &'static self,
+        p: &'static P,
+        mut take: impl FnMut() -> Result<T, NoMemory>,
+    ) -> Result<T, NoMemory> {
+        take().or_else(|NoMemory| {
+            self.drain(p);
+            take()
+        })
+    }
+
+    /// What the library holds now; see [`Held`].
+    pub fn held(&'static self, p: &'static P) -> Held {
+        let cached_frames = frame::cached(p);
+        let cached_tables = crate::table::cached(p);
+        let objects =
+            self.vmas.live() + self.nodes.live() + self.files.live() + self.cache_nodes.live();
+        Held {
+            frames: self.frames.total_frames() - self.frames.free_frames() - cached_frames,
+            tables: self.records.live() as u64 - cached_tables,
+            objects: objects as u64,
+            cached_frames,
+            cached_tables,
+            in_limbo: self.in_limbo(p) as u64,
+        }
+    }
+}
+
+impl<P: Platform> Default for Vm<P> {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,79 @@
+//! `cargo xtask ci`: every check of this project, cheapest first.
+
+use std::time::{Duration, Instant};
+
+use crate::{Result, cmd, conformance, deps, models, no_alloc};
+
+/// How long everything may take on two CPUs.
+const LIMIT: Duration = Duration::from_secs(25 * 60);
+
+/// A step's name and what it does.
+type Step = (&'static str, fn() -> Result);
+
+const STEPS: [Step; 8] = [
+    ("fmt", fmt),
+    ("deps", deps::run),
+    ("conformance --check", conformance::check),
+    ("clippy", clippy),
+    ("doc", doc),
+    ("no-alloc", no_alloc::run),
+    ("test", || test(&[])),
+    ("models", || models::run(None)),
+];
+
+/// Runs all steps, stops at the first that fails, and prints how long each took.
+pub(crate) fn run() -> Result {
+    cmd::set_deadline(LIMIT);
+    let start = Instant::now();
+    let mut summary = Vec::new();
+    let mut result = Ok(());
+    for (name, step) in STEPS {
+        println!("\n==> {name}");
+        let began = Instant::now();
+        result =
+            step().map_err(|failure| format!("step `{name}` failed: {failure}\n(again: cargo xtask {name})"));
+        let word = if result.is_ok() { "ok" } else { "FAILED" };
+        let line = format!("{name:20} {word:7} {:7.1} s", began.elapsed().as_secs_f64());
+        println!("<== {line}");
+        summary.push(line);
+        if result.is_err() {
+            break;
+        }
+    }
+    println!("\n{}", summary.join("\n"));
+    let skipped: Vec<&str> = STEPS[summary.len()..].iter().map(|(name, _)| *name).collect();
+    if !skipped.is_empty() {
+        println!("not run: {}", skipped.join(", "));
+    }
+    println!("{:20} {:15.1} s", "all", start.elapsed().as_secs_f64());
+    result
+}
+
+/// Checks the formatting.
+pub(crate) fn fmt() -> Result {
+    cmd::check(&mut cmd::cargo(&["fmt", "--all", "--check"]))
+}
+
+/// Lints every target of every package.
+pub(crate) fn clippy() -> Result {
+    cmd::check(&mut cmd::cargo(&[
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--quiet",
+        "--",
+        "-D",
+        "warnings",
+    ]))
+}
+
+/// Builds the documentation.
+pub(crate) fn doc() -> Result {
+    let mut command = cmd::cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
+    cmd::check(command.env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// Runs every test of every package; with arguments for `cargo test`, what these select.
+pub(crate) fn test(args: &[&str]) -> Result {
+    cmd::check(cmd::cargo(&["test", "--workspace"]).args(args))
+}

@@ -1,0 +1,68 @@
+//! The tasks of this workspace: what CI runs, and what a person runs before it.
+//!
+//! `cargo xtask help` lists them. Each task is one module; `cmd` runs other programs, `rust_source` reads Rust.
+
+mod ci;
+mod cmd;
+mod conformance;
+mod deps;
+mod licence;
+mod metadata;
+mod models;
+mod no_alloc;
+mod rust_source;
+
+use std::process::ExitCode;
+
+/// What a task says when it did not succeed.
+type Failure = String;
+
+/// The result of a task or of a part of one.
+type Result<T = ()> = std::result::Result<T, Failure>;
+
+const HELP: &str = "\
+Usage: cargo xtask TASK
+
+  ci                     everything below, cheapest first; stops at the first failure
+  fmt                    check the formatting of every package
+  clippy                 every target of every package, warnings denied
+  doc                    build the documentation, warnings denied
+  test [ARGS]            every test, documentation included; ARGS go to `cargo test`
+  no-alloc               prove that the library links neither std nor alloc
+  models [FILTER]        the loom models, and each planted mistake that they must catch
+  conformance [--check]  write docs/conformance.md from the names of the tests, or check it
+  deps                   docs/dependencies.md is complete, and every licence is one we can use";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("\nxtask: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[String]) -> Result {
+    let (task, rest) = args.split_first().map_or(("help", &[][..]), |(task, rest)| (task.as_str(), rest));
+    let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
+    match (task, rest.as_slice()) {
+        ("ci", []) => ci::run(),
+        ("fmt", []) => ci::fmt(),
+        ("clippy", []) => ci::clippy(),
+        ("doc", []) => ci::doc(),
+        ("test", args) => ci::test(args),
+        ("no-alloc", []) => no_alloc::run(),
+        ("models", []) => models::run(None),
+        ("models", [filter]) => models::run(Some(filter)),
+        ("conformance", []) => conformance::write(),
+        ("conformance", ["--check"]) => conformance::check(),
+        ("deps", []) => deps::run(),
+        ("help" | "--help" | "-h", _) => {
+            println!("{HELP}");
+            Ok(())
+        }
+        _ => Err(format!("cannot do `{}`\n\n{HELP}", args.join(" "))),
+    }
+}
