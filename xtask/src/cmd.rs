@@ -76,12 +76,12 @@ impl Output {
         matches!(self.end, End::Exited(status) if status.success())
     }
 
-    /// Its standard output if it succeeded, or else an error that shows what it printed.
+    /// Its standard output if it succeeded, or else an error that shows what it complained of.
     pub(crate) fn into_stdout(self, what: &str) -> Result<String> {
-        if self.success() {
-            Ok(self.stdout)
-        } else {
-            Err(format!("{what} failed:\n{}{}", self.stdout, self.stderr))
+        match self.end {
+            End::Exited(status) if status.success() => Ok(self.stdout),
+            End::Exited(status) => Err(format!("{what} failed ({status})\n{}", self.stderr.trim_end())),
+            End::TimedOut => Err(format!("{what} was stopped, its time is over\n{}", self.stderr.trim_end())),
         }
     }
 }

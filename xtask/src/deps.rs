@@ -1,9 +1,10 @@
-//! `cargo xtask deps`: every dependency is listed with its reason, and has a licence that we can use.
+//! `cargo xtask deps`: every dependency is listed with its reason, is used, and has a licence that we can use.
 
 use std::collections::BTreeSet;
 
 use crate::licence::is_accepted;
 use crate::metadata::{self, Package};
+use crate::rust_source::{Source, rust_files};
 use crate::{Result, cmd};
 
 const LIST: &str = "docs/dependencies.md";
@@ -16,8 +17,12 @@ pub(crate) fn run() -> Result {
     let text = std::fs::read_to_string(cmd::root().join(LIST)).map_err(|e| format!("{LIST}: {e}"))?;
     let mut problems = Vec::new();
     let listed = parse(&text, &mut problems);
-    compare(&listed, &uses(&metadata::ours()?.packages), &mut problems);
     let all = metadata::all()?;
+    let ours: Vec<&Package> = all.packages.iter().filter(|package| package.ours).collect();
+    compare(&listed, &uses(&ours), &mut problems);
+    for package in ours {
+        problems.extend(unused(&package.dependencies, &words(package)?, &package.name));
+    }
     problems.extend(all.packages.iter().filter_map(licence_problem));
     if !problems.is_empty() {
         return Err(format!("dependencies:\n  {}", problems.join("\n  ")));
@@ -30,11 +35,28 @@ pub(crate) fn run() -> Result {
     Ok(())
 }
 
-fn uses(packages: &[Package]) -> BTreeSet<Use> {
+fn uses(packages: &[&Package]) -> BTreeSet<Use> {
     let pairs = packages.iter().flat_map(|package| {
         package.dependencies.iter().map(|dependency| (dependency.clone(), package.name.clone()))
     });
     pairs.collect()
+}
+
+/// Every word in the code of a package.
+fn words(package: &Package) -> Result<BTreeSet<String>> {
+    let mut words = BTreeSet::new();
+    for folder in &package.folders {
+        for path in rust_files(folder, "")? {
+            words.extend(Source::read(folder, &path)?.words());
+        }
+    }
+    Ok(words)
+}
+
+/// Complaints about dependencies that no code of their package names.
+fn unused(dependencies: &BTreeSet<String>, words: &BTreeSet<String>, package: &str) -> Vec<String> {
+    let unnamed = dependencies.iter().filter(|name| !words.contains(&name.replace('-', "_")));
+    unnamed.map(|name| format!("no code of `{package}` uses `{name}`")).collect()
 }
 
 /// Reads the rows of the table: crate, packages separated by commas, reason.
@@ -94,6 +116,14 @@ mod tests {
         assert_eq!(problems.len(), 2, "{problems:?}");
         assert!(problems[0].contains(":5: `b` has no reason"), "{problems:?}");
         assert!(problems[1].contains(":6: a row has three cells"), "{problems:?}");
+    }
+
+    #[test]
+    fn a_dependency_must_be_named_by_code() {
+        let words = |list: &[&str]| list.iter().map(|word| (*word).to_owned()).collect::<BTreeSet<_>>();
+        let problems =
+            unused(&words(&["proc-macro2", "toml", "loom"]), &words(&["proc_macro2", "toml", "use"]), "x");
+        assert_eq!(problems, ["no code of `x` uses `loom`"]);
     }
 
     #[test]

@@ -31,7 +31,7 @@ Usage: cargo xtask TASK
   no-alloc               prove that the library links neither std nor alloc
   models [FILTER]        the loom models, and each planted mistake that they must catch
   conformance [--check]  write docs/conformance.md from the names of the tests, or check it
-  deps                   docs/dependencies.md is complete, and every licence is one we can use";
+  deps                   docs/dependencies.md is complete and true, and every licence one we can use";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();

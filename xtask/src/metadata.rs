@@ -1,6 +1,7 @@
 //! What `cargo metadata` says about the workspace.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -22,20 +23,17 @@ pub(crate) struct Package {
     pub(crate) dependencies: BTreeSet<String>,
     /// Its features.
     pub(crate) features: Vec<String>,
+    /// The folders in which the first files of its library, programs, tests and build script lie.
+    pub(crate) folders: BTreeSet<PathBuf>,
     is_macro: bool,
 }
 
 /// The workspace and everything that it is built from.
 pub(crate) struct Metadata {
-    /// All packages; only ours when they were read without dependencies.
+    /// All packages.
     pub(crate) packages: Vec<Package>,
     /// From a package's id to the ids of those that are linked into it.
     links: BTreeMap<String, Vec<String>>,
-}
-
-/// Reads the packages of the workspace alone.
-pub(crate) fn ours() -> Result<Metadata> {
-    read(&["--no-deps"])
 }
 
 /// Reads every package in the lock file.
@@ -59,6 +57,7 @@ fn parse(text: &str) -> Result<Metadata> {
     let members: BTreeSet<String> = list(&value["workspace_members"]).map(string).collect();
     let packages = list(&value["packages"]).map(|package| {
         let is_foreign = |dependency: &&Value| dependency["path"].is_null();
+        let folder = |target: &Value| Path::new(target["src_path"].as_str()?).parent().map(Path::to_path_buf);
         let kinds = list(&package["targets"]).flat_map(|target| list(&target["kind"]));
         Package {
             id: string(&package["id"]),
@@ -76,6 +75,7 @@ fn parse(text: &str) -> Result<Metadata> {
                 .flatten()
                 .map(|(name, _)| name.clone())
                 .collect(),
+            folders: list(&package["targets"]).filter_map(folder).collect(),
             is_macro: kinds.into_iter().any(|kind| kind == "proc-macro"),
         }
     });
@@ -134,7 +134,8 @@ mod tests {
     const SAMPLE: &str = r#"{
         "workspace_members": ["a 1"],
         "packages": [
-            {"id": "a 1", "name": "a", "version": "1", "license": "MIT", "features": {"x": []}, "targets": [],
+            {"id": "a 1", "name": "a", "version": "1", "license": "MIT", "features": {"x": []},
+             "targets": [{"kind": ["lib"], "src_path": "/w/a/src/lib.rs"}],
              "dependencies": [{"name": "b", "path": null}, {"name": "own", "path": "/x"}, {"name": "t", "kind": "dev"}]},
             {"id": "b 1", "name": "b", "version": "1", "license": null, "features": {}, "targets": [{"kind": ["lib"]}],
              "dependencies": []},
@@ -156,6 +157,7 @@ mod tests {
         let a = metadata.member("a").expect("a is a member");
         assert_eq!(a.dependencies, BTreeSet::from(["b".to_owned(), "t".to_owned()]));
         assert_eq!(a.features, ["x"]);
+        assert_eq!(a.folders, BTreeSet::from([PathBuf::from("/w/a/src")]));
         assert!(metadata.member("b").is_err());
         let names: Vec<&str> = metadata.linked_into(a).iter().map(|package| package.name.as_str()).collect();
         assert_eq!(names, ["b"], "neither the macro nor what only tests use");

@@ -110,6 +110,18 @@ impl Source {
         names
     }
 
+    /// Every word of the code, keywords included.
+    pub(crate) fn words(&self) -> BTreeSet<String> {
+        let mut words = BTreeSet::new();
+        each_level(&self.tokens, &mut |level| {
+            words.extend(level.iter().filter_map(|token| match token {
+                TokenTree::Ident(word) => Some(word.to_string()),
+                _ => None,
+            }));
+        });
+        words
+    }
+
     /// Mentions of `std` and `alloc` as crates in code that is compiled without `test` and `loom`; also the files
     /// (without `.rs`) of modules that are declared only under these.
     pub(crate) fn std_mentions(&self) -> (Vec<Mention>, Vec<PathBuf>) {

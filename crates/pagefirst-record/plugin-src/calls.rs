@@ -13,7 +13,7 @@ use std::os::unix::fs::MetadataExt;
 use crate::buffers::{self, Side};
 use crate::raw::number::{BRK, MADVISE, MMAP, MPROTECT, MREMAP, MUNMAP, PKEY_MPROTECT};
 use crate::stream::{self, Sized, Stream};
-use crate::{filter, raw, touch};
+use crate::{accesses, filter, raw, touch};
 
 const WRITE: u64 = 1;
 const CLOSE: u64 = 3;
@@ -25,11 +25,7 @@ const CLONE: u64 = 56;
 const FORK: u64 = 57;
 const VFORK: u64 = 58;
 const EXECVE: u64 = 59;
-const KILL: u64 = 62;
 const FTRUNCATE: u64 = 77;
-const TKILL: u64 = 200;
-const EXIT_GROUP: u64 = 231;
-const TGKILL: u64 = 234;
 const FALLOCATE: u64 = 285;
 const DUP3: u64 = 292;
 const PWRITEV: u64 = 296;
@@ -53,12 +49,13 @@ pub fn enter(cpu: u32, number: u64, arguments: [u64; 6]) {
             stream.enter(cpu, number, &arguments);
             filter::forget(a, b);
         }
-        EXECVE => stream.exec(&program(a)),
-        EXECVEAT => stream.exec(&program(b)),
-        KILL | TKILL | TGKILL | EXIT_GROUP => stream.flush(),
+        EXECVE => stream.exec(&program(a), accesses()),
+        EXECVEAT => stream.exec(&program(b), accesses()),
         _ if closes(number, a, b) => stream.step_aside(),
         _ => {}
     }
+    // A program that is killed says no good-bye: what is lost then happened after its last call.
+    stream.flush();
 }
 
 /// The call that this thread is in is over.

@@ -27,7 +27,7 @@ pub struct Info {
 /// Callbacks that don't touch registers.
 pub const NO_REGISTERS: c_int = 0;
 /// Loads and stores.
-pub const READ_AND_WRITE: c_int = 3;
+pub const READS_AND_WRITES: c_int = 3;
 
 unsafe extern "C" {
     pub fn qemu_plugin_register_vcpu_init_cb(id: Id, callback: extern "C" fn(Id, c_uint));

@@ -27,7 +27,7 @@ pub const THREAD_START: u8 = 0x06;
 pub const THREAD_EXIT: u8 = 0x07;
 /// A child process was started.
 pub const FORK: u8 = 0x08;
-/// text: `execve` of a program of this name is about to be called.
+/// number, text: `execve` of a program of this name is about to be called, after so many accesses.
 pub const EXEC: u8 = 0x09;
 /// The last `execve` failed.
 pub const EXEC_FAILED: u8 = 0x0a;

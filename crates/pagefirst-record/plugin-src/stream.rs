@@ -119,6 +119,9 @@ impl Stream {
 
     /// Writes what was gathered.
     pub fn flush(&mut self) {
+        if self.buffer.is_empty() {
+            return;
+        }
         if let Some(file) = &mut self.file
             && file.write_all(&self.buffer).is_err()
         {
@@ -201,9 +204,8 @@ impl Stream {
         self.kind(raw::FORK).done();
     }
 
-    pub fn exec(&mut self, name: &[u8]) {
-        self.kind(raw::EXEC).text(name).done();
-        self.flush();
+    pub fn exec(&mut self, name: &[u8], accesses: u64) {
+        self.kind(raw::EXEC).numbers(&[accesses]).text(name).done();
     }
 
     pub fn exec_failed(&mut self) {

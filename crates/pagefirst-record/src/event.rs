@@ -339,7 +339,7 @@ pub struct Trailer {
     pub touches: u64,
     /// Those of them that no live mapping allows.
     pub unexplained: u64,
-    /// The accesses that the recorded touches stand for, as far as the recorder counted them.
+    /// The reads and writes of memory that the program did, of which the touches are the first ones; 0 if unknown.
     pub accesses: u64,
     /// The program's exit status; 128 and the signal's number when a signal ended it.
     pub exit_status: i32,

@@ -9,6 +9,7 @@ mod error;
 pub mod event;
 mod input;
 mod read;
+mod record;
 mod wire;
 mod write;
 
@@ -19,5 +20,6 @@ pub use event::{
     Native, Place, Prot, ThreadId, Trailer,
 };
 pub use read::Recording;
+pub use record::{RecordError, RecordOptions, Summary, record};
 pub use wire::{MAGIC, VERSION};
 pub use write::Writer;

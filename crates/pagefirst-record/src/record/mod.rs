@@ -123,9 +123,11 @@ pub fn record(options: &RecordOptions) -> Result<Summary, RecordError> {
     let file = File::create(&options.output).map_err(doing(writing()))?;
     let writer = Writer::create(BufWriter::new(file), &header, options.level).map_err(doing(writing()))?;
 
+    let mut notes = Vec::new();
+    let input = options.native.then(|| native::input(&mut notes));
     let start = Instant::now();
-    let mut run = emulator.start(&program, &options.arguments)?;
-    let mut translator = Translator::new(writer, emulator::argument_bytes(&program, &options.arguments));
+    let mut run = emulator.start(&program, &options.program, &options.arguments)?;
+    let mut translator = Translator::new(writer, emulator::argument_bytes(&program, &options.program, &options.arguments));
     let translated = translator.all(&mut run.stream);
     let exit_status = run.wait()?;
     let emulated = start.elapsed();
@@ -134,12 +136,11 @@ pub fn record(options: &RecordOptions) -> Result<Summary, RecordError> {
         return Err(RecordError::NotStarted(exit_status));
     }
 
-    let mut notes = Vec::new();
     let mut native_time = None;
     let mut native = None;
-    if options.native {
+    if let Some(input) = input {
         let start = Instant::now();
-        match native::run(&program, &options.program, &options.arguments, &mut notes) {
+        match input.and_then(|input| native::run(&program, &options.program, &options.arguments, input)) {
             Ok(figures) => {
                 native = Some(figures);
                 native_time = Some(start.elapsed());

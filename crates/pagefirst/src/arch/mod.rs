@@ -25,12 +25,14 @@ bitflags::bitflags! {
         const DIRTY = 8;
         /// Software: the frame is not counted (the zero page, device memory).
         const SPECIAL = 16;
+        /// User code may not touch the page at all (`PROT_NONE`).
+        const NONE = 32;
     }
 }
 
 /// A page-table format. Level 0 is the table whose entries map small pages; `LEVELS - 1` is the root.
 ///
-/// Entries of user mappings only: user access is always set, global never. An all-zero entry is empty.
+/// Entries of user mappings only: user access is allowed unless [`Attrs::NONE`] says otherwise, global is never set. An all-zero entry is empty.
 pub trait Format: 'static {
     /// Number of levels.
     const LEVELS: u8;

@@ -25,6 +25,7 @@ fn bits(attrs: Attrs) -> u64 {
         | on(Attrs::ACCESSED, ACCESSED)
         | on(Attrs::DIRTY, DIRTY)
         | on(Attrs::SPECIAL, SPECIAL)
+        | (USER ^ on(Attrs::NONE, USER))
         | (NO_EXEC ^ on(Attrs::EXEC, NO_EXEC))
 }
 
@@ -45,7 +46,7 @@ impl Format for X86_64 {
     }
     #[inline]
     fn leaf(pfn: Pfn, level: u8, attrs: Attrs) -> u64 {
-        pfn.phys() | PRESENT | USER | bits(attrs) | if level > 0 { LARGE } else { 0 }
+        pfn.phys() | PRESENT | bits(attrs) | if level > 0 { LARGE } else { 0 }
     }
     #[inline]
     fn child(raw: u64, level: u8) -> Option<Pfn> {
@@ -57,16 +58,17 @@ impl Format for X86_64 {
     }
     #[inline]
     fn attrs(raw: u64) -> Attrs {
-        let on = |bit, a| if raw & bit != 0 { a } else { Attrs::empty() };
-        on(WRITE, Attrs::WRITE)
-            | on(ACCESSED, Attrs::ACCESSED)
-            | on(DIRTY, Attrs::DIRTY)
-            | on(SPECIAL, Attrs::SPECIAL)
+        let on = |bit, a| if bit != 0 { a } else { Attrs::empty() };
+        on(raw & WRITE, Attrs::WRITE)
+            | on(raw & ACCESSED, Attrs::ACCESSED)
+            | on(raw & DIRTY, Attrs::DIRTY)
+            | on(raw & SPECIAL, Attrs::SPECIAL)
+            | on(!raw & USER, Attrs::NONE)
             | on(!raw & NO_EXEC, Attrs::EXEC)
     }
     #[inline]
     fn with_attrs(raw: u64, attrs: Attrs) -> u64 {
-        raw & !(WRITE | ACCESSED | DIRTY | SPECIAL | NO_EXEC) | bits(attrs)
+        raw & !(WRITE | USER | ACCESSED | DIRTY | SPECIAL | NO_EXEC) | bits(attrs)
     }
 }
 
@@ -82,6 +84,7 @@ mod tests {
         assert_eq!(X86_64::leaf(Pfn(1), 0, Attrs::EXEC), 0x1005);
         assert_eq!(X86_64::leaf(Pfn(1), 0, Attrs::empty()), 0x8000_0000_0000_1005);
         assert_eq!(X86_64::leaf(Pfn(1), 0, Attrs::SPECIAL | Attrs::EXEC), 0x1205);
+        assert_eq!(X86_64::leaf(Pfn(1), 0, Attrs::NONE | Attrs::EXEC), 0x1001);
     }
     /// Table 4-18 "Format of a Page-Directory Entry that Maps a 2-MByte Page": PS is bit 7.
     #[test]
@@ -113,7 +116,7 @@ mod tests {
     }
     #[test]
     fn attrs_round_trip() {
-        for bits in 0..32 {
+        for bits in 0..64 {
             let a = Attrs::from_bits_truncate(bits);
             let raw = X86_64::leaf(Pfn(77), 0, a);
             assert_eq!(X86_64::attrs(raw), a);

@@ -1,8 +1,101 @@
-//! Stub.
-use crate::platform::Platform;
-/// F
-pub trait File: Clone + Eq + Send + Sync + 'static {}
-/// C
-pub struct FileCache<P: Platform>(core::marker::PhantomData<P>);
-/// N
-pub struct CacheNode<P: Platform>(core::marker::PhantomData<P>);
+//! The page cache: the pages of a file that are in memory, found by their index.
+//!
+//! A page is *attached* while it is in the index: its frame's owner is the cache (the address of the [`FileCache`]),
+//! its index is set, and the cache holds one reference. It is inserted `FILLING`, its contents are read only then,
+//! and it becomes `UP_TO_DATE`, or is taken out, when they are there.
+//!
+//! One spin lock orders whatever changes the index, the size, or whether a page is attached and up to date. It is a
+//! leaf of the lock order: nodes are reserved before it is taken, what is taken out is dropped after it was left, and
+//! files are read and written outside it. Look-ups and the validation of a fault take no lock:
+//!
+//! | | look-up | fault validates | read in | write | grow | shrink | evict |
+//! |---|---|---|---|---|---|---|---|
+//! | look-up | free | free | sees `FILLING` | free | free | the size, or owner and slot, read after the reference was taken | the frozen count refuses it |
+//! | fault validates | | table lock | needs `UP_TO_DATE` | free | size read before the owner | map count against `GOING` and the size | the frozen count refuses it |
+//! | read in | | | the slot | waits for the page | zeroes beyond the size at its insert | a page that is filling is taken out, and read anew | the reader's reference |
+//! | write | | | | words | the lock | as if written before | the writer's reference; `DIRTY` is set before it goes |
+//! | grow, shrink | | | | | the lock | the lock | the lock |
+//!
+//! **Evict** freezes the count (one reference, no mapping, to none), and only then looks whether the page is dirty:
+//! whoever wrote to it set `DIRTY` before giving his reference or mapping back.
+//!
+//! **Shrink** stores the size first. Then a page beyond it is marked `GOING` and its map count is read with a
+//! read-modify-write. A fault raises the map count with one, and then validates. So if the map count reads zero, a
+//! later fault sees the mark and the size; otherwise the page stays, attached but beyond the end, so invalid.
+//!
+//! **Contents never return.** Growing, under the lock, first zeroes the old last page beyond the end and takes out
+//! every page beyond it; one that is still mapped refuses the growth. Only then is the size stored.
+//!
+//! Pages are single frames yet. Dropped pages that hardware reported as bad are freed like others.
+
+mod bytes;
+mod cache;
+mod error;
+mod fill;
+mod index;
+mod io;
+mod size;
+#[cfg(all(test, not(loom)))]
+mod test;
+
+pub use cache::FileCache;
+pub(crate) use cache::Lookup;
+pub use error::{IoError, ReadError, SizeError, WriteBackError, WriteError};
+pub use index::CacheNode;
+
+use core::fmt;
+use core::ops::{Deref, DerefMut};
+
+/// What the embedder supplies for a file: where its pages come from and go to.
+///
+/// The cache owns the size and the pages; the file, what is stored. What it stored beyond a size that was set must
+/// not come back: who shrinks a file tells the cache first ([`FileCache::set_size`]), then makes the storage forget
+/// the bytes beyond, and only then lets it grow again. One file has one cache at a time.
+pub trait File: Clone + Eq + Send + Sync + 'static {
+    /// A number that names the file among all files.
+    fn id(&self) -> u64;
+    /// Fills the page at `index` (in pages of 4 KiB). It is zeroed beforehand, so what is not stored, holes and the
+    /// rest of a short read, needs nothing done. Called with no lock and no pin held.
+    fn read(&self, index: u64, page: FillGuard<'_>) -> Io;
+    /// Stores `bytes`, the part of the page at `index` that lies below the file's size; extends what is stored if
+    /// need be. Called with no lock and no pin held.
+    ///
+    /// # Errors
+    /// [`IoError`]: the page stays dirty.
+    fn write(&self, index: u64, bytes: &[u8]) -> Result<(), IoError>;
+    /// Whether shared pages are mapped read-only until they are written, so that it is known which to store (a file
+    /// on a disk), or writable from the first (a file in memory).
+    fn tracks_writes(&self) -> bool;
+}
+
+/// How a read ended. Files whose reads end later will add a variant.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Io {
+    /// The page holds what the file says.
+    Ready,
+    /// It could not be read.
+    Error,
+}
+
+/// A page to be filled: its bytes, zero at first. Possession proves that nobody else reads or maps them yet.
+pub struct FillGuard<'a>(&'a mut [u8]);
+
+impl Deref for FillGuard<'_> {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.0
+    }
+}
+
+impl DerefMut for FillGuard<'_> {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.0
+    }
+}
+
+impl fmt::Debug for FillGuard<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FillGuard").field("bytes", &self.0.len()).finish()
+    }
+}

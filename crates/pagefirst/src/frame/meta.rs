@@ -124,6 +124,17 @@ impl FrameMeta {
             }
         }
     }
+    /// Takes the only reference away, if nothing else refers to the frame and nothing maps it: from here until
+    /// [`thaw`](Self::thaw) nobody can take another.
+    #[must_use]
+    pub(crate) fn freeze(&self) -> bool {
+        self.counts.compare_exchange(REF, 0, AcqRel, Relaxed).is_ok()
+    }
+    /// Gives the only reference back to who called [`freeze`](Self::freeze).
+    pub(crate) fn thaw(&self) {
+        debug_assert_eq!(self.counts.load(Relaxed), 0);
+        self.counts.store(REF, Ordering::Release);
+    }
     /// Takes a reference unless the frame is free.
     pub(crate) fn try_get(&self) -> bool {
         self.take(REF)

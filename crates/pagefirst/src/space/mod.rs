@@ -1,5 +1,182 @@
-//! Stub.
+//! Address spaces and the calls that change them.
+//!
+//! One writer at a time: a mapping call takes the writer lock, prepares a new tree of VMAs beside the published one
+//! (it may fail; nothing has changed), announces by retiring the VMAs it replaces, takes away or edits their
+//! entries, flushes, and publishes the new tree with one store (protocol 2).
+//!
+//! | | fault | mapping call | DontNeed |
+//! |---|---|---|---|
+//! | fault | the table's lock | sees `retired` under the table's lock, or its entry is found by the zap | may refill |
+//! | mapping call | | the writer lock | both zap; idempotent |
+//! | DontNeed | | | idempotent |
+
+mod advise;
+mod brk;
+mod change;
+mod error;
+mod map;
+mod protect;
+mod remap;
+mod stack;
 mod tree;
+mod unmap;
 mod vma;
+mod zap;
+
+pub use error::{MapError, Unpopulated};
+pub use map::{Map, Mapped, Place};
+pub use remap::RemapTo;
 pub use tree::TreeNode;
+pub(crate) use stack::Grown;
 pub use vma::{Backing, Vma, VmaFlags};
+
+use crate::account::Failures;
+use crate::arch::Format;
+use crate::platform::Platform;
+use crate::policy::Policy;
+use crate::sync::atomic::{Acquire, AtomicU64, Relaxed, Release};
+use crate::sync::epoch::Pin;
+use crate::sync::{LockGuard, Writer};
+use crate::table::{PageTable, Tables};
+use crate::tlb::Gather;
+use crate::types::{NoMemory, PAGE_SIZE, VirtAddr, VirtRange};
+use tree::{TreeReserve, VmaTree};
+
+/// Objects of each kind a mapping call frees when it is done, if their grace period is over.
+const COLLECT: usize = 64;
+
+/// What only the writer touches.
+struct State<P: Platform> {
+    /// Bytes mapped.
+    bytes: u64,
+    /// Start and end of the heap.
+    heap: VirtRange,
+    reserve: TreeReserve<P>,
+}
+
+/// An address space.
+pub struct AddressSpace<P: Platform> {
+    p: &'static P,
+    table: PageTable<P>,
+    tree: VmaTree<P>,
+    writer: Writer<P, State<P>>,
+    /// Odd while a mapping call is at work.
+    turn: AtomicU64,
+    policy: Policy,
+    pub(crate) failures: Failures,
+}
+
+impl<P: Platform> AddressSpace<P> {
+    /// An empty space.
+    ///
+    /// # Errors
+    /// [`NoMemory`].
+    pub fn new(p: &'static P, policy: Policy) -> Result<Self, NoMemory> {
+        let tree = VmaTree::new();
+        let reserve = tree.reserve(p, 0)?;
+        let state = State { bytes: 0, heap: VirtRange::default(), reserve };
+        Ok(AddressSpace {
+            p,
+            table: PageTable::new(p)?,
+            tree,
+            writer: Writer::ranked(0, state),
+            turn: AtomicU64::new(0),
+            policy,
+            failures: Failures::default(),
+        })
+    }
+    /// The platform.
+    pub fn platform(&self) -> &'static P {
+        self.p
+    }
+    /// The space's page tables, for a CPU that runs it.
+    pub fn page_table(&self) -> &PageTable<P> {
+        &self.table
+    }
+    /// How the space behaves.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+    /// The addresses that can be mapped.
+    pub fn usable(&self) -> VirtRange {
+        VirtRange::new(self.policy.min_addr, P::Format::USER_END)
+    }
+    /// Calls `f` with every VMA, in the order of addresses. Each look-up stands for itself: VMAs that come and go
+    /// meanwhile may be seen or not.
+    pub fn for_each_vma(&self, mut f: impl FnMut(&Vma<P>)) {
+        let mut at = VirtAddr(0);
+        loop {
+            let pin = Pin::new(self.p);
+            let Some(vma) = self.tree.find_next(&pin, at) else { return };
+            f(vma);
+            at = vma.range.end;
+        }
+    }
+    /// The number of VMAs.
+    pub fn vma_count(&self) -> usize {
+        self.tree.len()
+    }
+    /// Walks the tables and counts; exact when nothing changes meanwhile.
+    pub fn tables(&self) -> Tables {
+        self.table.count()
+    }
+    /// Waits until nothing of this machine is in limbo and empties the caches, so that what is left can be counted.
+    pub fn quiesce(&self) {
+        self.p.vm().quiesce(self.p);
+    }
+
+    /// The VMA that contains `addr`, readable while pinned.
+    pub(crate) fn find<'e>(&self, pin: &'e Pin<P>, addr: VirtAddr) -> Option<&'e Vma<P>> {
+        self.tree.find(pin, addr)
+    }
+    /// The mapping calls begun and ended so far: odd while one is at work.
+    pub(crate) fn turn(&self) -> u64 {
+        self.turn.load(Acquire)
+    }
+
+    fn write(&self) -> Writing<'_, P> {
+        let state = self.writer.lock(self.p);
+        self.begin(state)
+    }
+    fn try_write(&self) -> Option<Writing<'_, P>> {
+        Some(self.begin(self.writer.try_lock(self.p)?))
+    }
+    fn begin<'a>(&'a self, state: LockGuard<'a, P, P::WriterLock, State<P>>) -> Writing<'a, P> {
+        self.turn.store(self.turn.load(Relaxed) + 1, Release);
+        Writing { space: self, state }
+    }
+    /// A page-aligned, non-empty range of `len` bytes at `start`, in the usable part.
+    fn check_range(&self, start: VirtAddr, len: u64) -> Result<VirtRange, MapError> {
+        let whole = VirtRange::new(start, start.checked_add(len).unwrap_or(VirtAddr(u64::MAX)));
+        let end = start.checked_add(len).and_then(|e| e.align_up(PAGE_SIZE));
+        match end {
+            Some(end) if start.is_aligned(PAGE_SIZE) && len > 0 => {
+                let range = VirtRange::new(start, end);
+                if self.usable().covers(range) { Ok(range) } else { Err(MapError::OutOfRange(range)) }
+            }
+            _ => Err(MapError::Invalid(whole)),
+        }
+    }
+}
+
+/// Possession proves: the writer lock is held, and faults that find nothing wait.
+struct Writing<'a, P: Platform> {
+    space: &'a AddressSpace<P>,
+    state: LockGuard<'a, P, P::WriterLock, State<P>>,
+}
+
+impl<P: Platform> Drop for Writing<'_, P> {
+    fn drop(&mut self) {
+        self.space.turn.store(self.space.turn.load(Relaxed) + 1, Release);
+        self.space.p.vm().collect(self.space.p, COLLECT);
+    }
+}
+
+impl<P: Platform> Drop for AddressSpace<P> {
+    /// Exit: everything mapped goes, tables with it.
+    fn drop(&mut self) {
+        let mut gather = Gather::new(&self.table);
+        let whole = VirtRange::new(VirtAddr(0), P::Format::USER_END);
+        self.table.zap(whole, Some(whole), &mut gather);
+    }
+}

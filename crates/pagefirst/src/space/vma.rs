@@ -3,7 +3,7 @@
 //! A VMA never changes. A mapping call that changes anything marks the old one `retired`, takes away what it covered,
 //! and publishes new ones (protocol 2); so a fault that worked from the old one notices under the table's lock.
 
-use crate::file::FileCache;
+use crate::file::{File, FileCache};
 use crate::mem::Shared;
 use crate::platform::Platform;
 use crate::sync::atomic::{Acquire, AtomicU32, Release};
@@ -76,6 +76,14 @@ impl<P: Platform> Vma<P> {
     /// Whether it shows private memory or private copies of a file's pages.
     pub fn is_private(&self) -> bool {
         !self.flags.contains(VmaFlags::SHARED)
+    }
+    /// Whether a write to a mapped page needs nothing but the right to: shared pages of a file that does not track
+    /// writes.
+    pub(crate) fn is_written_in_place(&self) -> bool {
+        match &self.backing {
+            Backing::File { file, .. } => !self.is_private() && !file.file().tracks_writes(),
+            Backing::Anonymous => false,
+        }
     }
     /// The index in the file of the page at `va`; for anonymous memory the address's page number.
     pub fn index_of(&self, va: VirtAddr) -> u64 {

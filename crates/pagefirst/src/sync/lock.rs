@@ -3,6 +3,7 @@
 use super::atomic::Relaxed;
 use crate::platform::Platform;
 use core::cell::UnsafeCell;
+use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 
 /// A lock the platform supplies.
@@ -22,58 +23,83 @@ pub unsafe trait RawLock<P>: Default + Send + Sync {
     unsafe fn unlock(&self, platform: &'static P);
 }
 
-/// A value behind one of the platform's spin locks: a leaf of the lock order, nothing but the frame
-/// allocator is locked under it.
-pub struct Spin<P: Platform, T> {
-    raw: P::SpinLock,
+/// A value behind one of the platform's locks.
+pub struct Lock<P: Platform, L: RawLock<P>, T> {
+    raw: L,
+    /// Place in the lock order; 0 for a lock that may sleep, which comes before all that spin.
     rank: u32,
     value: UnsafeCell<T>,
+    platform: PhantomData<fn(P)>,
 }
 
-// SAFETY: the value is only reached through the guard, and the raw lock excludes (its own contract).
-unsafe impl<P: Platform, T: Send> Sync for Spin<P, T> {}
+/// A value behind a spin lock: a leaf of the lock order, nothing but the frame allocator is locked under it.
+pub type Spin<P, T> = Lock<P, <P as Platform>::SpinLock, T>;
+/// A value behind a space's writer lock.
+pub type Writer<P, T> = Lock<P, <P as Platform>::WriterLock, T>;
+/// Possession proves that a spin lock is held.
+pub type SpinGuard<'a, P, T> = LockGuard<'a, P, <P as Platform>::SpinLock, T>;
 
-impl<P: Platform, T> Spin<P, T> {
-    /// A free lock around `value`.
+// SAFETY: the value is only reached through the guard, and the raw lock excludes (its own contract).
+unsafe impl<P: Platform, L: RawLock<P>, T: Send> Sync for Lock<P, L, T> {}
+// SAFETY: owning the lock is owning the value.
+unsafe impl<P: Platform, L: RawLock<P>, T: Send> Send for Lock<P, L, T> {}
+
+impl<P: Platform, L: RawLock<P>, T> Lock<P, L, T> {
+    /// A free leaf lock around `value`.
     pub fn new(value: T) -> Self {
         Self::ranked(held::LEAF, value)
     }
     /// A free lock around `value` that may be taken under those of lower rank.
     pub(crate) fn ranked(rank: u32, value: T) -> Self {
-        Spin { raw: P::SpinLock::default(), rank, value: UnsafeCell::new(value) }
+        Lock { raw: L::default(), rank, value: UnsafeCell::new(value), platform: PhantomData }
     }
     /// Waits for the lock.
-    pub fn lock(&self, p: &'static P) -> SpinGuard<'_, P, T> {
-        held::take(p, self.rank);
+    pub fn lock(&self, p: &'static P) -> LockGuard<'_, P, L, T> {
+        if self.rank == 0 {
+            held::none(p, "a lock that may sleep is taken");
+        } else {
+            held::take(p, self.rank);
+        }
         self.raw.lock(p);
-        SpinGuard { lock: self, p }
+        LockGuard { lock: self, p }
+    }
+    /// Takes the lock if it is free. For locks that may sleep, which a fault may only try.
+    pub(crate) fn try_lock(&self, p: &'static P) -> Option<LockGuard<'_, P, L, T>> {
+        debug_assert_eq!(self.rank, 0);
+        self.raw.try_lock(p).then_some(LockGuard { lock: self, p })
+    }
+    /// The value; `&mut self` proves that nobody holds the lock.
+    pub fn get_mut(&mut self) -> &mut T {
+        self.value.get_mut()
     }
 }
 
 /// Possession proves that the lock is held.
-pub struct SpinGuard<'a, P: Platform, T> {
-    lock: &'a Spin<P, T>,
+pub struct LockGuard<'a, P: Platform, L: RawLock<P>, T> {
+    lock: &'a Lock<P, L, T>,
     p: &'static P,
 }
 
-impl<P: Platform, T> Deref for SpinGuard<'_, P, T> {
+impl<P: Platform, L: RawLock<P>, T> Deref for LockGuard<'_, P, L, T> {
     type Target = T;
     fn deref(&self) -> &T {
         // SAFETY: the guard proves that the lock is held, so nobody else has a reference.
         unsafe { &*self.lock.value.get() }
     }
 }
-impl<P: Platform, T> DerefMut for SpinGuard<'_, P, T> {
+impl<P: Platform, L: RawLock<P>, T> DerefMut for LockGuard<'_, P, L, T> {
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: as in `deref`; `&mut self` makes this the only reference through the guard.
         unsafe { &mut *self.lock.value.get() }
     }
 }
-impl<P: Platform, T> Drop for SpinGuard<'_, P, T> {
+impl<P: Platform, L: RawLock<P>, T> Drop for LockGuard<'_, P, L, T> {
     fn drop(&mut self) {
-        // SAFETY: the guard was made by `lock` and is dropped once.
+        // SAFETY: the guard was made by `lock` or `try_lock` and is dropped once.
         unsafe { self.lock.raw.unlock(self.p) };
-        held::give(self.p, self.lock.rank);
+        if self.lock.rank != 0 {
+            held::give(self.p, self.lock.rank);
+        }
     }
 }
 

@@ -4,7 +4,7 @@ pub mod epoch;
 mod lock;
 
 pub(crate) use lock::held;
-pub use lock::{RawLock, Spin, SpinGuard};
+pub use lock::{Lock, LockGuard, RawLock, Spin, SpinGuard, Writer};
 
 /// The atomics the library is written with: loom's under `cfg(loom)`, `core`'s otherwise.
 pub mod atomic {

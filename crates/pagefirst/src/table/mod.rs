@@ -31,7 +31,11 @@ mod slot;
 mod model;
 
 pub use account::Tables;
-pub use edit::EditError;
+pub(crate) use edit::EditError;
+pub(crate) use publish::install;
+#[cfg(feature = "__baseline")]
+pub(crate) use publish::publish_empty;
+pub(crate) use reserve::Stock;
 pub use publish::{Batch, Counted, Installed, NewEntry, Refused};
 pub use range::{Flow, Visitor};
 pub use record::{FaultKind, Guard, Table, TableRecord};

@@ -70,27 +70,29 @@ impl Slots {
     }
 }
 
-/// Visits `range`; whatever was to be announced is announced. Called with no lock and no pin held; flushes when the
-/// gather is full, and leaves the last flush to the gather.
-pub(crate) fn visit<P: Platform, V: Visitor<P>>(
-    space: &PageTable<P>,
-    mut range: VirtRange,
-    visitor: &mut V,
-    gather: &mut Gather<'_, P>,
-) {
-    while !range.is_empty() {
-        let flow = {
-            let pin = Pin::new(space.platform());
-            let mut descent = Descent { space, visitor, gather, flow: Flow::Done };
-            descent.table(space.root(&pin), VirtAddr(0), range);
-            descent.flow
-        };
-        match flow {
-            Flow::Done => return,
-            Flow::Full(at) => {
-                gather.flush();
-                visitor.between();
-                range.start = at;
+impl<P: Platform> PageTable<P> {
+    /// Visits `range`; whatever was to be announced is announced. Called with no lock and no pin held; flushes when
+    /// the visitor cannot take more, and leaves the last flush to the gather's owner.
+    pub(crate) fn visit<V: Visitor<P>>(
+        &self,
+        mut range: VirtRange,
+        visitor: &mut V,
+        gather: &mut Gather<'_, P>,
+    ) {
+        while !range.is_empty() {
+            let flow = {
+                let pin = Pin::new(self.platform());
+                let mut descent = Descent { space: self, visitor, gather, flow: Flow::Done };
+                descent.table(self.root(&pin), VirtAddr(0), range);
+                descent.flow
+            };
+            match flow {
+                Flow::Done => return,
+                Flow::Full(at) => {
+                    gather.flush();
+                    visitor.between();
+                    range.start = at;
+                }
             }
         }
     }

@@ -149,7 +149,7 @@ impl<'e, P: Platform> Table<'e, P> {
     pub fn level(self) -> u8 {
         self.level
     }
-    pub(super) fn platform(self) -> &'static P {
+    pub(crate) fn platform(self) -> &'static P {
         self.p
     }
     pub(super) fn record(self) -> &'e TableRecord {
@@ -227,17 +227,19 @@ impl<'e, P: Platform> Guard<'e, P> {
         self.cell(index).store(raw, order);
         self.word += ONE;
     }
-    /// Takes an entry out; returns what it said, with what hardware set until now.
+    /// Takes an entry out, if there is one; returns what it said, with what hardware set until now.
     #[inline]
-    pub(super) fn take(&mut self, index: usize) -> u64 {
+    pub(crate) fn take(&mut self, index: usize) -> Option<u64> {
+        if self.entry(index) == 0 {
+            return None;
+        }
         let old = self.cell(index).swap(0, AcqRel);
-        debug_assert!(old != 0);
         self.word -= ONE;
-        old
+        Some(old)
     }
     /// Changes an entry that is there: `new` computes it from the present one and is called again when hardware
     /// wrote meanwhile. Returns what it said before.
-    pub(super) fn update(&mut self, index: usize, mut new: impl FnMut(u64) -> u64) -> u64 {
+    pub(crate) fn update(&mut self, index: usize, mut new: impl FnMut(u64) -> u64) -> u64 {
         let cell = self.cell(index);
         let mut old = cell.load(Relaxed);
         loop {
@@ -256,14 +258,14 @@ impl<'e, P: Platform> Guard<'e, P> {
     pub(super) fn unpin(&mut self) {
         self.word &= !PINNED;
     }
-    pub(super) fn tally(&self, kind: FaultKind, n: u32) {
+    pub(crate) fn tally(&self, kind: FaultKind, n: u32) {
         let t = &self.record.tally[kind as usize];
         t.store(t.load(Relaxed).wrapping_add(n), Relaxed);
     }
-    pub(super) fn count_anon(&self, by: i16) {
+    pub(crate) fn count_anon(&self, by: i16) {
         self.record.anon.store(self.record.anon.load(Relaxed).wrapping_add_signed(by), Relaxed);
     }
-    pub(super) fn count_file(&self, by: i16) {
+    pub(crate) fn count_file(&self, by: i16) {
         self.record.file.store(self.record.file.load(Relaxed).wrapping_add_signed(by), Relaxed);
     }
     fn leave(&self) -> bool {

@@ -151,6 +151,48 @@ impl<P: Platform> Reserve<P> {
     }
 }
 
+/// Any number of zeroed tables, owned, in a list through their frames' links: what a call that must not fail
+/// half-way takes before it announces anything.
+pub(crate) struct Stock<P: Platform> {
+    p: &'static P,
+    head: Option<Pfn>,
+}
+
+impl<P: Platform> Stock<P> {
+    /// `n` tables. Called with no lock held.
+    pub fn new(p: &'static P, n: u64) -> Result<Self, NoMemory> {
+        let mut stock = Stock { p, head: None };
+        for _ in 0..n {
+            let pfn = p.vm().or_drain(p, || take_zeroed(p))?;
+            p.meta(pfn).set_link(stock.head.map_or(0, |h| h.0));
+            stock.head = Some(pfn);
+        }
+        Ok(stock)
+    }
+    fn take(&mut self) -> Option<Pfn> {
+        let pfn = self.head?;
+        let next = self.p.meta(pfn).link();
+        self.head = (next != 0).then_some(Pfn(next));
+        Some(pfn)
+    }
+    /// Moves tables into `reserve` until it has `n`, or the stock is empty.
+    pub fn refill(&mut self, reserve: &mut Reserve<P>, n: u8) {
+        while reserve.len() < n
+            && let Some(pfn) = self.take()
+        {
+            reserve.put(pfn);
+        }
+    }
+}
+
+impl<P: Platform> Drop for Stock<P> {
+    fn drop(&mut self) {
+        while let Some(pfn) = self.take() {
+            give_zeroed(self.p, pfn);
+        }
+    }
+}
+
 impl<P: Platform> Drop for Reserve<P> {
     fn drop(&mut self) {
         while let Some(pfn) = self.take() {

@@ -1,0 +1,175 @@
+//! Files for the machine's file mappings: in memory, or on the host's disk.
+
+use pagefirst::file::{File, FillGuard, Io, IoError};
+use pagefirst::types::PAGE_SIZE;
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// A file. Clones are the same file; its size is its cache's.
+///
+/// ```
+/// use pagefirst::file::File;
+/// use pagefirst_machine::MachineFile;
+/// let file = MachineFile::from_bytes(b"contents");
+/// assert!(file.clone() == file && MachineFile::zeros() != file);
+/// assert!(file.write(3, b"more").is_ok());
+/// assert_eq!(file.stored(3), b"more");
+/// ```
+#[derive(Clone)]
+pub struct MachineFile(Arc<Inner>);
+
+struct Inner {
+    id: u64,
+    body: Body,
+    tracks_writes: bool,
+    failing: Mutex<BTreeSet<u64>>,
+    reads: AtomicU64,
+    writes: AtomicU64,
+}
+
+enum Body {
+    /// What `unwritten` says at an offset, except for pages that were stored.
+    Memory { stored: Mutex<BTreeMap<u64, Vec<u8>>>, unwritten: Box<dyn Fn(u64) -> u8 + Send + Sync> },
+    /// A file of the host.
+    Host(std::fs::File),
+}
+
+impl MachineFile {
+    fn new(body: Body, tracks_writes: bool) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let id = NEXT.fetch_add(1, Relaxed);
+        let failing = Mutex::default();
+        let (reads, writes) = (AtomicU64::new(0), AtomicU64::new(0));
+        MachineFile(Arc::new(Inner { id, body, tracks_writes, failing, reads, writes }))
+    }
+
+    /// In memory, zero until written. It does not track writes.
+    pub fn zeros() -> Self {
+        Self::pattern(|_| 0)
+    }
+
+    /// In memory, with this function's value at each offset until written. It does not track writes.
+    pub fn pattern(unwritten: impl Fn(u64) -> u8 + Send + Sync + 'static) -> Self {
+        Self::new(Body::Memory { stored: Mutex::default(), unwritten: Box::new(unwritten) }, false)
+    }
+
+    /// In memory, with these contents and zeros after them. It does not track writes.
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        let bytes = bytes.to_vec();
+        Self::pattern(move |at| usize::try_from(at).ok().and_then(|i| bytes.get(i).copied()).unwrap_or(0))
+    }
+
+    /// A file of the host, read and written at offsets. It tracks writes.
+    pub fn host(file: std::fs::File) -> Self {
+        Self::new(Body::Host(file), true)
+    }
+
+    /// The same file, fresh, that tracks writes or does not.
+    ///
+    /// # Panics
+    /// When the file was cloned before: that is settled when it is made.
+    #[must_use]
+    pub fn with_tracking(mut self, tracks_writes: bool) -> Self {
+        Arc::get_mut(&mut self.0).expect("a file not cloned yet").tracks_writes = tracks_writes;
+        self
+    }
+
+    /// Reads of this page fail from now on, or no longer do.
+    pub fn fail_reads(&self, index: u64, fail: bool) {
+        let mut failing = self.0.failing.lock();
+        if fail { failing.insert(index) } else { failing.remove(&index) };
+    }
+
+    /// Pages asked for so far.
+    pub fn reads(&self) -> u64 {
+        self.0.reads.load(Relaxed)
+    }
+
+    /// Pages stored so far.
+    pub fn writes(&self) -> u64 {
+        self.0.writes.load(Relaxed)
+    }
+
+    /// What was stored for this page; empty for a page never stored, and for a file of the host.
+    pub fn stored(&self, index: u64) -> Vec<u8> {
+        match &self.0.body {
+            Body::Memory { stored, .. } => stored.lock().get(&index).cloned().unwrap_or_default(),
+            Body::Host(_) => Vec::new(),
+        }
+    }
+}
+
+impl PartialEq for MachineFile {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id == other.0.id
+    }
+}
+impl Eq for MachineFile {}
+
+impl fmt::Debug for MachineFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match &self.0.body {
+            Body::Memory { .. } => "in memory",
+            Body::Host(_) => "of the host",
+        };
+        write!(f, "file {} {kind}", self.0.id)
+    }
+}
+
+impl File for MachineFile {
+    fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    fn read(&self, index: u64, mut page: FillGuard<'_>) -> Io {
+        self.0.reads.fetch_add(1, Relaxed);
+        if self.0.failing.lock().contains(&index) {
+            return Io::Error;
+        }
+        let start = index * PAGE_SIZE;
+        match &self.0.body {
+            Body::Memory { stored, unwritten } => {
+                let known = stored.lock().get(&index).cloned().unwrap_or_default();
+                let n = known.len().min(page.len());
+                page[..n].copy_from_slice(&known[..n]);
+                for (at, byte) in (start..).zip(page.iter_mut()).skip(n) {
+                    *byte = unwritten(at);
+                }
+                Io::Ready
+            }
+            Body::Host(file) => {
+                let mut done = 0;
+                while done < page.len() {
+                    match file.read_at(&mut page[done..], start + done as u64) {
+                        Ok(0) => break, // the end; the rest of the page is zero
+                        Ok(n) => done += n,
+                        Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                        Err(_) => return Io::Error,
+                    }
+                }
+                Io::Ready
+            }
+        }
+    }
+
+    fn write(&self, index: u64, bytes: &[u8]) -> Result<(), IoError> {
+        self.0.writes.fetch_add(1, Relaxed);
+        match &self.0.body {
+            Body::Memory { stored, .. } => {
+                stored.lock().insert(index, bytes.to_vec());
+                Ok(())
+            }
+            Body::Host(file) => file.write_all_at(bytes, index * PAGE_SIZE).map_err(|_| IoError),
+        }
+    }
+
+    fn tracks_writes(&self) -> bool {
+        self.0.tracks_writes
+    }
+}

@@ -1,0 +1,131 @@
+//! The platform's two kinds of locks, and the machine's own.
+
+use crate::machine::Machine;
+use crossbeam_utils::CachePadded;
+use pagefirst::arch::Format;
+use pagefirst::platform::Platform;
+use pagefirst::sync::RawLock;
+use parking_lot::lock_api::RawMutex as _;
+use std::cell::UnsafeCell;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+/// A lock that spins; a thread that spins long lets others run, since the host may have preempted the holder.
+#[derive(Default, Debug)]
+pub struct SpinLock(AtomicBool);
+
+impl SpinLock {
+    #[inline]
+    fn try_acquire(&self) -> bool {
+        !self.0.load(Relaxed) && !self.0.swap(true, Acquire)
+    }
+}
+
+// SAFETY: the flag is set by one swap that found it clear and cleared by its owner alone; Acquire and Release order
+// what is written under it.
+unsafe impl<F: Format> RawLock<Machine<F>> for SpinLock {
+    #[inline]
+    fn lock(&self, machine: &'static Machine<F>) {
+        while !self.try_acquire() {
+            machine.relax();
+        }
+    }
+    #[inline]
+    fn try_lock(&self, _: &'static Machine<F>) -> bool {
+        self.try_acquire()
+    }
+    #[inline]
+    unsafe fn unlock(&self, _: &'static Machine<F>) {
+        self.0.store(false, Release);
+    }
+}
+
+/// A lock that sleeps.
+pub struct WriterLock(parking_lot::RawMutex);
+
+impl Default for WriterLock {
+    fn default() -> Self {
+        WriterLock(parking_lot::RawMutex::INIT)
+    }
+}
+
+// SAFETY: parking_lot's RawMutex keeps the same contract.
+unsafe impl<F: Format> RawLock<Machine<F>> for WriterLock {
+    fn lock(&self, _: &'static Machine<F>) {
+        self.0.lock();
+    }
+    fn try_lock(&self, _: &'static Machine<F>) -> bool {
+        self.0.try_lock()
+    }
+    unsafe fn unlock(&self, _: &'static Machine<F>) {
+        // SAFETY: the caller holds it.
+        unsafe { self.0.unlock() }
+    }
+}
+
+/// A value of one CPU that others look into now and then: taking it costs its owner one atomic swap.
+pub(crate) struct Mostly<T> {
+    taken: CachePadded<AtomicBool>,
+    value: UnsafeCell<T>,
+}
+
+// SAFETY: the value is reached through the guard alone, and the flag excludes.
+unsafe impl<T: Send> Sync for Mostly<T> {}
+
+impl<T> Mostly<T> {
+    pub fn new(value: T) -> Self {
+        Mostly { taken: CachePadded::new(AtomicBool::new(false)), value: UnsafeCell::new(value) }
+    }
+    #[inline]
+    pub fn lock(&self) -> MostlyGuard<'_, T> {
+        if self.taken.swap(true, Acquire) {
+            self.wait();
+        }
+        MostlyGuard(self)
+    }
+    #[cold]
+    fn wait(&self) {
+        loop {
+            relax();
+            if !self.taken.load(Relaxed) && !self.taken.swap(true, Acquire) {
+                return;
+            }
+        }
+    }
+}
+
+/// Possession proves that the lock is held.
+pub(crate) struct MostlyGuard<'a, T>(&'a Mostly<T>);
+
+impl<T> Deref for MostlyGuard<'_, T> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: the guard proves that the flag is ours.
+        unsafe { &*self.0.value.get() }
+    }
+}
+impl<T> DerefMut for MostlyGuard<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: the guard proves that the flag is ours, and `&mut self` that no other borrow of it lives.
+        unsafe { &mut *self.0.value.get() }
+    }
+}
+impl<T> Drop for MostlyGuard<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.taken.store(false, Release);
+    }
+}
+
+/// One turn of a spin: mostly a pause, now and then the host's scheduler.
+#[inline]
+pub(crate) fn relax() {
+    use std::cell::Cell;
+    thread_local!(static TURNS: Cell<u32> = const { Cell::new(0) });
+    let turns = TURNS.get().wrapping_add(1);
+    TURNS.set(turns);
+    if turns.is_multiple_of(64) { std::thread::yield_now() } else { std::hint::spin_loop() }
+}

@@ -1,0 +1,176 @@
+//! The machine: memory, CPUs, and the library's state embedded in it.
+
+use crate::arena::Arena;
+use crate::config::Config;
+use crate::counts::{Counters, Counts};
+use crate::cpu::CpuSet;
+use crate::history::{Event, History};
+use crate::lock::Mostly;
+use crate::shadow::Shadow;
+use crate::tlb::Tlb;
+use crossbeam_utils::CachePadded;
+use pagefirst::{Held, Local, Vm};
+use pagefirst::arch::{Format, X86_64};
+use pagefirst::frame::Frame;
+use pagefirst::platform::MAX_CPUS;
+
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+/// One CPU: its TLB, the space it runs, its counters.
+pub(crate) struct Cpu {
+    pub tlb: Mostly<Tlb>,
+    /// The tag of the space that runs here; 0 for none.
+    pub tag: AtomicU64,
+    /// A [`Vcpu`](crate::Vcpu) of it lives.
+    pub running: AtomicBool,
+    pub counters: Counters,
+}
+
+/// A machine with page tables of format `F`, on which pagefirst runs: [`Platform`](pagefirst::platform::Platform).
+///
+/// Threads are its CPUs: the first use of the machine makes a thread a CPU until the thread ends.
+pub struct Machine<F: Format = X86_64> {
+    pub(crate) config: Config,
+    pub(crate) arena: Arena,
+    pub(crate) vm: Vm<Machine<F>>,
+    pub(crate) locals: Box<[Local<Machine<F>>]>,
+    pub(crate) cpus: Box<[CachePadded<Cpu>]>,
+    pub(crate) set: CpuSet,
+    pub(crate) random: AtomicU64,
+    pub(crate) shadow: Option<Shadow>,
+    pub(crate) history: History,
+    /// Counts shootdowns, so that a translation can be older than one.
+    pub(crate) clock: AtomicU64,
+    failed: AtomicBool,
+}
+
+impl<F: Format> Machine<F> {
+    /// Builds a machine. It lives as long as the program.
+    ///
+    /// # Panics
+    /// When the configuration makes no sense, the host has no memory, or the machine's memory is too small to boot.
+    pub fn new(config: Config) -> &'static Self {
+        assert!((1..=MAX_CPUS).contains(&config.cpus), "a machine has 1 to {MAX_CPUS} CPUs");
+        let arena = Arena::new(config.memory);
+        let shadow = config.checks.then(|| Shadow::new(arena.frames()));
+        let mapped = shadow.as_ref().map(|s| s.mapped);
+        let cpu = |_| {
+            CachePadded::new(Cpu {
+                tlb: Mostly::new(Tlb::new(config.tlb, mapped)),
+                tag: AtomicU64::new(0),
+                running: AtomicBool::new(false),
+                counters: Counters::default(),
+            })
+        };
+        let machine: &'static Self = Box::leak(Box::new(Machine {
+            arena,
+            vm: Vm::new(),
+            locals: (0..config.cpus).map(|_| Local::new()).collect(),
+            cpus: (0..config.cpus).map(cpu).collect(),
+            set: CpuSet::new(config.cpus),
+            random: AtomicU64::new(config.seed),
+            shadow,
+            history: History::new(),
+            clock: AtomicU64::new(1),
+            failed: AtomicBool::new(false),
+            config,
+        }));
+        let booted = machine.vm.init(machine, &[machine.arena.region()]);
+        assert!(booted.is_ok(), "{} bytes of memory are too few to boot", config.memory);
+        machine.release_cpu();
+        machine
+    }
+
+    /// The library's state.
+    pub fn vm(&'static self) -> &'static Vm<Machine<F>> {
+        &self.vm
+    }
+
+    /// What the machine was built from.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Gives up the CPU number of this thread, which it would otherwise keep until it ends.
+    ///
+    /// Not to be called while a [`Vcpu`](crate::Vcpu) of this thread lives.
+    pub fn release_cpu(&'static self) {
+        self.set.release();
+    }
+
+    /// What happened until now, on all CPUs.
+    pub fn counts(&self) -> Counts {
+        let mut sum = Counts::default();
+        for cpu in &self.cpus {
+            cpu.counters.add_to(&mut sum);
+        }
+        sum
+    }
+
+    /// Takes free frames until `n` are left, so that a test can see what happens when memory runs out. They come
+    /// back when the result is dropped. What the library could still drain is drained first.
+    pub fn leave_free(&'static self, n: u64) -> Vec<Frame<Machine<F>>> {
+        self.vm.drain(self);
+        let mut taken = Vec::new();
+        while self.free_frames() > n {
+            let Ok(frame) = Frame::new(self) else { break };
+            taken.push(frame);
+        }
+        taken
+    }
+
+    /// Frames that nobody owns, in the allocator and in the CPUs' caches.
+    pub fn free_frames(&'static self) -> u64 {
+        self.vm.frames.free_frames() + self.vm.held(self).cached_frames
+    }
+
+    /// What is left when every space and file is gone: after [`Vm::quiesce`] nothing but the zero page.
+    ///
+    /// # Errors
+    /// What the library says it still holds, and what the machine counted, when that is more.
+    pub fn nothing_left(&'static self) -> Result<(), (Held, Counts)> {
+        self.vm.quiesce(self);
+        let (held, counts) = (self.vm.held(self), self.counts());
+        let library = Held { frames: 1, ..Held::default() };
+        let shadow = self.shadow.as_ref().is_none_or(|s| s.in_use() == (1, 0));
+        let counted = counts.live_frames() == 1 && counts.live_tables() == 0;
+        if held == library && shadow && counted { Ok(()) } else { Err((held, counts)) }
+    }
+
+    #[inline]
+    pub(crate) fn this_cpu(&'static self) -> usize {
+        self.set.current()
+    }
+
+    /// Adds to the history, when the machine checks.
+    #[inline]
+    pub(crate) fn record(&'static self, event: Event) {
+        if self.shadow.is_some() {
+            self.history.push(self.this_cpu(), event);
+        }
+    }
+
+    /// Ends the program's test with the history.
+    #[cold]
+    pub(crate) fn fail(&self, what: &str) -> ! {
+        self.failed.store(true, SeqCst);
+        panic!("the machine found a mistake: {what}\n{}", self.history);
+    }
+
+    /// Panics when `check` found something.
+    #[inline]
+    pub(crate) fn require(&self, check: Result<(), String>) {
+        if let Err(what) = check {
+            self.fail(&what);
+        }
+    }
+
+    /// When another CPU has found a mistake, this one stops as well: nothing it waits for would come.
+    #[inline]
+    pub(crate) fn stop_if_failed(&self) {
+        if self.failed.load(Relaxed) && !std::thread::panicking() {
+            panic!("another CPU of the machine has found a mistake");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What the library asks of a platform, answered by the machine.
+
+use crate::config::Mistake;
+use crate::file::MachineFile;
+use crate::history::Event;
+use crate::lock::{self, SpinLock, WriterLock};
+use crate::machine::Machine;
+use pagefirst::{Local, Vm};
+use pagefirst::arch::Format;
+use pagefirst::frame::FrameMeta;
+use pagefirst::platform::{Note, Platform};
+use pagefirst::tlb::Flush;
+use pagefirst::types::{PAGE_SHIFT, Pfn, VirtAddr};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::fence;
+
+// SAFETY: the three promises of `Platform`:
+// - `cells`, `meta` and `page` answer from the arena, which is mapped as long as the machine, that is for ever, each
+//   frame at one address; the machine itself reads and writes frames only as atomics;
+// - `cpu` is the number this thread claimed, which no other thread has until this one ends (`cpu.rs`); threads are
+//   not preempted by other users of their number, so `enter` and `leave` have nothing to do;
+// - `shootdown` takes the TLB lock of every CPU named and invalidates under it; a CPU translates and accesses under
+//   its TLB lock, so when the call returns no access under way uses the old translation and none later finds it.
+unsafe impl<F: Format> Platform for Machine<F> {
+    type Format = F;
+    type File = MachineFile;
+    type SpinLock = SpinLock;
+    type WriterLock = WriterLock;
+
+    #[inline]
+    fn vm(&'static self) -> &'static Vm<Self> {
+        &self.vm
+    }
+    #[inline]
+    fn local(&'static self, cpu: usize) -> &'static Local<Self> {
+        &self.locals[cpu]
+    }
+    fn cpus(&'static self) -> usize {
+        self.cpus.len()
+    }
+    #[inline]
+    fn cpu(&'static self) -> usize {
+        self.this_cpu()
+    }
+    #[inline]
+    fn cells(&'static self, pfn: Pfn) -> &'static [AtomicU64] {
+        &self.arena.words(pfn)[..F::ENTRIES]
+    }
+    #[inline]
+    fn meta(&'static self, pfn: Pfn) -> &'static FrameMeta {
+        self.arena.meta(pfn)
+    }
+    #[inline]
+    fn page(&'static self, pfn: Pfn) -> NonNull<u8> {
+        self.arena.page(pfn)
+    }
+
+    fn shootdown(&'static self, flush: &Flush<'_>) {
+        let me = self.this_cpu();
+        self.record(Event::Flush { tag: flush.tag, range: flush.range, tables: flush.tables });
+        // A CPU that enters the space either sees the clock moved on, or is seen in the mask.
+        let stamp = self.clock.fetch_add(1, SeqCst) + 1;
+        fence(SeqCst);
+        let mut ipis = 0;
+        for (cpu, state) in self.cpus.iter().enumerate() {
+            let named = flush.cpus.contains(cpu);
+            if !named && self.shadow.is_none() {
+                continue;
+            }
+            let mut tlb = state.tlb.lock();
+            if named {
+                ipis += (cpu != me) as u64;
+                if self.config.plant != Some(Mistake::SkipCpu(cpu)) {
+                    tlb.drop_range(flush.tag, flush.range);
+                }
+            }
+            if self.shadow.is_some()
+                && let Some(old) = tlb.older_than(flush.tag, flush.range, stamp)
+            {
+                drop(tlb);
+                let why = if named { "named in it" } else { "not in the space's mask" };
+                let page = VirtAddr(old.page << PAGE_SHIFT);
+                self.fail(&format!(
+                    "after the flush of {:?} in space {} CPU {cpu}, {why}, still translates {page} to {:?}",
+                    flush.range,
+                    flush.tag,
+                    Pfn(old.frame)
+                ));
+            }
+        }
+        self.cpus[me].counters.shootdown(ipis);
+    }
+
+    fn sync_local(&'static self, addr: VirtAddr, _tables: bool) {
+        // x86: nothing for not-present to present; what this CPU translated read-only went with its fault.
+        let cpu = &self.cpus[self.this_cpu()];
+        let tag = cpu.tag.load(Relaxed);
+        if tag != 0 {
+            cpu.tlb.lock().drop_page(tag, addr.0 >> PAGE_SHIFT);
+        }
+    }
+
+    #[inline]
+    fn relax(&'static self) {
+        self.stop_if_failed();
+        lock::relax();
+    }
+
+    fn random(&'static self) -> u64 {
+        // SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
+        let mut z = self.random.fetch_add(0x9e37_79b9_7f4a_7c15, Relaxed).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    #[inline]
+    fn note(&'static self, note: Note) {
+        let cpu = self.this_cpu();
+        self.cpus[cpu].counters.note(note);
+        if let Some(shadow) = &self.shadow {
+            self.history.push(cpu, Event::Note(note));
+            self.require(shadow.note(&self.arena, note));
+        }
+    }
+}

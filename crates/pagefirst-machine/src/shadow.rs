@@ -1,0 +1,204 @@
+//! What the machine knows of every frame, beside the library: its state, and how many translations lead to it.
+//!
+//! | state | entered by | the frame holds |
+//! |---|---|---|
+//! | `FRESH` | boot | zeros |
+//! | `OWNED` | `FrameAllocated` | whatever its owner puts there; poison until then |
+//! | `TABLE` | `TableAllocated`, from `OWNED` or `CACHED` | entries |
+//! | `CACHED` | `TableFreed`, from `TABLE` | zeros: a zeroed table that waits for reuse |
+//! | `FREE` | `FrameFreed`, from `OWNED` or `CACHED` | poison, until it is allocated again |
+//!
+//! Any other step is a mistake of the library, and so are a translation to a frame that is freed, poison that has
+//! changed, and a table that is not zero when it waits or is taken.
+
+use crate::arena::Arena;
+use pagefirst::platform::Note;
+use pagefirst::types::Pfn;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU32};
+
+/// What freed frames are filled with.
+pub const POISON: u64 = 0xa5a5_a5a5_a5a5_a5a5;
+
+const FRESH: u8 = 0;
+const OWNED: u8 = 1;
+const TABLE: u8 = 2;
+const CACHED: u8 = 3;
+const FREE: u8 = 4;
+
+fn name(state: u8) -> &'static str {
+    ["never allocated", "owned", "a page table", "a cached table", "free"].get(state as usize).unwrap_or(&"?")
+}
+
+pub(crate) struct Shadow {
+    state: Box<[AtomicU8]>,
+    /// For each frame, the number of translations to it in all TLBs.
+    pub mapped: &'static [AtomicU32],
+}
+
+impl Shadow {
+    pub fn new(frames: u32) -> Self {
+        let n = frames as usize;
+        // SAFETY: an atomic integer has no invalid bits, so zeroed memory is a valid one.
+        let (state, mapped) = unsafe {
+            (Box::new_zeroed_slice(n).assume_init(), Box::<[AtomicU32]>::new_zeroed_slice(n).assume_init())
+        };
+        Shadow { state, mapped: Box::leak(mapped) }
+    }
+
+    fn state(&self, pfn: Pfn) -> u8 {
+        self.state[pfn.0 as usize].load(Acquire)
+    }
+
+    /// Takes a note of the library.
+    pub fn note(&self, arena: &Arena, note: Note) -> Result<(), String> {
+        match note {
+            Note::FrameAllocated(pfn) => {
+                match self.go(pfn, &[FRESH, FREE], OWNED, "allocated")? {
+                    FREE => is_poisoned(arena, pfn)?,
+                    _ => poison(arena, pfn),
+                }
+                self.no_translation(pfn, "allocated")
+            }
+            Note::FrameFreed(pfn) => {
+                self.no_translation(pfn, "freed")?;
+                self.go(pfn, &[OWNED, CACHED], FREE, "freed")?;
+                poison(arena, pfn);
+                Ok(())
+            }
+            Note::TableAllocated(pfn) => {
+                is_zero(arena, pfn, "taken")?;
+                self.go(pfn, &[OWNED, CACHED], TABLE, "taken as a table").map(drop)
+            }
+            Note::TableFreed(pfn) => {
+                is_zero(arena, pfn, "given back")?;
+                self.go(pfn, &[TABLE], CACHED, "given back as a table").map(drop)
+            }
+            Note::TableLocked(pfn, _) => self.is_table(pfn, "locked"),
+            Note::TableScanned(pfn, _) => self.is_table(pfn, "scanned"),
+        }
+    }
+
+    fn go(&self, pfn: Pfn, from: &[u8], to: u8, what: &str) -> Result<u8, String> {
+        let before = self.state[pfn.0 as usize].swap(to, AcqRel);
+        if from.contains(&before) {
+            return Ok(before);
+        }
+        Err(format!("{pfn:?} is {what} while it is {}", name(before)))
+    }
+
+    fn no_translation(&self, pfn: Pfn, what: &str) -> Result<(), String> {
+        match self.mapped[pfn.0 as usize].load(Relaxed) {
+            0 => Ok(()),
+            n => Err(format!("{pfn:?} is {what} while {n} translations lead to it")),
+        }
+    }
+
+    /// The frame is a table now.
+    pub fn is_table(&self, pfn: Pfn, what: &str) -> Result<(), String> {
+        match self.state(pfn) {
+            TABLE => Ok(()),
+            other => Err(format!("{pfn:?} is {what} as a page table while it is {}", name(other))),
+        }
+    }
+
+    /// The frame is owned, and no table: it may be a page.
+    #[inline]
+    pub fn is_page(&self, pfn: Pfn, what: &str) -> Result<(), String> {
+        match self.state(pfn) {
+            OWNED => Ok(()),
+            other => Err(format!("{pfn:?} is {what} as a page while it is {}", name(other))),
+        }
+    }
+
+    /// Frames owned and frames that are tables.
+    pub fn in_use(&self) -> (u64, u64) {
+        self.state.iter().fold((0, 0), |(owned, tables), s| match s.load(Relaxed) {
+            OWNED => (owned + 1, tables),
+            TABLE => (owned, tables + 1),
+            _ => (owned, tables),
+        })
+    }
+}
+
+fn poison(arena: &Arena, pfn: Pfn) {
+    arena.words(pfn).iter().for_each(|w| w.store(POISON, Relaxed));
+}
+
+fn is_poisoned(arena: &Arena, pfn: Pfn) -> Result<(), String> {
+    let bad = arena.words(pfn).iter().position(|w| w.load(Relaxed) != POISON);
+    bad.map_or(Ok(()), |i| {
+        let word = arena.words(pfn)[i].load(Relaxed);
+        Err(format!("{pfn:?} was written to while it was free: {word:#x} at offset {:#x}", i * 8))
+    })
+}
+
+fn is_zero(arena: &Arena, pfn: Pfn, what: &str) -> Result<(), String> {
+    let bad = arena.words(pfn).iter().position(|w| w.load(Relaxed) != 0);
+    bad.map_or(Ok(()), |i| {
+        let word = arena.words(pfn)[i].load(Relaxed);
+        Err(format!("table {pfn:?} is {what} with entry {i} in it: {word:#x}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Note::*;
+
+    fn machine() -> (Arena, Shadow) {
+        let arena = Arena::new(1 << 20);
+        let shadow = Shadow::new(arena.frames());
+        (arena, shadow)
+    }
+    fn zero(arena: &Arena, pfn: Pfn) {
+        arena.words(pfn).iter().for_each(|w| w.store(0, Relaxed));
+    }
+
+    #[test]
+    fn machine_the_life_of_a_table_frame() -> Result<(), String> {
+        let (arena, shadow) = machine();
+        let f = Pfn(9);
+        shadow.note(&arena, FrameAllocated(f))?;
+        assert!(shadow.note(&arena, TableAllocated(f)).is_err(), "not cleared");
+        zero(&arena, f);
+        shadow.note(&arena, TableAllocated(f))?;
+        assert_eq!(shadow.in_use(), (0, 1));
+        shadow.note(&arena, TableLocked(f, 0))?;
+        assert!(shadow.is_page(f, "read").is_err());
+        shadow.note(&arena, TableFreed(f))?;
+        assert!(shadow.note(&arena, TableLocked(f, 0)).is_err(), "given back");
+        shadow.note(&arena, TableAllocated(f))?;
+        shadow.note(&arena, TableFreed(f))?;
+        shadow.note(&arena, FrameFreed(f))?;
+        shadow.note(&arena, FrameAllocated(f))?;
+        assert_eq!(shadow.in_use(), (1, 0));
+        Ok(())
+    }
+
+    #[test]
+    fn machine_wrong_steps_are_told() -> Result<(), String> {
+        let (arena, shadow) = machine();
+        let f = Pfn(9);
+        let told = |note, what: &str| {
+            let told = shadow.note(&arena, note).expect_err(what);
+            assert!(told.contains(what), "{told}");
+        };
+        told(FrameFreed(Pfn(8)), "freed while it is never allocated");
+        shadow.note(&arena, FrameAllocated(f))?;
+        told(FrameAllocated(f), "allocated while it is owned");
+        shadow.note(&arena, FrameFreed(f))?;
+        told(FrameFreed(f), "freed while it is free");
+        arena.words(f)[3].store(1, Relaxed);
+        told(FrameAllocated(f), "written to while it was free: 0x1 at offset 0x18");
+        zero(&arena, f);
+        shadow.note(&arena, TableAllocated(f))?;
+        arena.words(f)[7].store(5, Relaxed);
+        told(TableFreed(f), "given back with entry 7 in it");
+        told(FrameFreed(f), "freed while it is a page table");
+        shadow.note(&arena, FrameAllocated(Pfn(10)))?;
+        shadow.mapped[10].store(2, Relaxed);
+        told(FrameFreed(Pfn(10)), "freed while 2 translations lead to it");
+        Ok(())
+    }
+}

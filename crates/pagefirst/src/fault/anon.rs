@@ -1,0 +1,106 @@
+//! Private memory where nothing is mapped: the zero page for a read, a cleared page for a write.
+
+use super::hand::{Fresh, Need};
+use super::{Fault, Look};
+use crate::arch::{Attrs, Format};
+use crate::frame::Frame;
+use crate::platform::Platform;
+use crate::space::Vma;
+use crate::table::{Batch, Counted, FaultKind, NewEntry, Nothing, Slot};
+use crate::types::{PAGE_SHIFT, Pfn, Prot, VirtAddr};
+
+/// The attributes of an entry for a page of this VMA, used at once, not writable.
+pub(super) fn readable<P: Platform>(vma: &Vma<P>) -> Attrs {
+    let exec = if vma.prot.contains(Prot::EXEC) { Attrs::EXEC } else { Attrs::empty() };
+    Attrs::ACCESSED | exec
+}
+
+/// The zero page, not counted anywhere.
+struct Zero<'f, P: Platform> {
+    vma: &'f Vma<P>,
+    va: VirtAddr,
+    zero: Pfn,
+}
+
+impl<P: Platform> Batch for Zero<'_, P> {
+    fn va(&self) -> VirtAddr {
+        self.va
+    }
+    fn is_current(&self) -> bool {
+        !self.vma.is_retired()
+    }
+    fn entry(&mut self, _: VirtAddr) -> Option<NewEntry> {
+        let raw = P::Format::leaf(self.zero, 0, readable(self.vma) | Attrs::SPECIAL);
+        Some(NewEntry { raw, counted: Counted::Nothing })
+    }
+    fn kind(&self) -> FaultKind {
+        FaultKind::AnonRead
+    }
+}
+
+/// A page that only this fault has, cleared or a copy, on its way to becoming private memory.
+pub(super) struct Private<'f, P: Platform> {
+    pub vma: &'f Vma<P>,
+    pub va: VirtAddr,
+    pub page: &'f mut Option<Fresh<P>>,
+    /// Whether the page it is a copy of is still what was copied.
+    pub source_is_valid: &'f dyn Fn(&Frame<P>) -> bool,
+    pub kind: FaultKind,
+}
+
+/// The entry of a page of private memory, written at once. Its reference becomes the mapping's.
+pub(super) fn private_entry<P: Platform>(vma: &Vma<P>, va: VirtAddr, page: Frame<P>) -> u64 {
+    page.make_anonymous(va.0 >> PAGE_SHIFT);
+    page.meta().map_held();
+    P::Format::leaf(page.into_held(), 0, readable(vma) | Attrs::WRITE | Attrs::DIRTY)
+}
+
+impl<P: Platform> Batch for Private<'_, P> {
+    fn va(&self) -> VirtAddr {
+        self.va
+    }
+    fn is_current(&self) -> bool {
+        !self.vma.is_retired()
+    }
+    fn entry(&mut self, _: VirtAddr) -> Option<NewEntry> {
+        let fresh = self.page.take()?;
+        if let Some(source) = &fresh.copy_of
+            && !(self.source_is_valid)(source)
+        {
+            return None;
+        }
+        Some(NewEntry { raw: private_entry(self.vma, self.va, fresh.page), counted: Counted::Anon })
+    }
+    fn kind(&self) -> FaultKind {
+        self.kind
+    }
+}
+
+impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
+    pub(super) fn zero_page(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Nothing>) -> Look<'a, P> {
+        let zero = self.pin.platform().vm().zero_page();
+        self.install(slot, &mut Zero { vma, va: self.addr.page(), zero })
+    }
+
+    pub(super) fn fresh_page(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Nothing>) -> Look<'a, P> {
+        if !self.hand.has_cleared() {
+            return Look::Need(Need::Cleared);
+        }
+        self.install_private(vma, slot, FaultKind::AnonWrite, &|_| true)
+    }
+
+    /// Installs the private page in hand. It stays in hand if it could not be.
+    pub(super) fn install_private(
+        &mut self,
+        vma: &'f Vma<P>,
+        slot: Slot<'f, P, Nothing>,
+        kind: FaultKind,
+        source_is_valid: &dyn Fn(&Frame<P>) -> bool,
+    ) -> Look<'a, P> {
+        let mut page = self.hand.fresh.take();
+        let mut batch = Private { vma, va: self.addr.page(), page: &mut page, source_is_valid, kind };
+        let look = self.install(slot, &mut batch);
+        self.hand.fresh = page;
+        look
+    }
+}

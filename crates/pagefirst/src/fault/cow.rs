@@ -1,0 +1,96 @@
+//! Copy-on-write: a private write to a page that is not ours.
+//!
+//! Where nothing is mapped the copy is installed like any page. Where the page itself is mapped read-only, other CPUs
+//! may have that translation cached: the copy is stored read-only, flushed, and only then made writable, or else they
+//! could read the old page after somebody wrote the copy. When no other CPU can have the space's translations, read
+//! after the read-only store and a fence, all of it is done in one locked section.
+
+use super::anon::{private_entry, readable};
+use super::hand::{Fresh, Need};
+use super::{Fault, Look};
+use crate::arch::{Attrs, Format};
+use crate::file::FileCache;
+use crate::frame::FrameFlags;
+use crate::mem::Shared;
+use crate::platform::Platform;
+use crate::space::Vma;
+use crate::sync::atomic::{SeqCst, fence};
+use crate::table::{Counted, FaultKind, Locked, Nothing, Slot, Walk};
+use crate::types::{Access, Pfn, VirtRange};
+
+impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
+    /// Nothing is mapped: a copy of the file's page.
+    pub(super) fn private_copy(
+        &mut self,
+        vma: &'f Vma<P>,
+        file: &'f Shared<P, FileCache<P>>,
+        slot: Slot<'f, P, Nothing>,
+    ) -> Look<'a, P> {
+        let page = match self.cached(vma, file) {
+            Ok(page) => page,
+            Err(look) => return look,
+        };
+        if !self.hand.has_copy_of(page.pfn()) {
+            return Look::Need(Need::Copy(page));
+        }
+        let index = vma.index_of(self.addr);
+        self.install_private(vma, slot, FaultKind::FileCopy, &|source| file.is_attached(source.meta(), index))
+    }
+
+    /// The page at `old` is mapped read-only and `page` is to take its place; the slot is locked.
+    pub(super) fn replace(
+        &mut self,
+        vma: &'f Vma<P>,
+        mut slot: Slot<'f, P, Locked<'f, P>>,
+        old: Pfn,
+        fresh: Fresh<P>,
+    ) -> Look<'a, P> {
+        let p = self.pin.platform();
+        let table = self.space.page_table();
+        let special = old == p.vm().zero_page();
+        let was = match special {
+            true => Counted::Nothing,
+            false if p.meta(old).flags().contains(FrameFlags::ANON) => Counted::Anon,
+            false => Counted::File,
+        };
+        let va = self.addr.page();
+        let writable = private_entry(vma, va, fresh.page);
+        let read_only = P::Format::with_attrs(writable, readable(vma));
+        table.begin_unflushed();
+        slot.replace(read_only, was);
+        slot.tally(FaultKind::Copy);
+        fence(SeqCst);
+        let alone = table.cpus().is_only(p.cpu());
+        if alone {
+            slot.widen(Attrs::WRITE | Attrs::DIRTY);
+            table.end_unflushed();
+        }
+        drop(slot);
+        // The old page's mapping ends after the flush.
+        match special {
+            true => self.hand.gather.touch(VirtRange::page_of(va)),
+            false => self.hand.gather.page(va, old),
+        }
+        if alone {
+            return Look::mapped(self.hand.major, 0);
+        }
+        self.hand.unflushed = Some(read_only);
+        Look::Need(Need::Settle)
+    }
+
+    /// The flush of a copy that was stored read-only is done: makes it writable, if it is still there and may be.
+    pub(super) fn settle_copy(&mut self) -> Look<'a, P> {
+        let table = self.space.page_table();
+        if let Some(copy) = self.hand.unflushed.take()
+            && let Some(vma) = self.space.find(self.pin, self.addr)
+            && vma.prot.allows(Access::Write)
+            && let Walk::Seen(slot) = table.walk(self.pin, self.addr)
+            && P::Format::frame(slot.raw(), 0) == P::Format::frame(copy, 0)
+            && let Ok(mut slot) = slot.lock(|| !vma.is_retired())
+        {
+            slot.widen(Attrs::WRITE | Attrs::DIRTY);
+        }
+        table.end_unflushed();
+        Look::mapped(self.hand.major, 0)
+    }
+}

@@ -1,0 +1,139 @@
+//! What a fault has in hand between two looks, and what it may need.
+
+use super::outcome::For;
+use super::{Bus, FaultError, Outcome, Ticket};
+use crate::file::{FileCache, ReadError};
+use crate::frame::Frame;
+use crate::mem::Shared;
+use crate::platform::Platform;
+use crate::space::{AddressSpace, Grown};
+use crate::table::Reserve;
+use crate::tlb::Gather;
+use crate::types::{Pfn, VirtAddr, VirtRange};
+
+/// What is missing.
+pub(crate) enum Need<P: Platform> {
+    /// A cleared page.
+    Cleared,
+    /// A copy of this page.
+    Copy(Frame<P>),
+    /// This page of a file.
+    Page(Shared<P, FileCache<P>>, u64),
+    /// So many tables.
+    Tables(u8),
+    /// A flush of the address, since this page was seen mapped there while copies were not flushed.
+    Flush(Frame<P>),
+    /// A stack that covers the address.
+    Stack,
+    /// The flush of what was gathered, and then the end of it.
+    Settle,
+}
+
+/// A page that only this fault has.
+pub(super) struct Fresh<P: Platform> {
+    pub page: Frame<P>,
+    /// What it is a copy of, held so that it stays what was copied; `None` for a cleared page.
+    pub copy_of: Option<Frame<P>>,
+}
+
+/// What a fault has in hand. All of it is owned: dropped, it returns.
+pub(crate) struct Hand<'a, P: Platform> {
+    pub fresh: Option<Fresh<P>>,
+    pub reserve: Reserve<P>,
+    pub gather: Gather<'a, P>,
+    /// The page seen at the address before it was flushed; held, so that no other page can take its number.
+    pub flushed: Option<Frame<P>>,
+    /// A page read from its file; held, so that it is there when the fault looks again (X20).
+    pub read: Option<Frame<P>>,
+    /// A copy stored read-only, whose flush has to be done before it is made writable.
+    pub unflushed: Option<u64>,
+    /// A page was read from its file.
+    pub major: bool,
+    /// Tables were published.
+    pub published: bool,
+    /// A stack was looked for and cannot grow.
+    pub grown: bool,
+}
+
+impl<'a, P: Platform> Hand<'a, P> {
+    pub fn new(space: &'a AddressSpace<P>) -> Self {
+        Hand {
+            fresh: None,
+            reserve: Reserve::new(space.platform()),
+            gather: Gather::new(space.page_table()),
+            flushed: None,
+            read: None,
+            unflushed: None,
+            major: false,
+            published: false,
+            grown: false,
+        }
+    }
+
+    /// Whether a copy of this page is in hand.
+    pub fn has_copy_of(&self, pfn: Pfn) -> bool {
+        let source = self.fresh.as_ref().and_then(|f| f.copy_of.as_ref());
+        source.is_some_and(|s| s.pfn() == pfn)
+    }
+    /// Whether a cleared page is in hand.
+    pub fn has_cleared(&self) -> bool {
+        self.fresh.as_ref().is_some_and(|f| f.copy_of.is_none())
+    }
+
+    /// Gets what is missing, unpinned and unlocked.
+    pub fn fetch(
+        &mut self,
+        space: &'a AddressSpace<P>,
+        addr: VirtAddr,
+        need: Need<P>,
+    ) -> Result<(), Outcome<'a, P>> {
+        let p = space.platform();
+        let end = |error| Outcome::Error(error);
+        match need {
+            Need::Cleared => {
+                self.fresh = None;
+                let mut page = p.vm().frame(p).map_err(|_| end(FaultError::NoMemory))?;
+                page.clear();
+                self.fresh = Some(Fresh { page, copy_of: None });
+            }
+            Need::Copy(source) => {
+                self.fresh = None;
+                let mut page = p.vm().frame(p).map_err(|_| end(FaultError::NoMemory))?;
+                page.copy_from(&source);
+                self.fresh = Some(Fresh { page, copy_of: Some(source) });
+            }
+            Need::Page(file, index) => match file.read(p, index) {
+                Ok(page) => {
+                    self.read = Some(page);
+                    self.major = true;
+                }
+                Err(ReadError::BeyondEnd) => return Err(end(FaultError::Bus(Bus::BeyondEnd))),
+                Err(ReadError::Poisoned) => return Err(end(FaultError::Bus(Bus::Poison))),
+                Err(ReadError::Io) => return Err(end(FaultError::Bus(Bus::Io))),
+                Err(ReadError::NoMemory) => return Err(end(FaultError::NoMemory)),
+                Err(ReadError::Filling(page)) => return Err(Outcome::Blocked(Ticket(For::Page(page)))),
+            },
+            Need::Tables(n) => {
+                let refilled = p.vm().or_drain(p, || self.reserve.refill(n));
+                refilled.map_err(|_| end(FaultError::NoMemory))?;
+            }
+            Need::Flush(seen) => {
+                self.gather.touch(VirtRange::page_of(addr));
+                self.gather.flush();
+                self.flushed = Some(seen);
+            }
+            Need::Settle => self.gather.flush(),
+            Need::Stack => match space.grow_stack(addr) {
+                Grown::Again => {}
+                Grown::No => self.grown = true,
+                Grown::Busy => {
+                    let turn = space.turn();
+                    if turn % 2 == 1 {
+                        return Err(Outcome::Blocked(Ticket(For::Writer(space, turn))));
+                    }
+                }
+            },
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,195 @@
+//! The life of a fault.
+//!
+//! [`AddressSpace::fault`] *looks*, pinned: it finds the VMA, checks the access, walks the tables without a lock, and
+//! from what is mapped and what is in hand either finishes or says what it needs. Then it *fetches* that, unpinned
+//! and unlocked: a cleared page, a copy, a page of the file, tables, a flush. Then it looks again, with what it has in
+//! hand; nothing that was seen before is trusted. The page comes first: tables are asked for only when there is a page
+//! to put in them, and what is in hand when a fault fails goes back where it came from.
+//!
+//! | file | what is there, and the access | what is mapped |
+//! |---|---|---|
+//! | `anon` | nothing; private memory | the zero page, or a cleared page |
+//! | `file` | nothing; a file, read or shared write | the file's page, with its neighbours (`around`) |
+//! | `cow` | nothing, or a page that is not ours; a private write | a copy |
+//! | `wp` | a page that may be written where it is | the same page, writable |
+
+mod anon;
+mod around;
+mod cow;
+mod file;
+mod hand;
+mod outcome;
+mod wp;
+
+pub use outcome::{Bus, FaultError, Outcome, Segv, Signal, Ticket};
+
+use crate::arch::{Attrs, Format};
+use crate::platform::Platform;
+use crate::space::{AddressSpace, Backing, Vma};
+use crate::sync::atomic::Relaxed;
+use crate::sync::epoch::Pin;
+use crate::table::{Batch, Nothing, Refused, Seen, Slot, Walk, install};
+use crate::types::{Access, VirtAddr};
+use hand::{Hand, Need};
+use outcome::For;
+
+/// What a look came to.
+pub(crate) enum Look<'a, P: Platform> {
+    /// The fault ends.
+    Done(Outcome<'a, P>),
+    /// Something is missing: fetch it and look again.
+    Need(Need<P>),
+    /// Something changed meanwhile: look again.
+    Again,
+}
+
+impl<P: Platform> AddressSpace<P> {
+    /// Answers a page fault at `addr`.
+    ///
+    /// Called from the context of a thread, with no lock and no pin held. Never sleeps: what would wait is
+    /// [`Outcome::Blocked`]. Whatever happens, nothing is left behind but what the outcome says.
+    pub fn fault(&self, addr: VirtAddr, access: Access) -> Outcome<'_, P> {
+        let mut hand = Hand::new(self);
+        let outcome = loop {
+            let look = {
+                let pin = Pin::new(self.platform());
+                Fault { space: self, pin: &pin, addr, access, hand: &mut hand }.look()
+            };
+            match look {
+                Look::Done(outcome) => break outcome,
+                Look::Again => self.platform().relax(),
+                Look::Need(need) => {
+                    if let Err(end) = hand.fetch(self, addr, need) {
+                        break end;
+                    }
+                }
+            }
+        };
+        let tables = hand.published;
+        drop(hand); // flushes what is to be flushed, returns what is not used
+        match &outcome {
+            Outcome::Mapped { .. } => self.platform().sync_local(addr, tables),
+            Outcome::Spurious => {
+                self.failures.spurious.fetch_add(1, Relaxed);
+                self.platform().sync_local(addr, true);
+            }
+            Outcome::Blocked(_) => {
+                self.failures.blocked.fetch_add(1, Relaxed);
+            }
+            Outcome::Error(error) => self.failures.count(*error),
+        }
+        outcome
+    }
+}
+
+/// One look at a fault, pinned.
+pub(crate) struct Fault<'f, 'a, P: Platform> {
+    space: &'a AddressSpace<P>,
+    pin: &'f Pin<P>,
+    addr: VirtAddr,
+    access: Access,
+    hand: &'f mut Hand<'a, P>,
+}
+
+impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
+    fn look(mut self) -> Look<'a, P> {
+        if self.hand.unflushed.is_some() {
+            return self.settle_copy();
+        }
+        if !P::Format::is_canonical(self.addr) {
+            return Look::error(FaultError::Segv(Segv::NonCanonical));
+        }
+        let turn = self.space.turn();
+        let Some(vma) = self.space.find(self.pin, self.addr) else { return self.nowhere(turn) };
+        if vma.is_retired() {
+            return self.wait_for_writer(turn);
+        }
+        if !vma.prot.allows(self.access) {
+            return Look::error(FaultError::Segv(Segv::Access));
+        }
+        #[cfg(feature = "__baseline")]
+        if let Some(look) = self.tables_first() {
+            return look;
+        }
+        match self.space.page_table().walk(self.pin, self.addr) {
+            Walk::Nothing(slot) => self.nothing_there(vma, slot),
+            Walk::Seen(slot) => self.entry_there(vma, slot),
+            // A huge entry is made with the rights of its VMA: nothing is left to do.
+            Walk::Huge(_) => Look::Done(Outcome::Spurious),
+        }
+    }
+
+    fn nothing_there(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Nothing>) -> Look<'a, P> {
+        let write = self.access == Access::Write;
+        match &vma.backing {
+            Backing::Anonymous if write => self.fresh_page(vma, slot),
+            Backing::Anonymous => self.zero_page(vma, slot),
+            Backing::File { file, .. } if write && vma.is_private() => self.private_copy(vma, file, slot),
+            Backing::File { file, .. } => self.file_page(vma, file, slot),
+        }
+    }
+
+    fn entry_there(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>) -> Look<'a, P> {
+        let attrs = P::Format::attrs(slot.raw());
+        // Whatever else the VMA allows, the entry allows: it was made, or changed, to the VMA's rights.
+        if self.access != Access::Write || attrs.contains(Attrs::WRITE) {
+            return Look::Done(Outcome::Spurious);
+        }
+        self.write_protected(vma, slot)
+    }
+
+    /// No VMA: a mapping call may be about to put one here, a stack above may grow, or the address is wrong.
+    fn nowhere(&mut self, turn: u64) -> Look<'a, P> {
+        if turn % 2 == 1 {
+            return self.wait_for_writer(turn);
+        }
+        // Growing changes the tree, so it is done unpinned.
+        if self.hand.grown { Look::error(FaultError::Segv(Segv::NotMapped)) } else { Look::Need(Need::Stack) }
+    }
+
+    fn wait_for_writer(&self, turn: u64) -> Look<'a, P> {
+        if turn % 2 == 0 {
+            return Look::Again;
+        }
+        Look::Done(Outcome::Blocked(Ticket(For::Writer(self.space, turn))))
+    }
+
+    /// Installs what is in hand, with the tables in hand.
+    fn install<B: Batch>(&mut self, slot: Slot<'f, P, Nothing>, batch: &mut B) -> Look<'a, P> {
+        // With luck the tables can be had without leaving: no lock is held yet.
+        let _ = self.hand.reserve.refill(slot.level() - batch.level());
+        let (reserve, gather) = (&mut self.hand.reserve, &mut self.hand.gather);
+        match install(self.space.page_table(), self.pin, slot, batch, reserve, gather) {
+            Ok(done) => {
+                self.hand.published |= done.tables > 0;
+                Look::mapped(self.hand.major, done.around)
+            }
+            Err(Refused::Short(tables)) => Look::Need(Need::Tables(tables)),
+            Err(Refused::Raced) => Look::Done(Outcome::Spurious),
+            Err(Refused::Again) => Look::Again,
+        }
+    }
+
+    /// The baseline: tables first, whatever comes of the fault.
+    #[cfg(feature = "__baseline")]
+    fn tables_first(&mut self) -> Option<Look<'a, P>> {
+        if self.space.policy().tables != crate::policy::TablePolicy::Upfront {
+            return None;
+        }
+        let (reserve, gather) = (&mut self.hand.reserve, &mut self.hand.gather);
+        let table = self.space.page_table();
+        match crate::table::publish_empty(table, self.pin, self.addr, reserve, gather) {
+            Ok(()) => None,
+            Err(tables) => Some(Look::Need(Need::Tables(tables))),
+        }
+    }
+}
+
+impl<P: Platform> Look<'_, P> {
+    fn error(error: FaultError) -> Self {
+        Look::Done(Outcome::Error(error))
+    }
+    fn mapped(major: bool, around: u32) -> Self {
+        Look::Done(Outcome::Mapped { major, huge: false, around })
+    }
+}

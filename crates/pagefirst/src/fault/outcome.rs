@@ -1,0 +1,124 @@
+//! How a fault ends.
+
+use crate::frame::{Frame, FrameFlags};
+use crate::platform::Platform;
+use crate::space::AddressSpace;
+
+/// How a fault ended. After all but `Error` the access is tried again, after `Blocked` not before the ticket is
+/// ready.
+#[derive(Debug)]
+#[must_use]
+pub enum Outcome<'a, P: Platform> {
+    /// The page is mapped as the access needs it.
+    Mapped {
+        /// The page had to be read from its file.
+        major: bool,
+        /// The entry spans more than a small page.
+        huge: bool,
+        /// Neighbours mapped beside it.
+        around: u32,
+    },
+    /// Nothing was left to do.
+    Spurious,
+    /// Something has to happen first.
+    Blocked(Ticket<'a, P>),
+    /// The access is not to be.
+    Error(FaultError),
+}
+
+/// Why an access is not to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum FaultError {
+    /// SIGSEGV.
+    #[error("{0}")]
+    Segv(Segv),
+    /// SIGBUS.
+    #[error("{0}")]
+    Bus(Bus),
+    /// Neither page nor table could be had, after everything held back was freed. The embedder frees memory or ends
+    /// the program; the library neither waits nor kills (X18).
+    #[error("out of memory")]
+    NoMemory,
+}
+
+/// Why an address is refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Segv {
+    /// Nothing is mapped there.
+    #[error("nothing mapped")]
+    NotMapped,
+    /// What is mapped there does not allow the access.
+    #[error("access not allowed")]
+    Access,
+    /// No program can have the address.
+    #[error("non-canonical address")]
+    NonCanonical,
+}
+
+/// Why a page cannot be had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Bus {
+    /// The file ends before it.
+    #[error("beyond the end of the file")]
+    BeyondEnd,
+    /// Hardware reported a memory error in it.
+    #[error("hardware memory error")]
+    Poison,
+    /// It could not be read.
+    #[error("read error")]
+    Io,
+}
+
+/// A signal's number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Signal {
+    /// SIGBUS, 7.
+    Bus = 7,
+    /// SIGSEGV, 11.
+    Segv = 11,
+}
+
+impl FaultError {
+    /// Linux's signal and `si_code`; `None` for [`NoMemory`](FaultError::NoMemory), which has none.
+    /// `asm-generic/siginfo.h`: SEGV_MAPERR 1, SEGV_ACCERR 2, SI_KERNEL 128, BUS_ADRERR 2, BUS_MCEERR_AR 4.
+    pub fn signal(self) -> Option<(Signal, i32)> {
+        Some(match self {
+            FaultError::Segv(Segv::NotMapped) => (Signal::Segv, 1),
+            FaultError::Segv(Segv::Access) => (Signal::Segv, 2),
+            FaultError::Segv(Segv::NonCanonical) => (Signal::Segv, 128),
+            FaultError::Bus(Bus::BeyondEnd | Bus::Io) => (Signal::Bus, 2),
+            FaultError::Bus(Bus::Poison) => (Signal::Bus, 4),
+            FaultError::NoMemory => return None,
+        })
+    }
+}
+
+/// What a blocked fault waits for. Holds nothing but a reference to it.
+#[derive(Debug)]
+pub struct Ticket<'a, P: Platform>(pub(super) For<'a, P>);
+
+pub(super) enum For<'a, P: Platform> {
+    /// The mapping call that was at work in this turn.
+    Writer(&'a AddressSpace<P>, u64),
+    /// Another fault that reads this page.
+    Page(Frame<P>),
+}
+
+impl<P: Platform> Ticket<'_, P> {
+    /// Whether the fault may come again.
+    pub fn is_ready(&self) -> bool {
+        match &self.0 {
+            For::Writer(space, turn) => space.turn() != *turn,
+            For::Page(page) => !page.meta().flags().contains(FrameFlags::FILLING),
+        }
+    }
+}
+
+impl<P: Platform> core::fmt::Debug for For<'_, P> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            For::Writer(_, turn) => write!(f, "mapping call {turn}"),
+            For::Page(page) => write!(f, "{page:?} being read"),
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! A write to a page that is mapped read-only.
+
+use super::hand::Need;
+use super::{Fault, Look, Outcome};
+use crate::arch::{Attrs, Format};
+use crate::frame::{Frame, FrameFlags};
+use crate::platform::Platform;
+use crate::space::Vma;
+use crate::table::{FaultKind, Seen, Slot};
+
+impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
+    pub(super) fn write_protected(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>) -> Look<'a, P> {
+        let p = self.pin.platform();
+        let raw = slot.raw();
+        let Some(pfn) = P::Format::frame(raw, 0) else { return Look::Done(Outcome::Spurious) };
+        let Ok(mut slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
+        let meta = p.meta(pfn);
+        // A reference taken under the table's lock: the page is mapped, so it is not free.
+        let held = || Frame::try_get(p, pfn);
+        // Somebody's copy is stored and not flushed: its old page may still be cached on other CPUs.
+        let flushed = self.hand.flushed.as_ref().is_some_and(|f| f.pfn() == pfn);
+        if self.space.page_table().is_unflushed() && !flushed {
+            return held().map_or(Look::Again, |page| Look::Need(Need::Flush(page)));
+        }
+        if P::Format::attrs(raw).contains(Attrs::SPECIAL) {
+            if !self.hand.has_cleared() {
+                return Look::Need(Need::Cleared);
+            }
+        } else if !vma.is_private() || meta.flags().contains(FrameFlags::ANON | FrameFlags::EXCLUSIVE) {
+            if !vma.is_private() {
+                meta.set(FrameFlags::DIRTY);
+            }
+            slot.widen(Attrs::WRITE | Attrs::ACCESSED | Attrs::DIRTY);
+            slot.tally(FaultKind::Reuse);
+            return Look::mapped(self.hand.major, 0);
+        } else if !self.hand.has_copy_of(pfn) {
+            return held().map_or(Look::Again, |page| Look::Need(Need::Copy(page)));
+        }
+        match self.hand.fresh.take() {
+            Some(fresh) => self.replace(vma, slot, pfn, fresh),
+            None => Look::Again,
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Why a call of the page cache failed.
+
+use crate::frame::Frame;
+use crate::platform::Platform;
+use crate::types::NoMemory;
+use core::fmt;
+
+/// The device behind a file failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("input/output error")]
+pub struct IoError;
+
+/// Why a page of a file could not be had.
+#[derive(thiserror::Error)]
+pub enum ReadError<P: Platform> {
+    /// It lies beyond the end of the file.
+    #[error("beyond the end of the file")]
+    BeyondEnd,
+    /// The file could not read it.
+    #[error("input/output error")]
+    Io,
+    /// Hardware reported a memory error in it.
+    #[error("memory error in the page")]
+    Poisoned,
+    /// No memory is left for it.
+    #[error("out of memory")]
+    NoMemory,
+    /// Another is reading it in: until its flag `FILLING` is gone. Then look again, keeping the frame meanwhile.
+    #[error("being read in by another")]
+    Filling(Frame<P>),
+}
+
+impl<P: Platform> From<NoMemory> for ReadError<P> {
+    fn from(NoMemory: NoMemory) -> Self {
+        ReadError::NoMemory
+    }
+}
+
+impl<P: Platform> fmt::Debug for ReadError<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ReadError::BeyondEnd => f.write_str("BeyondEnd"),
+            ReadError::Io => f.write_str("Io"),
+            ReadError::Poisoned => f.write_str("Poisoned"),
+            ReadError::NoMemory => f.write_str("NoMemory"),
+            ReadError::Filling(frame) => f.debug_tuple("Filling").field(frame).finish(),
+        }
+    }
+}
+
+/// Why a file's size was not changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SizeError {
+    /// A page beyond the old end, from before the file shrank, is mapped still: its contents would come back.
+    #[error("page {index}, beyond the end, is still mapped")]
+    StillMapped {
+        /// The page's index.
+        index: u64,
+    },
+    /// The end would not be a 64-bit number.
+    #[error("file too large")]
+    TooLarge,
+}
+
+/// Why a write to a file failed.
+#[derive(thiserror::Error)]
+pub enum WriteError<P: Platform> {
+    /// The page to write to could not be had.
+    #[error(transparent)]
+    Page(#[from] ReadError<P>),
+    /// The file could not grow.
+    #[error(transparent)]
+    Size(#[from] SizeError),
+}
+
+impl<P: Platform> From<NoMemory> for WriteError<P> {
+    fn from(NoMemory: NoMemory) -> Self {
+        WriteError::Page(ReadError::NoMemory)
+    }
+}
+
+impl<P: Platform> fmt::Debug for WriteError<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WriteError::Page(e) => f.debug_tuple("Page").field(e).finish(),
+            WriteError::Size(e) => f.debug_tuple("Size").field(e).finish(),
+        }
+    }
+}
+
+/// Why write-back did not store all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum WriteBackError {
+    /// The file failed to store a page; the others were stored.
+    #[error(transparent)]
+    Io(#[from] IoError),
+    /// There is no frame to copy pages into: nothing was stored.
+    #[error(transparent)]
+    NoMemory(#[from] NoMemory),
+}

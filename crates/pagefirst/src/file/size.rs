@@ -1,0 +1,135 @@
+//! Growing and shrinking a file.
+//!
+//! Whatever lies beyond the end is zero or invalid, and stays so until the size is stored that makes it part of the
+//! file. Pages that are mapped beyond the end keep their mappings: to take those away through the reverse map is
+//! truncation's work, to come; until then such a page refuses the growth that would make it valid again.
+
+use super::bytes;
+use super::cache::{FileCache, Outs, pages_of};
+use super::error::SizeError;
+use super::index::{LAST_INDEX, Writer};
+use crate::frame::FrameFlags;
+use crate::platform::Platform;
+use crate::sync::atomic::{Relaxed, Release};
+use crate::sync::epoch::Pin;
+use crate::types::PAGE_SIZE;
+use core::ops::ControlFlow::{Break, Continue};
+
+/// Why what lies beyond the end is not gone.
+pub(super) enum Left {
+    /// There is more: drop what was taken out, and call again.
+    More,
+    /// This page is mapped.
+    Mapped(u64),
+}
+
+impl<P: Platform> FileCache<P> {
+    /// Sets the file's size in bytes. Called unpinned, with no lock held.
+    ///
+    /// Shrinking, faults beyond the new end fail from the moment the size is stored; pages beyond it are taken out
+    /// before this returns, except those still mapped. Shrinking never fails. It does not wait for write-back: who
+    /// does both to one file keeps them apart, or [`File::write`](super::File::write) may be given bytes beyond the
+    /// new end.
+    ///
+    /// # Errors
+    /// [`SizeError::StillMapped`] when a page from before the file shrank is mapped still; the size is as before.
+    pub fn set_size(&self, p: &'static P, new: u64) -> Result<(), SizeError> {
+        let mut stored = false;
+        loop {
+            let mut outs = Outs::new();
+            let pin = Pin::new(p);
+            let mut w = self.writer.lock(p);
+            let old = self.size.load(Relaxed);
+            let left = if stored || new <= old {
+                if !stored && new < old {
+                    self.size.store(new, Release);
+                    self.cut_last(p, &mut w, new, &mut outs);
+                }
+                stored = true;
+                self.drop_beyond(p, &pin, &mut w, &mut outs, true)
+            } else {
+                let left = self.clear_beyond(p, &pin, &mut w, &mut outs);
+                if left.is_ok() {
+                    self.size.store(new, Release);
+                }
+                left
+            };
+            drop((w, pin));
+            match left {
+                Ok(()) => return Ok(()),
+                Err(Left::More) => {}
+                Err(Left::Mapped(index)) => return Err(SizeError::StillMapped { index }),
+            }
+        }
+    }
+
+    /// The file has shrunk to `size`: its last page ends there. If it is being read in it goes, for what is read may
+    /// be from before; its reader notices.
+    fn cut_last(&self, p: &'static P, w: &mut Writer, size: u64, outs: &mut Outs<P>) {
+        let (index, at) = (size / PAGE_SIZE, (size % PAGE_SIZE) as usize);
+        if at == 0 {
+            return;
+        }
+        let Some(pfn) = self.index.get(w, index) else { return };
+        let meta = p.meta(pfn);
+        if meta.flags().contains(FrameFlags::FILLING) && !meta.flags().contains(FrameFlags::UP_TO_DATE) {
+            meta.set(FrameFlags::GOING);
+            outs.push(self.detach(w, index, meta));
+        } else {
+            bytes::zero_from(p.cells(pfn), at);
+        }
+    }
+
+    /// Sees that everything beyond the end is zero, so that the file may grow, if this answers `Ok`, before the lock
+    /// is left.
+    pub(super) fn clear_beyond(
+        &self,
+        p: &'static P,
+        pin: &Pin<P>,
+        w: &mut Writer,
+        outs: &mut Outs<P>,
+    ) -> Result<(), Left> {
+        self.drop_beyond(p, pin, w, outs, false)?;
+        let size = self.size.load(Relaxed);
+        let at = (size % PAGE_SIZE) as usize;
+        // A page that is being read in is zeroed by its reader: it was inserted with this size, or a smaller one.
+        if at != 0
+            && let Some(pfn) = self.index.get(w, size / PAGE_SIZE)
+            && p.meta(pfn).flags().contains(FrameFlags::UP_TO_DATE)
+        {
+            bytes::zero_from(p.cells(pfn), at);
+        }
+        Ok(())
+    }
+
+    /// Takes out the pages beyond the end, as many as there is room for.
+    fn drop_beyond(
+        &self,
+        p: &'static P,
+        pin: &Pin<P>,
+        w: &mut Writer,
+        outs: &mut Outs<P>,
+        skip_mapped: bool,
+    ) -> Result<(), Left> {
+        let first = pages_of(self.size.load(Relaxed));
+        let end = self.index.scan(pin, first, LAST_INDEX, &mut |index, pfn| {
+            if outs.is_full() {
+                return Break(Left::More);
+            }
+            let meta = p.meta(pfn);
+            meta.set(FrameFlags::GOING);
+            let filling = meta.flags() & (FrameFlags::FILLING | FrameFlags::UP_TO_DATE) == FrameFlags::FILLING;
+            // One that is filling cannot be mapped: whoever raised its count will find it invalid.
+            if filling || meta.maps_ordered() == 0 {
+                outs.push(self.detach(w, index, meta));
+                return Continue(());
+            }
+            meta.clear(FrameFlags::GOING);
+            if skip_mapped { Continue(()) } else { Break(Left::Mapped(index)) }
+        });
+        match end {
+            Break(left) => Err(left),
+            Continue(()) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Every knob, in one place. A policy belongs to a space and does not change.
+
+use crate::types::{PAGE_SIZE, VirtAddr};
+
+/// When tables are made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum TablePolicy {
+    /// The page first, the tables after: what this library is for.
+    #[default]
+    Postponed,
+    /// Tables first, as before 2016; they stay until their range is unmapped. The other side of comparisons.
+    #[cfg(feature = "__baseline")]
+    Upfront,
+}
+
+/// How a space behaves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Policy {
+    /// How much of a file a read fault maps when it is cached, in bytes; see [`Policy::with_fault_around`].
+    pub fault_around: u64,
+    /// Whether prefaulted entries start out as used. Old entries cost x86 about 6 % of a benchmark of process
+    /// start-up when hardware sets the bit (Linux commit 315d09bf30c2), and tell used from unused ones.
+    pub prefault_young: bool,
+    /// When tables are made.
+    pub tables: TablePolicy,
+    /// Refuse mappings that can be written and executed.
+    pub deny_wx: bool,
+    /// Addresses below are refused.
+    pub min_addr: VirtAddr,
+    /// Mappings are placed below, from the top down; the format's user end if that is lower.
+    pub map_top: VirtAddr,
+    /// Where a mapping of anonymous memory of at least this size is aligned to it; 0 for nowhere. Linux 6.7 aligns
+    /// such mappings to 2 MiB (commit efa7df3e3bb5).
+    pub align_large: u64,
+    /// The most VMAs (`vm.max_map_count`).
+    pub max_vmas: usize,
+    /// The most bytes mapped (`RLIMIT_AS`).
+    pub max_bytes: u64,
+    /// The most bytes a stack grows to (`RLIMIT_STACK`).
+    pub max_stack: u64,
+}
+
+/// Linux's default window of fault-around.
+pub const DEFAULT_FAULT_AROUND: u64 = 64 << 10;
+/// The largest window: what one leaf table spans on most formats.
+pub const MAX_FAULT_AROUND: u64 = 2 << 20;
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy {
+            fault_around: DEFAULT_FAULT_AROUND,
+            prefault_young: false,
+            tables: TablePolicy::Postponed,
+            deny_wx: false,
+            min_addr: VirtAddr(64 << 10),
+            map_top: VirtAddr(u64::MAX),
+            align_large: 2 << 20,
+            max_vmas: 65_530,
+            max_bytes: u64::MAX,
+            max_stack: 8 << 20,
+        }
+    }
+}
+
+impl Policy {
+    /// The policy with another window of fault-around; `None` unless `bytes` is a power of two from 4 KiB to 2 MiB.
+    pub fn with_fault_around(self, bytes: u64) -> Option<Policy> {
+        let fits = bytes.is_power_of_two() && (PAGE_SIZE..=MAX_FAULT_AROUND).contains(&bytes);
+        fits.then_some(Policy { fault_around: bytes, ..self })
+    }
+}

@@ -1,0 +1,170 @@
+//! Map.
+
+use super::change::Change;
+use super::error::Unpopulated;
+use super::tree::Order;
+use super::{AddressSpace, Backing, MapError, Vma, VmaFlags, Writing};
+use crate::fault::Outcome;
+use crate::platform::Platform;
+use crate::tlb::Gather;
+use crate::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
+
+/// Where a mapping goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// Where there is room, from the top down.
+    Anywhere,
+    /// At this address if it is free, otherwise anywhere.
+    Hint(VirtAddr),
+    /// At this address; what is mapped there goes.
+    Fixed(VirtAddr),
+    /// At this address; an error if anything is mapped there.
+    FixedNoReplace(VirtAddr),
+}
+
+/// A mapping to be made.
+pub struct Map<P: Platform> {
+    /// Length in bytes; rounded up to whole pages.
+    pub len: u64,
+    /// Rights.
+    pub prot: Prot,
+    /// Other properties.
+    pub flags: VmaFlags,
+    /// What it shows.
+    pub backing: Backing<P>,
+    /// Where it goes.
+    pub place: Place,
+    /// Fill it at once.
+    pub populate: bool,
+}
+
+impl<P: Platform> Map<P> {
+    /// Private anonymous memory, anywhere.
+    pub fn anonymous(len: u64, prot: Prot) -> Self {
+        Map {
+            len,
+            prot,
+            flags: VmaFlags::empty(),
+            backing: Backing::Anonymous,
+            place: Place::Anywhere,
+            populate: false,
+        }
+    }
+}
+
+/// A mapping that was made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mapped {
+    /// Its addresses.
+    pub range: VirtRange,
+    /// Where populating stopped, if it was asked for and did not reach the end.
+    pub unpopulated: Option<Unpopulated>,
+}
+
+impl<P: Platform> AddressSpace<P> {
+    /// Maps.
+    ///
+    /// Populating comes after the mapping is there and may stop short of its end: [`Mapped`] says where and why.
+    ///
+    /// # Errors
+    /// [`MapError`]; nothing has changed then.
+    pub fn map(&self, map: Map<P>) -> Result<Mapped, MapError> {
+        let (prot, populate) = (map.prot, map.populate);
+        let range = self.write().map(map)?;
+        let unpopulated = if populate { self.populate(range, prot) } else { None };
+        Ok(Mapped { range, unpopulated })
+    }
+
+    /// Fills a range as if every page were touched; tells where it stopped short of the end.
+    pub fn populate(&self, range: VirtRange, prot: Prot) -> Option<Unpopulated> {
+        let access = match prot {
+            p if p.contains(Prot::WRITE) => Access::Write,
+            p if p.is_empty() => return None,
+            _ => Access::Read,
+        };
+        let mut at = range.start;
+        while at < range.end {
+            match self.fault(at, access) {
+                Outcome::Mapped { .. } | Outcome::Spurious => at = VirtAddr(at.0 + PAGE_SIZE),
+                Outcome::Blocked(ticket) => {
+                    while !ticket.is_ready() {
+                        self.p.relax();
+                    }
+                }
+                Outcome::Error(why) => return Some(Unpopulated { at, why }),
+            }
+        }
+        None
+    }
+
+    pub(super) fn check_prot(&self, prot: Prot, range: VirtRange) -> Result<(), MapError> {
+        if self.policy.deny_wx && prot.contains(Prot::WRITE | Prot::EXEC) {
+            return Err(MapError::Denied(range));
+        }
+        Ok(())
+    }
+
+    /// Where a mapping of `len` bytes goes.
+    pub(super) fn place(&self, len: u64, place: Place, large: bool) -> Result<VirtRange, MapError> {
+        match place {
+            Place::Fixed(at) => return self.check_range(at, len),
+            Place::FixedNoReplace(at) => {
+                let range = self.check_range(at, len)?;
+                return if self.tree.is_free(range) { Ok(range) } else { Err(MapError::Taken(range)) };
+            }
+            Place::Hint(at) => {
+                if let Ok(range) = self.check_range(at.page(), len)
+                    && self.tree.is_free(range)
+                {
+                    return Ok(range);
+                }
+            }
+            Place::Anywhere => {}
+        }
+        let whole = VirtRange::new(VirtAddr(0), VirtAddr(len));
+        let len = VirtAddr(len).align_up(PAGE_SIZE).ok_or(MapError::Invalid(whole))?.0;
+        if len == 0 {
+            return Err(MapError::Invalid(whole));
+        }
+        let mut within = self.usable();
+        within.end = within.end.min(self.policy.map_top);
+        let align = self.policy.align_large;
+        if large && align > PAGE_SIZE && len >= align
+            && let Some(at) = self.tree.gap(len, align, within, Order::TopDown)
+        {
+            return Ok(VirtRange::new(at, VirtAddr(at.0 + len)));
+        }
+        let at = self.tree.gap(len, PAGE_SIZE, within, Order::TopDown).ok_or(MapError::NoRoom(len))?;
+        Ok(VirtRange::new(at, VirtAddr(at.0 + len)))
+    }
+}
+
+impl<P: Platform> Writing<'_, P> {
+    pub(super) fn map(&mut self, map: Map<P>) -> Result<VirtRange, MapError> {
+        let space = self.space;
+        let range = space.place(map.len, map.place, matches!(map.backing, Backing::Anonymous))?;
+        space.check_prot(map.prot, range)?;
+        // Index arithmetic on a file must not wrap anywhere in the mapping.
+        if let Backing::File { first, .. } = &map.backing
+            && first.checked_add(range.pages()).is_none_or(|end| end > u64::MAX / PAGE_SIZE)
+        {
+            return Err(MapError::Invalid(range));
+        }
+        // Shared anonymous memory is a file of its own that has no name: the embedder supplies it.
+        if matches!(map.backing, Backing::Anonymous) && map.flags.contains(VmaFlags::SHARED) {
+            return Err(MapError::Denied(range));
+        }
+        let replaces = space.tree.overlaps(range);
+        let mut change = Change::cut(self, range)?;
+        change.push(Vma::new(0, range, map.prot, map.flags, map.backing), &mut self.state)?;
+        let ready = change.finish(&mut self.state)?;
+        ready.announce();
+        if replaces {
+            let mut gather = Gather::new(&space.table);
+            space.table.zap(range, None, &mut gather);
+            gather.flush();
+        }
+        ready.publish(&mut self.state);
+        Ok(range)
+    }
+}

@@ -1,0 +1,100 @@
+//! Protect.
+
+use super::change::Change;
+use super::{AddressSpace, MapError, Vma};
+use crate::arch::{Attrs, Format};
+use crate::frame::FrameFlags;
+use crate::platform::Platform;
+use crate::table::{Flow, Guard, Visitor};
+use crate::tlb::Gather;
+use crate::types::{PAGE_SIZE, Prot, VirtAddr, VirtRange};
+
+/// Gives the entries of one VMA its new rights. Write is given at once where a write fault would give it without
+/// looking at anything but the page.
+struct Protect {
+    prot: Prot,
+    writable_in_place: bool,
+}
+
+impl Protect {
+    fn attrs<P: Platform>(&self, p: &'static P, raw: u64) -> Attrs {
+        let mut attrs = P::Format::attrs(raw);
+        attrs.set(Attrs::NONE, self.prot.is_empty());
+        attrs.set(Attrs::EXEC, self.prot.contains(Prot::EXEC));
+        if !self.prot.contains(Prot::WRITE) {
+            attrs.remove(Attrs::WRITE);
+        } else if !attrs.contains(Attrs::SPECIAL)
+            && let Some(pfn) = P::Format::frame(raw, 0)
+        {
+            let flags = p.meta(pfn).flags();
+            let own = flags.contains(FrameFlags::ANON | FrameFlags::EXCLUSIVE);
+            if own || (self.writable_in_place && flags.contains(FrameFlags::FILE)) {
+                attrs.insert(Attrs::WRITE);
+            }
+        }
+        attrs
+    }
+}
+
+impl<P: Platform> Visitor<P> for Protect {
+    fn leaf(&mut self, guard: &mut Guard<'_, P>, range: VirtRange, gather: &mut Gather<'_, P>) -> Flow {
+        let p = guard.table().platform();
+        let mut va = range.start;
+        while va < range.end {
+            let index = P::Format::index(va, 0);
+            if guard.entry(index) != 0 {
+                let new = |raw| P::Format::with_attrs(raw, self.attrs(p, raw));
+                let old = guard.update(index, new);
+                if new(old) != old {
+                    gather.touch(VirtRange::page_of(va));
+                }
+            }
+            va = VirtAddr(va.0 + PAGE_SIZE);
+        }
+        Flow::Done
+    }
+}
+
+impl<P: Platform> AddressSpace<P> {
+    /// Gives `len` bytes from `start`, rounded up to whole pages, other rights.
+    ///
+    /// # Errors
+    /// [`MapError`], [`NotMapped`](MapError::NotMapped) with the first hole among them; nothing has changed then.
+    pub fn protect(&self, start: VirtAddr, len: u64, prot: Prot) -> Result<(), MapError> {
+        let range = self.check_range(start, len)?;
+        self.check_prot(prot, range)?;
+        let mut writing = self.write();
+        self.check_mapped(range)?;
+        if self.tree.overlapping(range).all(|v| v.prot == prot) {
+            return Ok(());
+        }
+        let mut change = Change::cut(&mut writing, range)?;
+        for vma in self.tree.overlapping(range) {
+            let part = vma.range.intersect(range);
+            let piece = Vma::new(0, part, prot, vma.flags, vma.backing_at(part.start));
+            change.push(piece, &mut writing.state)?;
+        }
+        let ready = change.finish(&mut writing.state)?;
+        ready.announce();
+        let mut gather = Gather::new(&self.table);
+        for vma in self.tree.overlapping(range) {
+            let mut visitor = Protect { prot, writable_in_place: vma.is_written_in_place() };
+            self.table.visit(vma.range.intersect(range), &mut visitor, &mut gather);
+        }
+        gather.flush();
+        ready.publish(&mut writing.state);
+        Ok(())
+    }
+
+    /// An error that names the first hole in `range`, if there is one.
+    pub(super) fn check_mapped(&self, range: VirtRange) -> Result<(), MapError> {
+        let mut at = range.start;
+        for vma in self.tree.overlapping(range) {
+            if vma.range.start > at {
+                return Err(MapError::NotMapped(VirtRange::new(at, vma.range.start)));
+            }
+            at = vma.range.end;
+        }
+        if at < range.end { Err(MapError::NotMapped(VirtRange::new(at, range.end))) } else { Ok(()) }
+    }
+}

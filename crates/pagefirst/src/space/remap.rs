@@ -1,0 +1,270 @@
+//! Remap: shrink, grow, move (`mremap`).
+//!
+//! A move reserves every table it can need, then retires the source. It takes a part of the source's entries out
+//! under their table's lock, flushes the source, and installs them at the destination by protocol 1, every page
+//! validated again, until the source is empty (CVE-2018-18281: a page must not be reachable through the source
+//! after it was freed at the destination). Tables are never moved. Meanwhile faults on either side wait.
+
+use super::change::Change;
+use super::{AddressSpace, Backing, Map, MapError, Place, Vma, Writing};
+use crate::arch::{Attrs, Format};
+use crate::file::FileCache;
+use crate::frame::{self, FrameFlags};
+use crate::platform::Platform;
+use crate::sync::epoch::Pin;
+use crate::table::{
+    Batch, Counted, FaultKind, Flow, Guard, NewEntry, PageTable, Refused, Reserve, Stock, Visitor, Walk, install,
+};
+use crate::tlb::Gather;
+use crate::types::{PAGE_SIZE, VirtAddr, VirtRange};
+
+/// Where a mapping that is remapped may go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RemapTo {
+    /// Nowhere: grow in place or fail.
+    InPlace,
+    /// Anywhere, if it cannot grow in place (`MREMAP_MAYMOVE`).
+    Anywhere,
+    /// To this address; what is mapped there goes (`MREMAP_FIXED`).
+    Fixed(VirtAddr),
+}
+
+impl<P: Platform> AddressSpace<P> {
+    /// Makes the mapping of `old_len` bytes at `start` one of `new_len` bytes, moving it if need be; returns where
+    /// it is then.
+    ///
+    /// # Errors
+    /// [`MapError`]; nothing has changed then. The old range must lie in one mapping.
+    pub fn remap(
+        &self,
+        start: VirtAddr,
+        old_len: u64,
+        new_len: u64,
+        to: RemapTo,
+    ) -> Result<VirtAddr, MapError> {
+        let old = self.check_range(start, old_len)?;
+        let new_len = VirtAddr(new_len).align_up(PAGE_SIZE).filter(|l| l.0 > 0);
+        let new_len = new_len.ok_or(MapError::Invalid(VirtRange::new(start, start)))?.0;
+        let mut writing = self.write();
+        let vma = self.tree.overlapping(old).next().filter(|v| v.range.covers(old));
+        let vma = vma.ok_or(MapError::NotMapped(old))?;
+        if let RemapTo::Fixed(at) = to {
+            let new = self.check_range(at, new_len)?;
+            if new.overlaps(old) {
+                return Err(MapError::Invalid(new));
+            }
+            return writing.relocate(&vma, old, new);
+        }
+        if new_len <= old.len() {
+            if new_len < old.len() {
+                writing.unmap(VirtRange::new(VirtAddr(start.0 + new_len), old.end))?;
+            }
+            return Ok(start);
+        }
+        let tail = VirtRange::new(old.end, VirtAddr(start.0.saturating_add(new_len)));
+        if old.end == vma.range.end && self.usable().covers(tail) && self.tree.is_free(tail) {
+            writing.map(Map {
+                len: tail.len(),
+                prot: vma.prot,
+                flags: vma.flags,
+                backing: vma.backing_at(tail.start),
+                place: Place::FixedNoReplace(tail.start),
+                populate: false,
+            })?;
+            return Ok(start);
+        }
+        if to == RemapTo::InPlace {
+            return Err(MapError::Taken(tail));
+        }
+        let large = matches!(vma.backing, Backing::Anonymous);
+        let new = self.place(new_len, Place::Anywhere, large)?;
+        writing.relocate(&vma, old, new)
+    }
+}
+
+impl<P: Platform> Writing<'_, P> {
+    /// Moves `old`, a part of `vma`, to `new`, which may be shorter or longer and does not overlap it.
+    fn relocate(&mut self, vma: &Vma<P>, old: VirtRange, new: VirtRange) -> Result<VirtAddr, MapError> {
+        let space = self.space;
+        let moved = VirtRange::new(old.start, VirtAddr(old.start.0 + old.len().min(new.len())));
+        let mut change = Change::cut(self, old)?;
+        change.cut_also(new, &mut self.state)?;
+        let piece = Vma::new(0, new, vma.prot, vma.flags, vma.backing_at(old.start));
+        change.push(piece, &mut self.state)?;
+        let ready = change.finish(&mut self.state)?;
+        // Everything that can fail has been done once the tables are there.
+        let mut relocation = Relocation {
+            table: &space.table,
+            file: match &vma.backing {
+                Backing::File { file, .. } => Some(file),
+                Backing::Anonymous => None,
+            },
+            indexes: vma.index_of(old.start),
+            from: old.start,
+            to: new.start,
+            entries: [(VirtAddr(0), 0); BATCH],
+            len: 0,
+            stock: Stock::new(space.p, tables_needed::<P>(&space.table, moved, new))?,
+        };
+        ready.announce();
+        let mut gather = Gather::new(&space.table);
+        space.table.zap(new, None, &mut gather);
+        gather.flush();
+        let unneeded = ready.unneeded(old);
+        space.table.visit(moved, &mut relocation, &mut gather);
+        gather.flush();
+        relocation.settle();
+        space.table.zap(old, Some(unneeded), &mut gather);
+        gather.flush();
+        ready.publish(&mut self.state);
+        Ok(new.start)
+    }
+}
+
+/// No more tables than this are missing at `new` for what is mapped in `from`: two leaf tables for each in use there.
+fn tables_needed<P: Platform>(table: &PageTable<P>, from: VirtRange, new: VirtRange) -> u64 {
+    struct Leaves(u64);
+    impl<P: Platform> Visitor<P> for Leaves {
+        fn leaf(&mut self, _: &mut Guard<'_, P>, _: VirtRange, _: &mut Gather<'_, P>) -> Flow {
+            self.0 += 1;
+            Flow::Done
+        }
+    }
+    let mut leaves = Leaves(0);
+    table.visit(from, &mut leaves, &mut Gather::new(table));
+    let mut at_level = 2 * leaves.0;
+    let mut sum = 0;
+    for level in 1..P::Format::LEVELS {
+        at_level = at_level.min(new.len() / P::Format::span(level) + 2);
+        sum += at_level;
+    }
+    sum
+}
+
+const BATCH: usize = 64;
+
+/// Entries on their way: taken from the source, not yet at the destination, their mappings still counted.
+struct Relocation<'a, P: Platform> {
+    table: &'a PageTable<P>,
+    file: Option<&'a FileCache<P>>,
+    /// Index in the file of the page at `from`.
+    indexes: u64,
+    from: VirtAddr,
+    to: VirtAddr,
+    /// Old address and entry, in the order of addresses.
+    entries: [(VirtAddr, u64); BATCH],
+    len: usize,
+    stock: Stock<P>,
+}
+
+impl<P: Platform> Visitor<P> for Relocation<'_, P> {
+    fn leaf(&mut self, guard: &mut Guard<'_, P>, range: VirtRange, gather: &mut Gather<'_, P>) -> Flow {
+        let p = guard.table().platform();
+        let mut va = range.start;
+        while va < range.end && guard.entries() > 0 {
+            if self.len == BATCH {
+                return Flow::Full(va);
+            }
+            if let Some(raw) = guard.take(P::Format::index(va, 0)) {
+                match counted::<P>(p, raw) {
+                    Counted::Anon => guard.count_anon(-1),
+                    Counted::File => guard.count_file(-1),
+                    Counted::Nothing => {}
+                }
+                gather.touch(VirtRange::page_of(va));
+                self.entries[self.len] = (va, raw);
+                self.len += 1;
+            }
+            va = VirtAddr(va.0 + PAGE_SIZE);
+        }
+        Flow::Done
+    }
+    fn between(&mut self) {
+        self.settle();
+    }
+}
+
+fn counted<P: Platform>(p: &'static P, raw: u64) -> Counted {
+    match P::Format::frame(raw, 0) {
+        Some(pfn) if !P::Format::attrs(raw).contains(Attrs::SPECIAL) => {
+            if p.meta(pfn).flags().contains(FrameFlags::ANON) { Counted::Anon } else { Counted::File }
+        }
+        _ => Counted::Nothing,
+    }
+}
+
+impl<P: Platform> Relocation<'_, P> {
+    /// Installs what was taken. The source is flushed.
+    fn settle(&mut self) {
+        let p = self.table.platform();
+        let mut reserve = Reserve::new(p);
+        let mut gather = Gather::new(self.table);
+        for i in 0..self.len {
+            let (from, raw) = self.entries[i];
+            let va = VirtAddr(self.to.0 + (from.0 - self.from.0));
+            let index = self.indexes + (from.0 - self.from.0) / PAGE_SIZE;
+            let mut batch = One { p, file: self.file, index, va, raw: Some(raw) };
+            loop {
+                let done = {
+                    let pin = Pin::new(p);
+                    match self.table.walk(&pin, va) {
+                        Walk::Nothing(slot) => {
+                            install(self.table, &pin, slot, &mut batch, &mut reserve, &mut gather)
+                        }
+                        // Nobody else maps here: the destination is not published and was zapped.
+                        Walk::Seen(_) | Walk::Huge(_) => Err(Refused::Raced),
+                    }
+                };
+                match done {
+                    Err(Refused::Short(n)) => self.stock.refill(&mut reserve, n),
+                    _ => break,
+                }
+            }
+            if let Some(raw) = batch.raw
+                && counted::<P>(p, raw) != Counted::Nothing
+                && let Some(pfn) = P::Format::frame(raw, 0)
+            {
+                // The page went away meanwhile: its mapping ends here.
+                frame::unmap(p, pfn);
+            }
+        }
+        self.len = 0;
+        gather.flush();
+    }
+}
+
+/// One entry that moves; its mapping is counted already.
+struct One<'a, P: Platform> {
+    p: &'static P,
+    file: Option<&'a FileCache<P>>,
+    index: u64,
+    va: VirtAddr,
+    raw: Option<u64>,
+}
+
+impl<P: Platform> Batch for One<'_, P> {
+    fn va(&self) -> VirtAddr {
+        self.va
+    }
+    fn window(&self) -> VirtRange {
+        VirtRange::new(self.va, self.va)
+    }
+    fn is_current(&self) -> bool {
+        true // the destination is not published yet: nobody can take it away
+    }
+    fn entry(&mut self, _: VirtAddr) -> Option<NewEntry> {
+        let raw = self.raw?;
+        let counted = counted::<P>(self.p, raw);
+        if counted == Counted::File
+            && let Some(pfn) = P::Format::frame(raw, 0)
+            && !self.file.is_some_and(|f| f.is_attached(self.p.meta(pfn), self.index))
+        {
+            return None;
+        }
+        self.raw = None;
+        Some(NewEntry { raw, counted })
+    }
+    fn kind(&self) -> FaultKind {
+        FaultKind::Populated
+    }
+}

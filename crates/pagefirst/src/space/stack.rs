@@ -1,0 +1,48 @@
+//! Stacks that grow down.
+
+use super::change::{Change, Ready};
+use super::tree::STACK_GUARD;
+use super::{AddressSpace, MapError, Vma, VmaFlags, Writing};
+use crate::platform::Platform;
+use crate::types::{VirtAddr, VirtRange};
+
+/// What came of a try to grow a stack.
+pub(crate) enum Grown {
+    /// It covers the address now, or what is mapped has changed: look again.
+    Again,
+    /// A mapping call is at work.
+    Busy,
+    /// There is no stack to grow, or it must not.
+    No,
+}
+
+impl<P: Platform> AddressSpace<P> {
+    /// Grows the stack above `addr` down to it, within its limit and never into the guard gap kept free below it.
+    pub(crate) fn grow_stack(&self, addr: VirtAddr) -> Grown {
+        let Some(mut writing) = self.try_write() else { return Grown::Busy };
+        if self.tree.overlaps(VirtRange::page_of(addr)) {
+            return Grown::Again;
+        }
+        let Some(stack) = self.tree.after(addr).filter(|v| v.flags.contains(VmaFlags::GROWS_DOWN)) else {
+            return Grown::No;
+        };
+        let range = VirtRange::new(addr.page(), stack.range.end);
+        let guard = VirtRange::new(VirtAddr(range.start.0.saturating_sub(STACK_GUARD)), stack.range.start);
+        if range.len() > self.policy.max_stack || !self.usable().covers(range) || self.tree.overlaps(guard) {
+            return Grown::No;
+        }
+        let Ok(ready) = writing.grow(&stack, range) else { return Grown::No };
+        ready.announce();
+        ready.publish(&mut writing.state);
+        Grown::Again
+    }
+}
+
+impl<'a, P: Platform> Writing<'a, P> {
+    fn grow(&mut self, stack: &Vma<P>, range: VirtRange) -> Result<Ready<'a, P>, MapError> {
+        let mut change = Change::cut(self, range)?;
+        let whole = Vma::new(0, range, stack.prot, stack.flags, stack.backing.clone());
+        change.push(whole, &mut self.state)?;
+        change.finish(&mut self.state)
+    }
+}

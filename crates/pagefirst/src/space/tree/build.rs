@@ -1,0 +1,264 @@
+//! How new versions of the tree are built: drafts, joins, and the nodes reserved for them.
+
+use super::{Node, Subtree, TreeNode, VmaTree};
+use crate::mem::{Reserved, Shared};
+use crate::platform::Platform;
+use crate::space::Vma;
+use crate::types::{NoMemory, VirtAddr, VirtRange};
+
+/// The most VMAs one [`VmaTree::replace`] inserts.
+pub(super) const MAX_NEW: usize = 4;
+
+/// The height up to which a tree can be changed; up to 196,416 VMAs make none that is higher.
+const MAX_HEIGHT: usize = 24;
+
+const CAPACITY: usize = needed(MAX_HEIGHT, MAX_NEW);
+
+/// The nodes that one `replace` of `new` VMAs in a tree of this height takes, at most.
+///
+/// Why it suffices: a join of trees whose heights differ by `d > 1` places at most `d` nodes, `d - 1` if the result
+/// is higher than both, and one more if the lower tree is a draft; other joins place their drafts. What that adds
+/// up to over every path a `replace` can take is computed by `tests::needed_is_enough`, from heights alone.
+pub(super) const fn needed(height: usize, new: usize) -> usize {
+    4 * height + new + 2
+}
+
+fn height<P: Platform>(tree: &Subtree<P>) -> u8 {
+    tree.as_ref().map_or(0, |n| n.height)
+}
+
+/// A node without a slot.
+pub(super) struct Draft<P: Platform> {
+    pub left: Subtree<P>,
+    pub vma: Shared<P, Vma<P>>,
+    pub right: Subtree<P>,
+    pub height: u8,
+}
+
+/// A tree while it is built.
+pub(super) enum Tree<P: Platform> {
+    Placed(Subtree<P>),
+    Draft(Draft<P>),
+}
+
+impl<P: Platform> Tree<P> {
+    const EMPTY: Self = Tree::Placed(None);
+
+    fn height(&self) -> u8 {
+        match self {
+            Tree::Placed(tree) => height(tree),
+            Tree::Draft(draft) => draft.height,
+        }
+    }
+    /// The root taken out: the subtree towards `side`, the VMA, the other subtree.
+    fn open(self, side: Side) -> Option<(Self, Shared<P, Vma<P>>, Self)> {
+        let (left, vma, right) = match self {
+            Tree::Placed(node) => {
+                let n = node?;
+                (n.left.clone(), n.vma.clone(), n.right.clone())
+            }
+            Tree::Draft(d) => (d.left, d.vma, d.right),
+        };
+        let (left, right) = (Tree::Placed(left), Tree::Placed(right));
+        Some(match side {
+            Side::Low => (left, vma, right),
+            Side::High => (right, vma, left),
+        })
+    }
+}
+
+/// A direction: what is said of one holds, mirrored, of the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Side {
+    Low,
+    High,
+}
+
+impl Side {
+    fn other(self) -> Side {
+        match self {
+            Side::Low => Side::High,
+            Side::High => Side::Low,
+        }
+    }
+}
+
+/// Nodes reserved for changes to a tree, so that these cannot fail.
+///
+/// Large (1.6 KiB): it lives in its space and is filled up before each change.
+pub(crate) struct TreeReserve<P: Platform> {
+    slots: [Option<Reserved<P, TreeNode<P>>>; CAPACITY],
+    len: usize,
+}
+
+impl<P: Platform> TreeReserve<P> {
+    /// An empty reserve.
+    pub const fn new() -> Self {
+        TreeReserve { slots: [const { None }; CAPACITY], len: 0 }
+    }
+    /// Nodes in reserve.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+    /// Reserves what is missing for one [`VmaTree::replace`] in `tree` that inserts at most `new` VMAs. Called with
+    /// no pin and no spin lock held; what was reserved stays if the rest cannot be.
+    ///
+    /// # Errors
+    /// [`NoMemory`]; also when the tree is too high, or `new` exceeds [`MAX_NEW`].
+    pub fn refill(&mut self, p: &'static P, tree: &VmaTree<P>, new: usize) -> Result<(), NoMemory> {
+        let height = tree.height();
+        if height > MAX_HEIGHT || new > MAX_NEW {
+            return Err(NoMemory);
+        }
+        while self.len < needed(height, new) {
+            self.slots[self.len] = Some(p.vm().or_drain(p, || p.vm().nodes.reserve())?);
+            self.len += 1;
+        }
+        Ok(())
+    }
+    /// Gives the reserved nodes back.
+    pub fn clear(&mut self) {
+        self.slots[..self.len].fill_with(|| None);
+        self.len = 0;
+    }
+
+    fn take(&mut self) -> Option<Reserved<P, TreeNode<P>>> {
+        self.len = self.len.checked_sub(1)?;
+        self.slots[self.len].take()
+    }
+    /// Gives a draft its slot. From here on the node does not change.
+    pub(super) fn place(&mut self, tree: Tree<P>) -> Subtree<P> {
+        match tree {
+            Tree::Placed(tree) => tree,
+            Tree::Draft(draft) => {
+                let slot = self.take().expect("`replace` checked that there are `needed` nodes");
+                Some(slot.fill(TreeNode::new(draft)))
+            }
+        }
+    }
+    /// `a`, `vma`, `b` in this order seen from `side`, the heights of `a` and `b` differing by at most 1.
+    fn node(&mut self, side: Side, a: Tree<P>, vma: Shared<P, Vma<P>>, b: Tree<P>) -> Tree<P> {
+        let (left, right) = match side {
+            Side::Low => (a, b),
+            Side::High => (b, a),
+        };
+        let (left, right) = (self.place(left), self.place(right));
+        let (l, r) = (height(&left), height(&right));
+        debug_assert!(l.abs_diff(r) <= 1, "a node out of balance: {l}, {r}");
+        Tree::Draft(Draft { left, vma, right, height: l.max(r) + 1 })
+    }
+    /// The same for heights of any difference.
+    fn join(&mut self, side: Side, a: Tree<P>, vma: Shared<P, Vma<P>>, b: Tree<P>) -> Tree<P> {
+        let (ha, hb) = (a.height(), b.height());
+        if ha.abs_diff(hb) <= 1 {
+            return self.node(side, a, vma, b);
+        }
+        let (side, tall, low) = if ha > hb { (side, a, b) } else { (side.other(), b, a) };
+        let Some((outer, key, inner)) = tall.open(side) else { return Tree::EMPTY };
+        let inner = self.join(side, inner, vma, low);
+        self.balance(side, outer, key, inner)
+    }
+    /// `a`, `vma`, `b` in this order seen from `side`, where `b` is at most 2 higher than `a`: AVL's rotations.
+    fn balance(&mut self, side: Side, a: Tree<P>, vma: Shared<P, Vma<P>>, b: Tree<P>) -> Tree<P> {
+        if b.height() <= a.height() + 1 {
+            return self.node(side, a, vma, b);
+        }
+        let Some((near, key, far)) = b.open(side) else { return Tree::EMPTY };
+        if near.height() > far.height() {
+            let Some((n, middle, f)) = near.open(side) else { return Tree::EMPTY };
+            let a = self.node(side, a, vma, n);
+            let b = self.node(side, f, key, far);
+            self.node(side, a, middle, b)
+        } else {
+            let a = self.node(side, a, vma, near);
+            self.node(side, a, key, far)
+        }
+    }
+    /// The VMAs of `tree` that lie wholly below `at` (`Low`), or wholly at or above it (`High`).
+    fn cut(&mut self, side: Side, tree: Option<&Node<P>>, at: VirtAddr) -> Tree<P> {
+        let Some(n) = tree else { return Tree::EMPTY };
+        let inside = |range: VirtRange| match side {
+            Side::Low => range.end <= at,
+            Side::High => range.start >= at,
+        };
+        if inside(n.span) {
+            return Tree::Placed(Some(n.clone()));
+        }
+        let (outer, inner) = match side {
+            Side::Low => (&n.left, &n.right),
+            Side::High => (&n.right, &n.left),
+        };
+        if inside(n.range) {
+            let inner = self.cut(side, inner.as_ref(), at);
+            self.join(side, Tree::Placed(outer.clone()), n.vma.clone(), inner)
+        } else {
+            self.cut(side, outer.as_ref(), at)
+        }
+    }
+    /// The VMA of `tree` that is outermost on `side`, and the others.
+    fn pop(&mut self, side: Side, tree: Tree<P>) -> Option<(Shared<P, Vma<P>>, Tree<P>)> {
+        let (outer, vma, inner) = tree.open(side)?;
+        Some(match self.pop(side, outer) {
+            None => (vma, inner),
+            Some((first, outer)) => (first, self.join(side, outer, vma, inner)),
+        })
+    }
+    /// A tree of the next `n` VMAs alone.
+    fn small(&mut self, n: usize, new: &mut New<'_, P>) -> Tree<P> {
+        if n == 0 {
+            return Tree::EMPTY;
+        }
+        let low = self.small(n / 2, new);
+        let Some(vma) = new.next() else { return low };
+        let high = self.small(n - n / 2 - 1, new);
+        self.node(Side::Low, low, vma, high)
+    }
+    /// `low`, the next `n` VMAs, `high`.
+    fn concat(&mut self, low: Tree<P>, n: usize, new: &mut New<'_, P>, high: Tree<P>) -> Tree<P> {
+        if low.height() == 0 && high.height() == 0 {
+            return self.small(n, new);
+        }
+        let Some(first) = new.next() else { return self.concat_two(low, high) };
+        let between = self.small(n.saturating_sub(2), new);
+        let Some(last) = new.next() else { return self.join(Side::Low, low, first, high) };
+        if low.height() <= high.height() {
+            let low = self.join(Side::Low, low, first, between);
+            self.join(Side::Low, low, last, high)
+        } else {
+            let high = self.join(Side::Low, between, last, high);
+            self.join(Side::Low, low, first, high)
+        }
+    }
+    fn concat_two(&mut self, low: Tree<P>, high: Tree<P>) -> Tree<P> {
+        let (side, low, tall) =
+            if low.height() > high.height() { (Side::High, high, low) } else { (Side::Low, low, high) };
+        match self.pop(side, tall) {
+            Some((vma, tall)) => self.join(side, low, vma, tall),
+            None => low,
+        }
+    }
+    /// `tree` with `n` new VMAs in the place of those that overlap `range`.
+    pub(super) fn change(
+        &mut self,
+        tree: Option<&Node<P>>,
+        range: VirtRange,
+        n: usize,
+        new: &mut New<'_, P>,
+    ) -> Tree<P> {
+        let Some(at) = tree else { return self.small(n, new) };
+        let (side, outer, inner) = if at.range.end <= range.start {
+            (Side::Low, &at.left, &at.right)
+        } else if at.range.start >= range.end {
+            (Side::High, &at.right, &at.left)
+        } else {
+            let low = self.cut(Side::Low, at.left.as_ref(), range.start);
+            let high = self.cut(Side::High, at.right.as_ref(), range.end);
+            return self.concat(low, n, new, high);
+        };
+        let inner = self.change(inner.as_ref(), range, n, new);
+        self.join(side, Tree::Placed(outer.clone()), at.vma.clone(), inner)
+    }
+}
+
+/// The VMAs to insert.
+type New<'a, P> = dyn Iterator<Item = Shared<P, Vma<P>>> + 'a;

@@ -1,0 +1,34 @@
+//! Unmap.
+
+use super::change::Change;
+use super::{AddressSpace, MapError, Writing};
+use crate::platform::Platform;
+use crate::tlb::Gather;
+use crate::types::{VirtAddr, VirtRange};
+
+impl<P: Platform> AddressSpace<P> {
+    /// Unmaps `len` bytes from `start`, rounded up to whole pages; parts where nothing is mapped are no error.
+    ///
+    /// # Errors
+    /// [`MapError`]; nothing has changed then.
+    pub fn unmap(&self, start: VirtAddr, len: u64) -> Result<(), MapError> {
+        let range = self.check_range(start, len)?;
+        self.write().unmap(range)
+    }
+}
+
+impl<P: Platform> Writing<'_, P> {
+    pub(super) fn unmap(&mut self, range: VirtRange) -> Result<(), MapError> {
+        if !self.space.tree.overlaps(range) {
+            return Ok(());
+        }
+        let ready = Change::cut(self, range)?.finish(&mut self.state)?;
+        ready.announce();
+        let table = &self.space.table;
+        let mut gather = Gather::new(table);
+        table.zap(range, Some(ready.unneeded(range)), &mut gather);
+        gather.flush();
+        ready.publish(&mut self.state);
+        Ok(())
+    }
+}

@@ -1,0 +1,59 @@
+//! Taking away what is mapped in a range.
+
+use crate::arch::{Attrs, Format};
+use crate::frame::FrameFlags;
+use crate::platform::Platform;
+use crate::table::{FaultKind, Flow, Guard, PageTable, Visitor};
+use crate::tlb::Gather;
+use crate::types::{VirtAddr, VirtRange};
+
+struct Zap {
+    unpins: Option<VirtRange>,
+}
+
+impl<P: Platform> Visitor<P> for Zap {
+    fn leaf(&mut self, guard: &mut Guard<'_, P>, range: VirtRange, gather: &mut Gather<'_, P>) -> Flow {
+        let p = guard.table().platform();
+        let mut va = range.start;
+        while va < range.end && guard.entries() > 0 {
+            if gather.is_full() {
+                return Flow::Full(va);
+            }
+            if let Some(raw) = guard.take(P::Format::index(va, 0)) {
+                let attrs = P::Format::attrs(raw);
+                if !attrs.contains(Attrs::ACCESSED) {
+                    guard.tally(FaultKind::Unused, 1);
+                }
+                match P::Format::frame(raw, 0) {
+                    Some(pfn) if !attrs.contains(Attrs::SPECIAL) => {
+                        let meta = p.meta(pfn);
+                        if meta.flags().contains(FrameFlags::ANON) {
+                            guard.count_anon(-1);
+                        } else {
+                            guard.count_file(-1);
+                            if attrs.contains(Attrs::DIRTY) {
+                                meta.set(FrameFlags::DIRTY);
+                            }
+                        }
+                        gather.page(va, pfn);
+                    }
+                    _ => gather.touch(VirtRange::page_of(va)),
+                }
+            }
+            va = VirtAddr(va.0 + P::Format::span(0));
+        }
+        Flow::Done
+    }
+    fn unpins(&self) -> Option<VirtRange> {
+        self.unpins
+    }
+}
+
+impl<P: Platform> PageTable<P> {
+    /// Takes every entry of `range` out, and every table that loses its last entry by it; tables kept while empty
+    /// (`Upfront`) go if they span only addresses of `unpins`. Whatever had to be announced is announced. The gather
+    /// flushes when it is full; its owner flushes the rest.
+    pub(crate) fn zap(&self, range: VirtRange, unpins: Option<VirtRange>, gather: &mut Gather<'_, P>) {
+        self.visit(range, &mut Zap { unpins }, gather);
+    }
+}
