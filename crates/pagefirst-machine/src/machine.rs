@@ -13,6 +13,7 @@ use pagefirst::{Held, Local, Vm};
 use pagefirst::arch::{Format, X86_64};
 use pagefirst::frame::Frame;
 use pagefirst::platform::MAX_CPUS;
+use pagefirst::types::{PAGE_SHIFT, Pfn, VirtAddr};
 
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -129,13 +130,19 @@ impl<F: Format> Machine<F> {
     ///
     /// # Errors
     /// What the library says it still holds, and what the machine counted, when that is more.
-    pub fn nothing_left(&'static self) -> Result<(), (Held, Counts)> {
+    pub fn nothing_left(&'static self) -> Result<(), String> {
         self.vm.quiesce(self);
         let (held, counts) = (self.vm.held(self), self.counts());
         let library = Held { frames: 1, ..Held::default() };
-        let shadow = self.shadow.as_ref().is_none_or(|s| s.in_use() == (1, 0));
-        let counted = counts.live_frames() == 1 && counts.live_tables() == 0;
-        if held == library && shadow && counted { Ok(()) } else { Err((held, counts)) }
+        let (frames, tables) = (counts.live_frames(), counts.live_tables());
+        let in_use = self.shadow.as_ref().map_or((1, 0), Shadow::in_use);
+        if held == library && (frames, tables) == (1, 0) && in_use == (1, 0) {
+            return Ok(());
+        }
+        Err(format!(
+            "left behind: the library says {held:?}; counted {frames} frames, {tables} tables; \
+             in use {in_use:?} (frames, tables); expected the zero page alone"
+        ))
     }
 
     #[inline]
@@ -156,6 +163,16 @@ impl<F: Format> Machine<F> {
     pub(crate) fn fail(&self, what: &str) -> ! {
         self.failed.store(true, SeqCst);
         panic!("the machine found a mistake: {what}\n{}", self.history);
+    }
+
+    /// Who translates to this frame, in words.
+    pub(crate) fn translations_to(&self, pfn: Pfn) -> String {
+        let lines = self.cpus.iter().enumerate().filter_map(|(cpu, state)| {
+            let e = state.tlb.lock().to_frame(pfn)?;
+            let page = VirtAddr(e.page << PAGE_SHIFT);
+            Some(format!("\nCPU {cpu} translates {page} of space {} to {pfn:?}", e.tag))
+        });
+        lines.collect()
     }
 
     /// Panics when `check` found something.

@@ -122,7 +122,15 @@ unsafe impl<F: Format> Platform for Machine<F> {
         self.cpus[cpu].counters.note(note);
         if let Some(shadow) = &self.shadow {
             self.history.push(cpu, Event::Note(note));
-            self.require(shadow.note(&self.arena, note));
+            if let Err(what) = shadow.note(&self.arena, note) {
+                let (Note::FrameAllocated(pfn)
+                | Note::FrameFreed(pfn)
+                | Note::TableAllocated(pfn)
+                | Note::TableFreed(pfn)
+                | Note::TableLocked(pfn, _)
+                | Note::TableScanned(pfn, _)) = note;
+                self.fail(&format!("{what}{}", self.translations_to(pfn)));
+            }
         }
     }
 }

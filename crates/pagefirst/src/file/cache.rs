@@ -97,11 +97,12 @@ impl<P: Platform> FileCache<P> {
                 if flags.contains(FrameFlags::POISON) {
                     return Lookup::Poisoned;
                 }
-                if flags.contains(FrameFlags::FILLING) {
-                    return Lookup::Filling(frame);
-                }
-                if flags.contains(FrameFlags::UP_TO_DATE) && !flags.contains(FrameFlags::GOING) {
+                let state = flags & (FrameFlags::UP_TO_DATE | FrameFlags::FILLING | FrameFlags::GOING);
+                if state - FrameFlags::FILLING == FrameFlags::UP_TO_DATE {
                     return Lookup::Page(frame);
+                }
+                if state == FrameFlags::FILLING {
+                    return Lookup::Filling(frame);
                 }
             }
             // It is being taken out: a few instructions of whoever holds the lock.
@@ -156,17 +157,21 @@ impl<P: Platform> FileCache<P> {
         meta.clear(FrameFlags::UP_TO_DATE);
         meta.set_owner(core::ptr::null_mut());
         let (pfn, cut) = self.index.remove(w, index)?;
-        Some(Out { page: Some(Frame::from_held(self.p, pfn)), cut })
+        Some(Out { page: Frame::from_held(self.p, pfn), cut })
     }
 }
 
 /// A page taken out, with the cache's reference; dropped with no lock held.
 #[must_use]
 pub(super) struct Out<P: Platform> {
-    page: Option<Frame<P>>,
+    #[expect(dead_code, reason = "owned until it is dropped")]
+    page: Frame<P>,
+    #[expect(dead_code, reason = "owned until it is dropped")]
     cut: Cut<P>,
 }
 
+/// How many pages are looked at in one locked section, at most.
+pub(super) const LOOKED_AT: usize = 64;
 /// How many pages are taken out in one locked section, at most.
 const BATCH: usize = 16;
 
@@ -212,4 +217,3 @@ impl<P: Platform> fmt::Debug for FileCache<P> {
         f.debug_struct("FileCache").field("id", &self.file.id()).field("size", &self.size()).finish()
     }
 }
-

@@ -1,6 +1,6 @@
 //! Reading and writing files through the cache, write-back, and dropping what nobody uses.
 
-use super::cache::{FileCache, Lookup, Outs, pages_of};
+use super::cache::{FileCache, LOOKED_AT, Lookup, Outs, pages_of};
 use super::error::{IoError, ReadError, SizeError, WriteBackError, WriteError};
 use super::index::{LAST_INDEX, Nodes, Short};
 use super::size::Left;
@@ -11,9 +11,6 @@ use crate::sync::atomic::{Relaxed, Release};
 use crate::sync::epoch::Pin;
 use crate::types::PAGE_SIZE;
 use core::ops::ControlFlow::{Break, Continue};
-
-/// How many pages are looked at in one locked section, at most.
-const LOOKED_AT: usize = 64;
 
 /// The page of a byte, the byte's place in it, and how many of `most` bytes from there lie in it.
 fn part(at: u64, most: usize) -> (u64, usize, usize) {
@@ -103,7 +100,7 @@ impl<P: Platform> FileCache<P> {
             }
             match self.clear_beyond(p, &pin, &mut w, &mut outs) {
                 Ok(()) => self.size.store(end, Release),
-                Err(Left::More) => {}
+                Err(Left::More(_)) => {}
                 Err(Left::Mapped(index)) => return Err(SizeError::StillMapped { index }),
             }
             drop((w, pin));
@@ -133,7 +130,7 @@ impl<P: Platform> FileCache<P> {
             }
             match self.clear_beyond(p, &pin, &mut w, &mut outs) {
                 Ok(()) => {}
-                Err(Left::More) => continue,
+                Err(Left::More(_)) => continue,
                 Err(Left::Mapped(index)) => return Err(SizeError::StillMapped { index }.into()),
             }
             if let Err(Short(n)) = self.index.insert(&mut w, index, held.pfn(), &mut nodes) {

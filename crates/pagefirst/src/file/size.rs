@@ -5,7 +5,7 @@
 //! truncation's work, to come; until then such a page refuses the growth that would make it valid again.
 
 use super::bytes;
-use super::cache::{FileCache, Outs, pages_of};
+use super::cache::{FileCache, LOOKED_AT, Outs, pages_of};
 use super::error::SizeError;
 use super::index::{LAST_INDEX, Writer};
 use crate::frame::FrameFlags;
@@ -17,10 +17,19 @@ use core::ops::ControlFlow::{Break, Continue};
 
 /// Why what lies beyond the end is not gone.
 pub(super) enum Left {
-    /// There is more: drop what was taken out, and call again.
-    More,
+    /// There is more, from this index on: drop what was taken out, and call again.
+    More(u64),
     /// This page is mapped.
     Mapped(u64),
+}
+
+/// What to do about pages beyond the end that are mapped.
+#[derive(Clone, Copy)]
+enum Mapped {
+    /// They are in the way.
+    Stop,
+    /// Leave them; look at the pages from this index on.
+    Skip { from: u64 },
 }
 
 impl<P: Platform> FileCache<P> {
@@ -35,6 +44,7 @@ impl<P: Platform> FileCache<P> {
     /// [`SizeError::StillMapped`] when a page from before the file shrank is mapped still; the size is as before.
     pub fn set_size(&self, p: &'static P, new: u64) -> Result<(), SizeError> {
         let mut stored = false;
+        let mut from = 0;
         loop {
             let mut outs = Outs::new();
             let pin = Pin::new(p);
@@ -46,7 +56,7 @@ impl<P: Platform> FileCache<P> {
                     self.cut_last(p, &mut w, new, &mut outs);
                 }
                 stored = true;
-                self.drop_beyond(p, &pin, &mut w, &mut outs, true)
+                self.drop_beyond(p, &pin, &mut w, &mut outs, Mapped::Skip { from })
             } else {
                 let left = self.clear_beyond(p, &pin, &mut w, &mut outs);
                 if left.is_ok() {
@@ -57,7 +67,7 @@ impl<P: Platform> FileCache<P> {
             drop((w, pin));
             match left {
                 Ok(()) => return Ok(()),
-                Err(Left::More) => {}
+                Err(Left::More(index)) => from = index,
                 Err(Left::Mapped(index)) => return Err(SizeError::StillMapped { index }),
             }
         }
@@ -89,7 +99,7 @@ impl<P: Platform> FileCache<P> {
         w: &mut Writer,
         outs: &mut Outs<P>,
     ) -> Result<(), Left> {
-        self.drop_beyond(p, pin, w, outs, false)?;
+        self.drop_beyond(p, pin, w, outs, Mapped::Stop)?;
         let size = self.size.load(Relaxed);
         let at = (size % PAGE_SIZE) as usize;
         // A page that is being read in is zeroed by its reader: it was inserted with this size, or a smaller one.
@@ -109,23 +119,33 @@ impl<P: Platform> FileCache<P> {
         pin: &Pin<P>,
         w: &mut Writer,
         outs: &mut Outs<P>,
-        skip_mapped: bool,
+        mapped: Mapped,
     ) -> Result<(), Left> {
-        let first = pages_of(self.size.load(Relaxed));
+        let end = pages_of(self.size.load(Relaxed));
+        let first = match mapped {
+            Mapped::Stop => end,
+            Mapped::Skip { from } => from.max(end),
+        };
+        let mut left = LOOKED_AT;
         let end = self.index.scan(pin, first, LAST_INDEX, &mut |index, pfn| {
-            if outs.is_full() {
-                return Break(Left::More);
+            if outs.is_full() || left == 0 {
+                return Break(Left::More(index));
             }
+            left -= 1;
             let meta = p.meta(pfn);
             meta.set(FrameFlags::GOING);
-            let filling = meta.flags() & (FrameFlags::FILLING | FrameFlags::UP_TO_DATE) == FrameFlags::FILLING;
+            let filling =
+                meta.flags() & (FrameFlags::FILLING | FrameFlags::UP_TO_DATE) == FrameFlags::FILLING;
             // One that is filling cannot be mapped: whoever raised its count will find it invalid.
             if filling || meta.maps_ordered() == 0 {
                 outs.push(self.detach(w, index, meta));
                 return Continue(());
             }
             meta.clear(FrameFlags::GOING);
-            if skip_mapped { Continue(()) } else { Break(Left::Mapped(index)) }
+            match mapped {
+                Mapped::Stop => Break(Left::Mapped(index)),
+                Mapped::Skip { .. } => Continue(()),
+            }
         });
         match end {
             Break(left) => Err(left),

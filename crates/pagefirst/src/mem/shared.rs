@@ -123,6 +123,11 @@ pub struct Reserved<P: Platform, T: 'static> {
     at: NonNull<Object<P, T>>,
 }
 
+// SAFETY: an owned slot that nobody else knows; it is filled by its owner, and returned under the slab's lock.
+unsafe impl<P: Platform, T: Send + Sync> Send for Reserved<P, T> {}
+// SAFETY: `&Reserved` reaches nothing.
+unsafe impl<P: Platform, T: Send + Sync> Sync for Reserved<P, T> {}
+
 impl<P: Platform, T: 'static> Reserved<P, T> {
     /// Puts the value in. Cannot fail.
     pub fn fill(self, value: T) -> Shared<P, T> {

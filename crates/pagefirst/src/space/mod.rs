@@ -177,6 +177,7 @@ impl<P: Platform> Drop for AddressSpace<P> {
     fn drop(&mut self) {
         let mut gather = Gather::new(&self.table);
         let whole = VirtRange::new(VirtAddr(0), P::Format::USER_END);
-        self.table.zap(whole, Some(whole), &mut gather);
+        let everything = VirtRange::new(VirtAddr(0), VirtAddr(u64::MAX));
+        self.table.zap(whole, Some(everything), &mut gather);
     }
 }

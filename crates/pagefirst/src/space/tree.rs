@@ -245,6 +245,7 @@ impl<P: Platform> VmaTree<P> {
     ) {
         let mut from = new.into_iter();
         let new: [_; MAX_NEW] = core::array::from_fn(|_| from.next());
+        debug_assert!(!range.is_empty());
         debug_assert!(from.next().is_none(), "more than MAX_NEW VMAs in one replace");
         let n = new.iter().flatten().count();
         if n == 0 && !self.overlaps(range) {

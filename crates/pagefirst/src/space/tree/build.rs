@@ -42,7 +42,7 @@ pub(super) enum Tree<P: Platform> {
 }
 
 impl<P: Platform> Tree<P> {
-    const EMPTY: Self = Tree::Placed(None);
+    pub(super) const EMPTY: Self = Tree::Placed(None);
 
     fn height(&self) -> u8 {
         match self {
@@ -69,7 +69,7 @@ impl<P: Platform> Tree<P> {
 
 /// A direction: what is said of one holds, mirrored, of the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Side {
+pub(super) enum Side {
     Low,
     High,
 }
@@ -137,7 +137,7 @@ impl<P: Platform> TreeReserve<P> {
         }
     }
     /// `a`, `vma`, `b` in this order seen from `side`, the heights of `a` and `b` differing by at most 1.
-    fn node(&mut self, side: Side, a: Tree<P>, vma: Shared<P, Vma<P>>, b: Tree<P>) -> Tree<P> {
+    pub(super) fn node(&mut self, side: Side, a: Tree<P>, vma: Shared<P, Vma<P>>, b: Tree<P>) -> Tree<P> {
         let (left, right) = match side {
             Side::Low => (a, b),
             Side::High => (b, a),

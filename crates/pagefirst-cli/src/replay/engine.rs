@@ -1,0 +1,445 @@
+//! Performs a recording's events.
+//!
+//! Touches run on vCPUs, so that faults happen where the library's policies make them happen; calls run between
+//! touches. With several vCPUs the recorded threads are dealt out to them, each thread's touches stay in order, and
+//! every call waits for the touches before it.
+
+use super::place::{Placer, fixed};
+use super::{Checked, Placement, Tables};
+use indicatif::ProgressBar;
+use pagefirst::Held;
+use pagefirst::account::Account;
+use pagefirst::fault::Signal;
+use pagefirst::file::FileCache;
+use pagefirst::mem::Shared;
+use pagefirst::policy::{Policy, TablePolicy};
+use pagefirst::space::{AddressSpace, Backing as Shows, Map as Mapping, MapError, Place as At, RemapTo, VmaFlags};
+use pagefirst::types::{Access as Do, NoMemory, PAGE_SIZE, Prot as Rights, VirtAddr};
+use pagefirst_machine::{Config, Counts, Machine, MachineFile, Trap, Vcpu};
+use pagefirst_record::{
+    Access, Address, Advice, Backing, Event, FileId, FormatError, Map, MapKind, MappingId, Place, Prot, ThreadId,
+};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+type Space = AddressSpace<Machine>;
+type File = Shared<Machine, FileCache<Machine>>;
+
+/// How to replay.
+pub struct Options {
+    /// When tables are made.
+    pub tables: Tables,
+    /// Window of fault-around, in bytes.
+    pub fault_around: u64,
+    /// Where mappings go.
+    pub place: Placement,
+    /// vCPUs.
+    pub cpus: usize,
+    /// The machine's memory, in bytes.
+    pub memory: u64,
+    /// Let the machine check the library.
+    pub checks: bool,
+}
+
+/// Why a replay ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// The recording, although it was read once.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The machine's memory is too small.
+    #[error("event {event}: the machine's memory is used up; --memory gives it more than {memory} bytes")]
+    NoMemory {
+        /// Which event.
+        event: u64,
+        /// How much memory there is.
+        memory: u64,
+    },
+}
+
+/// What a replay came to.
+pub struct Run {
+    /// How tables were made.
+    pub tables: Tables,
+    /// What the space held at the end.
+    pub account: Account,
+    /// The most bytes of tables at one time.
+    pub peak_tables: u64,
+    /// The largest resident set, in bytes.
+    pub peak_resident: u64,
+    /// Touches performed.
+    pub touches: u64,
+    /// Touches that ended as SIGSEGV and as SIGBUS.
+    pub refused: (u64, u64),
+    /// Calls performed.
+    pub calls: u64,
+    /// Calls that failed or that cannot be replayed, and the first of them.
+    pub failed: u64,
+    /// What the first failed call was.
+    pub first_failed: Option<String>,
+    /// What happened on the machine.
+    pub machine: Counts,
+    /// What is left when everything is gone.
+    pub left: Held,
+    /// How long it took.
+    pub time: Duration,
+}
+
+/// Replays a recording.
+pub fn replay(recording: &Checked, options: &Options, bar: &ProgressBar) -> Result<Run, ReplayError> {
+    let out = |event| move |NoMemory| ReplayError::NoMemory { event, memory: options.memory };
+    let machine: &'static Machine = Machine::new(Config {
+        memory: options.memory,
+        cpus: options.cpus + 1,
+        checks: options.checks,
+        ..Config::default()
+    });
+    let start = Instant::now();
+    let placer = Placer::new(options.place);
+    let policy = Policy {
+        fault_around: options.fault_around,
+        tables: match options.tables {
+            Tables::Postponed => TablePolicy::Postponed,
+            Tables::Upfront => TablePolicy::Upfront,
+        },
+        max_stack: u64::MAX,
+        ..placer.policy(Policy::default())
+    };
+    let space = Arc::new(Space::new(machine, policy).map_err(out(0))?);
+    let mut engine = Engine {
+        machine,
+        space: space.clone(),
+        placer,
+        bases: Vec::new(),
+        files: HashMap::new(),
+        run: Run {
+            tables: options.tables,
+            account: Account::default(),
+            peak_tables: 0,
+            peak_resident: 0,
+            touches: 0,
+            refused: (0, 0),
+            calls: 0,
+            failed: 0,
+            first_failed: None,
+            machine: Counts::default(),
+            left: Held::default(),
+            time: Duration::ZERO,
+        },
+    };
+    let mut recording = recording.open()?;
+    std::thread::scope(|scope| {
+        let mut crew = Crew::new(scope, machine, &space, options.cpus);
+        let mut n = 0;
+        while let Some(event) = recording.next_event()? {
+            let step = match event {
+                Event::Touch { thread, at, access, .. } => {
+                    engine.run.touches += 1;
+                    let at = engine.address(at);
+                    crew.touch(thread, at, access)
+                }
+                call => crew.settle().and_then(|()| engine.call(call)),
+            };
+            step.map_err(out(n))?;
+            n += 1;
+            if n % 4096 == 0 {
+                bar.set_position(n);
+            }
+        }
+        crew.settle().map_err(out(n))?;
+        engine.run.refused = crew.refused();
+        Ok::<(), ReplayError>(())
+    })?;
+    engine.sample();
+    let mut run = engine.run;
+    run.account = space.account();
+    run.machine = machine.counts();
+    run.time = start.elapsed();
+    drop(engine.files);
+    drop(engine.space);
+    drop(space);
+    machine.vm().quiesce(machine);
+    run.left = machine.vm().held(machine);
+    Ok(run)
+}
+
+struct Engine {
+    machine: &'static Machine,
+    space: Arc<Space>,
+    placer: Placer,
+    /// Where each mapping's reservation starts.
+    bases: Vec<u64>,
+    files: HashMap<FileId, File>,
+    run: Run,
+}
+
+fn rights(prot: Prot) -> Rights {
+    let mut rights = Rights::empty();
+    rights.set(Rights::READ, prot.read);
+    rights.set(Rights::WRITE, prot.write);
+    rights.set(Rights::EXEC, prot.execute);
+    rights
+}
+
+impl Engine {
+    fn address(&self, at: Address) -> VirtAddr {
+        VirtAddr(self.bases.get(at.mapping.0 as usize).copied().unwrap_or(0).wrapping_add(at.offset))
+    }
+
+    /// Resident set and tables only grow between calls: looked at before each call and at the end, the peaks are exact.
+    fn sample(&mut self) {
+        let account = self.space.account();
+        self.run.peak_tables = self.run.peak_tables.max(account.tables_bytes());
+        self.run.peak_resident = self.run.peak_resident.max(account.resident_bytes());
+    }
+
+    fn call(&mut self, event: Event) -> Result<(), NoMemory> {
+        let what = format!("{event:?}");
+        let done = match event {
+            Event::File(info) => {
+                let file = FileCache::new(self.machine, MachineFile::zeros(), info.size)?;
+                self.files.insert(info.number, file);
+                Ok(())
+            }
+            Event::FileSize { file, size } => {
+                if let Some(file) = self.files.get(&file) {
+                    // Refused only while pages beyond an earlier end are mapped: the file keeps its size then.
+                    let _ = file.set_size(self.machine, size);
+                }
+                Ok(())
+            }
+            Event::ThreadStart { .. } | Event::ThreadExit { .. } | Event::Stray { .. } | Event::Touch { .. } => Ok(()),
+            call => {
+                self.sample();
+                self.run.calls += 1;
+                self.perform(call)
+            }
+        };
+        match done {
+            Ok(()) => Ok(()),
+            Err(Failed::Map(MapError::NoMemory)) => Err(NoMemory),
+            Err(why) => {
+                self.run.failed += 1;
+                self.run.first_failed.get_or_insert_with(|| format!("{what}: {why}"));
+                Ok(())
+            }
+        }
+    }
+
+    fn perform(&mut self, event: Event) -> Result<(), Failed> {
+        match event {
+            Event::Map(map) => self.map(&map)?,
+            Event::Unmap { at, len, .. } => self.space.unmap(self.address(at), len)?,
+            Event::Protect { at, len, prot, .. } => self.space.protect(self.address(at), len, rights(prot))?,
+            Event::Remap { old_len: 0, .. } => return Err(Failed::Unknown("a second mapping of the same pages")),
+            Event::Remap { from, old_len, new_len, id, recorded, keep, moved, .. } => {
+                let from = self.address(from);
+                let to = match self.placer.is_recorded() && moved {
+                    true => RemapTo::Fixed(VirtAddr(recorded)),
+                    false => RemapTo::Anywhere,
+                };
+                let at = self.space.remap(from, old_len, new_len, to)?;
+                self.born(id, at.0);
+                if keep && at != from {
+                    let map = Mapping::anonymous(old_len, Rights::READ | Rights::WRITE);
+                    self.space.map(Mapping { place: At::Fixed(from), ..map })?;
+                }
+            }
+            Event::Advise { at, len, advice: Advice::DontNeed, .. } => self.space.discard(self.address(at), len)?,
+            // Advice may be ignored; MADV_FREE is as good as ignored while memory is not short.
+            Event::Advise { .. } => {}
+            Event::Brk { heap, new, .. } => {
+                let start = self.address(Address { mapping: heap, offset: 0 });
+                self.space.brk(VirtAddr(start.0 + new))?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn born(&mut self, id: MappingId, base: u64) {
+        let i = id.0 as usize;
+        if self.bases.len() <= i {
+            self.bases.resize(i + 1, 0);
+        }
+        self.bases[i] = base;
+    }
+
+    fn map(&mut self, map: &Map) -> Result<(), Failed> {
+        let base = match map.place {
+            Place::At(at) => Some(self.address(at).0),
+            _ => match self.placer.reservation(map) {
+                Some(base) => Some(base),
+                None if map.reserve > map.len => {
+                    // A place large enough for what comes beside it later.
+                    let whole = Mapping::anonymous(map.reserve, Rights::empty());
+                    let range = self.space.map(whole)?.range;
+                    self.space.unmap(range.start, range.len())?;
+                    Some(range.start.0)
+                }
+                None => None,
+            },
+        };
+        if map.kind == MapKind::Heap {
+            let base = base.unwrap_or(0);
+            self.born(map.id, base);
+            return Ok(self.space.set_heap(VirtAddr(base))?);
+        }
+        let start = base.map(|b| if map.grows_down { b + map.reserve - map.len } else { b });
+        let mut flags = VmaFlags::empty();
+        flags.set(VmaFlags::SHARED, map.shared);
+        flags.set(VmaFlags::GROWS_DOWN, map.grows_down);
+        let backing = match map.backing {
+            Backing::File { file, offset } => {
+                let file = self.files.get(&file).ok_or(Failed::Unknown("a file that was not named"))?.clone();
+                warm(self.machine, &file, offset, map.len);
+                Shows::File { file, first: offset / PAGE_SIZE }
+            }
+            Backing::Anonymous if map.shared => {
+                let file = FileCache::new(self.machine, MachineFile::zeros(), map.len).map_err(MapError::from)?;
+                Shows::File { file, first: 0 }
+            }
+            Backing::Anonymous => Shows::Anonymous,
+        };
+        let mapped = self.space.map(Mapping {
+            len: map.len,
+            prot: rights(map.prot),
+            flags,
+            backing,
+            place: start.map_or(At::Anywhere, fixed),
+            populate: map.populate,
+        })?;
+        if !matches!(map.place, Place::At(_)) {
+            let start = mapped.range.start.0;
+            self.born(map.id, if map.grows_down { start + map.len - map.reserve } else { start });
+        }
+        Ok(())
+    }
+}
+
+/// Brings what is mapped of a file into the cache, as it is on a machine that ran the program before.
+fn warm(machine: &'static Machine, file: &File, offset: u64, len: u64) {
+    let end = file.size().min(offset.saturating_add(len));
+    let mut at = offset;
+    while at < end {
+        // What cannot be had now will be asked for by a fault.
+        let _ = file.read_at(machine, at, &mut [0]);
+        at += PAGE_SIZE;
+    }
+}
+
+/// Why a call of the recording was not performed.
+#[derive(Debug, thiserror::Error)]
+enum Failed {
+    #[error(transparent)]
+    Map(#[from] MapError),
+    #[error("{0} cannot be replayed")]
+    Unknown(&'static str),
+}
+
+/// Touches of one vCPU that wait to be performed, and what became of those that were.
+type Work = Vec<(VirtAddr, Do)>;
+
+/// The vCPUs: one here, or several on threads of their own.
+enum Crew {
+    One { vcpu: Box<Vcpu>, refused: (u64, u64) },
+    Many { workers: Vec<Worker>, refused: (u64, u64) },
+}
+
+struct Worker {
+    work: Work,
+    give: Sender<Work>,
+    take: Receiver<(Work, Result<(u64, u64), NoMemory>)>,
+    busy: bool,
+}
+
+fn perform(vcpu: &mut Vcpu, addr: VirtAddr, access: Do, refused: &mut (u64, u64)) -> Result<(), NoMemory> {
+    let Err(trap) = vcpu.touch(addr, access) else { return Ok(()) };
+    count(&trap, refused)
+}
+
+fn count(trap: &Trap, refused: &mut (u64, u64)) -> Result<(), NoMemory> {
+    match trap.signal() {
+        Some((Signal::Segv, _)) => refused.0 += 1,
+        Some((Signal::Bus, _)) => refused.1 += 1,
+        None => return Err(NoMemory),
+    }
+    Ok(())
+}
+
+impl Crew {
+    fn new<'s>(
+        scope: &'s std::thread::Scope<'s, '_>,
+        machine: &'static Machine,
+        space: &Arc<Space>,
+        cpus: usize,
+    ) -> Self {
+        if cpus == 1 {
+            let mut vcpu = Box::new(machine.vcpu());
+            vcpu.switch_to(space);
+            return Crew::One { vcpu, refused: (0, 0) };
+        }
+        let workers = (0..cpus).map(|_| {
+            let (give, work) = channel::<Work>();
+            let (done, take) = channel();
+            let space = space.clone();
+            scope.spawn(move || {
+                let mut vcpu = machine.vcpu();
+                vcpu.switch_to(&space);
+                while let Ok(mut work) = work.recv() {
+                    let mut refused = (0, 0);
+                    let all = work.drain(..).try_for_each(|(a, d)| perform(&mut vcpu, a, d, &mut refused));
+                    if done.send((work, all.map(|()| refused))).is_err() {
+                        break;
+                    }
+                }
+            });
+            Worker { work: Vec::new(), give, take, busy: false }
+        });
+        Crew::Many { workers: workers.collect(), refused: (0, 0) }
+    }
+
+    fn touch(&mut self, thread: ThreadId, addr: VirtAddr, access: Access) -> Result<(), NoMemory> {
+        let access = match access {
+            Access::Read => Do::Read,
+            Access::Write => Do::Write,
+            Access::Execute => Do::Execute,
+        };
+        match self {
+            Crew::One { vcpu, refused } => perform(vcpu, addr, access, refused),
+            Crew::Many { workers, .. } => {
+                let n = workers.len();
+                workers[thread.0 as usize % n].work.push((addr, access));
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits until every touch so far is done.
+    fn settle(&mut self) -> Result<(), NoMemory> {
+        let Crew::Many { workers, refused } = self else { return Ok(()) };
+        for worker in workers.iter_mut().filter(|w| !w.work.is_empty()) {
+            worker.busy = worker.give.send(std::mem::take(&mut worker.work)).is_ok();
+        }
+        let mut all = Ok(());
+        for worker in workers.iter_mut().filter(|w| w.busy) {
+            worker.busy = false;
+            // A worker ends only when the machine panicked; the scope passes that on.
+            let Ok((work, done)) = worker.take.recv() else { continue };
+            worker.work = work;
+            match done {
+                Ok((segv, bus)) => *refused = (refused.0 + segv, refused.1 + bus),
+                Err(error) => all = Err(error),
+            }
+        }
+        all
+    }
+
+    fn refused(&self) -> (u64, u64) {
+        match self {
+            Crew::One { refused, .. } | Crew::Many { refused, .. } => *refused,
+        }
+    }
+}

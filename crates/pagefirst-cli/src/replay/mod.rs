@@ -1,0 +1,229 @@
+//! `pagefirst replay`: performs a recording's calls and touches on the embedded machine and prints what they cost.
+//!
+//! A recording is read whole and checked first, so that a malformed one does nothing. Then it is replayed twice, with
+//! tables postponed and with tables upfront, on a machine of its own each time.
+
+mod engine;
+mod place;
+mod report;
+
+use engine::{Options, ReplayError, Run};
+use pagefirst_record::{Checker, FormatError, Header, Native, Recording, Report, Trailer};
+use std::io::{IsTerminal, Read};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// A recording that comes with the program.
+struct Bundled {
+    name: &'static str,
+    bytes: &'static [u8],
+}
+
+const BUNDLED: [Bundled; 3] = [
+    Bundled { name: "cc1", bytes: include_bytes!("../../recordings/cc1.pfrec") },
+    Bundled { name: "sqlite", bytes: include_bytes!("../../recordings/sqlite.pfrec") },
+    Bundled { name: "python", bytes: include_bytes!("../../recordings/python.pfrec") },
+];
+
+/// When tables are made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tables {
+    /// The page first, the tables after
+    Postponed,
+    /// Tables first, as Linux did before 2016
+    Upfront,
+}
+
+/// Where mappings go that the program did not place itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    /// Where Linux 6.7 and later put them: large anonymous mappings aligned to 2 MiB
+    Linux,
+    /// Packed from the top, program and stack included
+    Ours,
+    /// Where they were while recording
+    Recorded,
+}
+
+/// Replay a recording and print what it cost.
+#[derive(clap::Args, Debug)]
+pub struct ReplayArgs {
+    /// A recording, or the name of a bundled one: cc1, sqlite, python
+    #[arg(default_value = "cc1")]
+    pub file: PathBuf,
+    /// When tables are made; the other way is printed beside it
+    #[arg(long, value_enum, default_value = "postponed")]
+    pub tables: Tables,
+    /// How much of a cached file a read fault maps: a power of two from 4K to 2M
+    #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = parse_window)]
+    pub fault_around: u64,
+    /// Where mappings go
+    #[arg(long, value_enum, default_value = "linux")]
+    pub place: Placement,
+    /// On how many CPUs the recorded threads run
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub cpus: u16,
+    /// The machine's memory
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = parse_size)]
+    pub memory: u64,
+    /// Let the machine check the library while it runs it
+    #[arg(long)]
+    pub checks: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a size: a number, and K, M, G or nothing behind it");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KB" | "KIB" => 10,
+        "M" | "MB" | "MIB" => 20,
+        "G" | "GB" | "GIB" => 30,
+        _ => return Err(wrong()),
+    };
+    let bytes = number.checked_shl(shift).filter(|b| b >> shift == number).ok_or_else(wrong)?;
+    if bytes == 0 { Err(wrong()) } else { Ok(bytes) }
+}
+
+fn parse_window(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text)?;
+    let fits = pagefirst::policy::Policy::default().with_fault_around(bytes).is_some();
+    if fits { Ok(bytes) } else { Err(format!("{text:?} is not a power of two from 4K to 2M")) }
+}
+
+/// Why a recording was not replayed.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("{name}: {source}")]
+    Open { name: String, source: std::io::Error },
+    #[error("{name}: {source}")]
+    Format { name: String, source: FormatError },
+    #[error("{name}: {unexplained} of {touches} touches are unexplained: nothing that is mapped allows them")]
+    Unexplained { name: String, unexplained: u64, touches: u64 },
+    #[error("{name}: {source}")]
+    Replay { name: String, source: ReplayError },
+}
+
+/// A recording in memory, whole and checked.
+pub struct Checked {
+    name: String,
+    bytes: Vec<u8>,
+    header: Header,
+    trailer: Trailer,
+    report: Report,
+}
+
+impl Checked {
+    fn open(&self) -> Result<Recording<&[u8]>, FormatError> {
+        Recording::open(self.bytes.as_slice())
+    }
+    /// What Linux took for the program.
+    pub fn native(&self) -> Option<Native> {
+        self.trailer.native
+    }
+}
+
+fn read(args: &ReplayArgs) -> Result<Checked, Error> {
+    let name = args.file.display().to_string();
+    let bundled = BUNDLED.iter().find(|b| b.name == name && !args.file.exists());
+    let bytes = match bundled {
+        Some(b) => b.bytes.to_vec(),
+        None => {
+            let mut bytes = Vec::new();
+            let read = std::fs::File::open(&args.file).and_then(|mut f| f.read_to_end(&mut bytes));
+            read.map_err(|source| Error::Open { name: name.clone(), source })?;
+            bytes
+        }
+    };
+    let format = |source| Error::Format { name: name.clone(), source };
+    let mut recording = Recording::open(bytes.as_slice()).map_err(format)?;
+    let header = recording.header().clone();
+    let mut checker = Checker::default();
+    while let Some(event) = recording.next_event().map_err(format)? {
+        checker.event(&event);
+    }
+    let report = checker.report().clone();
+    let trailer = recording.trailer().cloned().unwrap_or_default();
+    if !report.passes() {
+        let (unexplained, touches) = (report.unexplained, report.touches);
+        return Err(Error::Unexplained { name, unexplained, touches });
+    }
+    Ok(Checked { name, bytes, header, trailer, report })
+}
+
+/// Replays, prints, and answers with the exit status: 0, or 1 when the recording or a replay of it is no good.
+pub fn run(args: ReplayArgs) -> ExitCode {
+    match replay(&args) {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("pagefirst: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn replay(args: &ReplayArgs) -> Result<String, Error> {
+    let recording = read(args)?;
+    let other = match args.tables {
+        Tables::Postponed => Tables::Upfront,
+        Tables::Upfront => Tables::Postponed,
+    };
+    let run = |tables, n| -> Result<Run, Error> {
+        let options = Options {
+            tables,
+            fault_around: args.fault_around,
+            place: args.place,
+            cpus: args.cpus as usize,
+            memory: args.memory,
+            checks: args.checks,
+        };
+        let bar = progress(recording.report.events, &format!("replay {n} of 2, tables {tables:?}").to_lowercase());
+        let run = engine::replay(&recording, &options, &bar);
+        bar.finish_and_clear();
+        run.map_err(|source| Error::Replay { name: recording.name.clone(), source })
+    };
+    let first = run(args.tables, 1)?;
+    let second = run(other, 2)?;
+    let report = report::Comparison { recording: &recording, args, first: &first, second: &second };
+    Ok(if args.json { report.json() } else { report.text() })
+}
+
+/// A progress bar when there is somebody to see it, and enough to wait for.
+fn progress(events: u64, what: &str) -> indicatif::ProgressBar {
+    const LONG: u64 = 200_000;
+    if events < LONG || !std::io::stderr().is_terminal() {
+        return indicatif::ProgressBar::hidden();
+    }
+    let style = indicatif::ProgressStyle::with_template("{msg} [{bar:40}] {percent}% {eta}");
+    let bar = indicatif::ProgressBar::new(events).with_message(what.to_owned());
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_and_refused() {
+        assert_eq!(parse_size("64K"), Ok(64 << 10));
+        assert_eq!(parse_size("4G"), Ok(4 << 30));
+        assert_eq!(parse_size("123"), Ok(123));
+        for wrong in ["", "K", "12X", "-1", "0", "99999999999G"] {
+            assert!(parse_size(wrong).is_err(), "{wrong:?}");
+        }
+        assert!(parse_window("2M").is_ok() && parse_window("4K").is_ok());
+        assert!(parse_window("4M").is_err() && parse_window("2K").is_err() && parse_window("12K").is_err());
+    }
+}

@@ -1,0 +1,214 @@
+//! What a replay prints.
+
+use super::engine::Run;
+use super::{Checked, ReplayArgs};
+use serde_json::{Value, json};
+use std::fmt::Write;
+
+/// A replay beside the one with tables made the other way.
+pub struct Comparison<'a> {
+    /// What was replayed.
+    pub recording: &'a Checked,
+    /// How.
+    pub args: &'a ReplayArgs,
+    /// As asked for.
+    pub first: &'a Run,
+    /// The other way.
+    pub second: &'a Run,
+}
+
+const UNKNOWN: &str = "\
+A replay cannot know which file pages were cached or in large folios (here: all that is mapped, in small ones),
+reclaim and memory pressure, how real threads interleave, speculative walks, kernel accesses beyond system-call
+buffers, or the code another CPU would select. No time is predicted.
+";
+
+/// The frame of the zero page, which stays.
+const ZERO_PAGE: u64 = 1;
+
+impl Comparison<'_> {
+    /// For people.
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        // Writing to a string cannot fail.
+        let _ = self.write(&mut out);
+        out
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        let (r, a, b) = (self.recording, self.first, self.second);
+        writeln!(
+            out,
+            "{}: {} touches and {} calls of {}, recorded under {}",
+            r.name,
+            thousands(a.touches),
+            thousands(a.calls),
+            r.header.program,
+            r.header.emulator
+        )?;
+        writeln!(
+            out,
+            "replayed on {} vCPU{}, fault-around {} KiB, placement {}, {} MiB of memory, in {:.2} s and {:.2} s\n",
+            self.args.cpus,
+            if self.args.cpus == 1 { "" } else { "s" },
+            self.args.fault_around >> 10,
+            format!("{:?}", self.args.place).to_lowercase(),
+            self.args.memory >> 20,
+            a.time.as_secs_f64(),
+            b.time.as_secs_f64()
+        )?;
+        let name = |run: &Run| format!("{:?}", run.tables).to_lowercase();
+        writeln!(out, "{:<34}{:>14}{:>14}{:>9}", "tables", name(a), name(b), "ratio")?;
+        for (what, a, b) in self.rows() {
+            writeln!(out, "{what:<34}{:>14}{:>14}{:>9}", thousands(a), thousands(b), ratio(a, b))?;
+        }
+        writeln!(out)?;
+        match r.native() {
+            Some(n) => writeln!(
+                out,
+                "Linux, natively: {} minor faults, {} major, VmHWM {} kB, VmPTE {} kB",
+                thousands(n.minor_faults),
+                thousands(n.major_faults),
+                thousands(n.vm_hwm_kib),
+                thousands(n.vm_pte_kib)
+            )?,
+            None => writeln!(out, "Linux's own figures were not recorded.")?,
+        }
+        for run in [a, b] {
+            if run.refused != (0, 0) {
+                let (segv, bus) = run.refused;
+                writeln!(out, "tables {}: {segv} touches ended as SIGSEGV, {bus} as SIGBUS", name(run))?;
+            }
+            if let Some(first) = &run.first_failed {
+                writeln!(out, "tables {}: {} calls were not performed, the first: {first}", name(run), run.failed)?;
+            }
+        }
+        for loss in &r.trailer.losses {
+            writeln!(out, "not in the recording: {:?} {} ({} times)", loss.kind, loss.name, loss.count)?;
+        }
+        for run in [a, b] {
+            writeln!(
+                out,
+                "left after exit, tables {}: {} frames, {} tables, {} slab objects",
+                name(run),
+                run.left.frames - ZERO_PAGE,
+                run.left.tables,
+                run.left.objects
+            )?;
+        }
+        write!(out, "\n{UNKNOWN}")
+    }
+
+    fn rows(&self) -> Vec<(&'static str, u64, u64)> {
+        let rows: [(&str, fn(&Run) -> u64); 20] = [
+            ("faults that mapped something", |r| r.account.faults.mapped()),
+            ("  anonymous read, zero page", |r| r.account.faults.anon_read),
+            ("  anonymous write", |r| r.account.faults.anon_write),
+            ("  file read", |r| r.account.faults.file_read),
+            ("  private write to a file page", |r| r.account.faults.file_copy),
+            ("  shared write to a file page", |r| r.account.faults.shared_write),
+            ("  copy of a mapped page", |r| r.account.faults.copy),
+            ("  reuse of a mapped page", |r| r.account.faults.reuse),
+            ("faults that found nothing to do", |r| r.account.faults.spurious),
+            ("faults that ended in a signal", |r| r.account.faults.segv + r.account.faults.bus),
+            ("table bytes at peak", |r| r.peak_tables),
+            ("table bytes at the end", |r| r.account.tables_bytes()),
+            ("  of them leaf tables", |r| r.account.table_bytes[0]),
+            ("tables allocated", |r| r.machine.tables_allocated),
+            ("resident bytes at peak", |r| r.peak_resident),
+            ("resident bytes at the end", |r| r.account.resident_bytes()),
+            ("  of them files", |r| r.account.file_bytes),
+            ("prefaulted pages", |r| r.account.around),
+            ("  used", |r| r.account.around - r.account.unused.min(r.account.around)),
+            ("  unused", |r| r.account.unused.min(r.account.around)),
+        ];
+        rows.iter().map(|(what, of)| (*what, of(self.first), of(self.second))).collect()
+    }
+
+    /// For programs.
+    pub fn json(&self) -> String {
+        let r = self.recording;
+        let native = r.native().map(|n| {
+            json!({
+                "minor_faults": n.minor_faults, "major_faults": n.major_faults,
+                "vm_hwm_kib": n.vm_hwm_kib, "vm_pte_kib": n.vm_pte_kib,
+            })
+        });
+        let value = json!({
+            "recording": r.name,
+            "program": r.header.program,
+            "emulator": r.header.emulator,
+            "options": {
+                "fault_around": self.args.fault_around, "place": self.args.place,
+                "cpus": self.args.cpus, "memory": self.args.memory,
+            },
+            "runs": [run(self.first), run(self.second)],
+            "native": native,
+        });
+        format!("{value:#}\n")
+    }
+}
+
+fn run(run: &Run) -> Value {
+    let f = &run.account.faults;
+    json!({
+        "tables": run.tables,
+        "touches": run.touches,
+        "calls": run.calls,
+        "calls_failed": run.failed,
+        "sigsegv": run.refused.0,
+        "sigbus": run.refused.1,
+        "faults": {
+            "mapped": f.mapped(), "anon_read": f.anon_read, "anon_write": f.anon_write, "file_read": f.file_read,
+            "file_copy": f.file_copy, "shared_write": f.shared_write, "copy": f.copy, "reuse": f.reuse,
+            "spurious": f.spurious, "blocked": f.blocked, "segv": f.segv, "bus": f.bus,
+        },
+        "table_bytes": {
+            "peak": run.peak_tables, "end": run.account.tables_bytes(), "by_level": run.account.table_bytes,
+        },
+        "tables_allocated": run.machine.tables_allocated,
+        "resident_bytes": {
+            "peak": run.peak_resident, "end": run.account.resident_bytes(),
+            "anon": run.account.anon_bytes, "file": run.account.file_bytes,
+        },
+        "prefaulted": { "pages": run.account.around, "unused": run.account.unused },
+        "left": {
+            "frames": run.left.frames - ZERO_PAGE, "tables": run.left.tables, "objects": run.left.objects,
+        },
+        "seconds": run.time.as_secs_f64(),
+    })
+}
+
+/// A number with its thousands apart.
+fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// The second figure as a multiple of the first.
+fn ratio(first: u64, second: u64) -> String {
+    match (first, second) {
+        (0, 0) => "-".into(),
+        (0, _) => "more".into(),
+        (a, b) => format!("{:.2}", b as f64 / a as f64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!([0, 999, 1000, 1234567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!(ratio(0, 3), "more");
+        assert_eq!(ratio(2, 3), "1.50");
+    }
+}

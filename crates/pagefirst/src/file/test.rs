@@ -1,0 +1,248 @@
+//! Tests of the page cache, and the small machine they run on: an arena, and threads as CPUs.
+//!
+//! Free frames are filled with a pattern, so that a byte that was not cleared shows.
+
+extern crate std;
+
+mod bytes;
+mod contents;
+mod index;
+mod memory;
+mod race;
+mod size;
+
+use super::{File, FileCache, FillGuard, Io, IoError};
+use crate::arch::X86_64;
+use crate::frame::{FrameMeta, Region};
+use crate::mem::Shared;
+use crate::platform::{Note, Platform};
+use crate::sync::RawLock;
+use crate::tlb::Flush;
+use crate::types::{PAGE_SIZE, Pfn, VirtAddr};
+use crate::vm::{Held, Local, Vm};
+use core::cell::Cell;
+use core::ptr::NonNull;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicBool, AtomicU64};
+use std::boxed::Box;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::vec::Vec;
+
+const FIRST: u32 = 64;
+const CPUS: usize = 8;
+const STALE: u64 = 0xa5a5_a5a5_a5a5_a5a5;
+const PAGE: usize = PAGE_SIZE as usize;
+
+std::thread_local! {
+    static CPU: Cell<usize> = const { Cell::new(0) };
+}
+
+#[repr(align(4096))]
+struct Page([AtomicU64; PAGE / 8]);
+
+pub struct Machine {
+    vm: Vm<Machine>,
+    locals: Vec<Local<Machine>>,
+    pages: Vec<Page>,
+    metas: Vec<FrameMeta>,
+}
+
+#[derive(Default)]
+pub struct Lock(AtomicBool);
+
+// SAFETY: one compare-exchange wins; Acquire and Release order what is written between.
+unsafe impl RawLock<Machine> for Lock {
+    fn lock(&self, p: &'static Machine) {
+        while !self.try_lock(p) {
+            p.relax();
+        }
+    }
+    fn try_lock(&self, _: &'static Machine) -> bool {
+        self.0.compare_exchange(false, true, Acquire, Relaxed).is_ok()
+    }
+    unsafe fn unlock(&self, _: &'static Machine) {
+        self.0.store(false, Release);
+    }
+}
+
+// SAFETY: cells, metadata and pages are vectors that live for ever; each thread is a CPU of its own.
+unsafe impl Platform for Machine {
+    type Format = X86_64;
+    type File = Disk;
+    type SpinLock = Lock;
+    type WriterLock = Lock;
+
+    fn vm(&'static self) -> &'static Vm<Self> {
+        &self.vm
+    }
+    fn local(&'static self, cpu: usize) -> &'static Local<Self> {
+        &self.locals[cpu]
+    }
+    fn cpus(&'static self) -> usize {
+        CPUS
+    }
+    fn cpu(&'static self) -> usize {
+        CPU.get()
+    }
+    fn cells(&'static self, pfn: Pfn) -> &'static [AtomicU64] {
+        &self.pages[(pfn.0 - FIRST) as usize].0
+    }
+    fn meta(&'static self, pfn: Pfn) -> &'static FrameMeta {
+        &self.metas[pfn.0.wrapping_sub(FIRST) as usize]
+    }
+    fn page(&'static self, pfn: Pfn) -> NonNull<u8> {
+        NonNull::from(self.cells(pfn)).cast()
+    }
+    fn shootdown(&'static self, _: &Flush<'_>) {}
+    fn sync_local(&'static self, _: VirtAddr, _: bool) {}
+    fn relax(&'static self) {
+        std::thread::yield_now();
+    }
+    fn random(&'static self) -> u64 {
+        4
+    }
+    fn note(&'static self, note: Note) {
+        if let Note::FrameFreed(pfn) = note {
+            self.cells(pfn).iter().for_each(|c| c.store(STALE, Relaxed));
+        }
+    }
+}
+
+/// A machine with `frames` frames.
+fn machine(frames: u32) -> &'static Machine {
+    CPU.set(0);
+    // The metadata is elsewhere, but the region keeps room for it.
+    let room = Region { first: Pfn(FIRST), frames }.meta_frames();
+    let frames = frames + room;
+    let p: &'static Machine = Box::leak(Box::new(Machine {
+        vm: Vm::new(),
+        locals: (0..CPUS).map(|_| Local::new()).collect(),
+        pages: (0..frames).map(|_| Page([const { AtomicU64::new(STALE) }; PAGE / 8])).collect(),
+        metas: (0..frames).map(|_| FrameMeta::default()).collect(),
+    }));
+    p.vm.init(p, &[Region { first: Pfn(FIRST), frames }]).expect("room for the zero page");
+    p
+}
+
+impl Machine {
+    /// Nothing is held but the zero page.
+    fn assert_empty(&'static self) {
+        self.vm.quiesce(self);
+        assert_eq!(self.vm.held(self), Held { frames: 1, ..Held::default() });
+    }
+    fn cache(&'static self, disk: &Disk, size: u64) -> Shared<Machine, FileCache<Machine>> {
+        FileCache::new(self, disk.clone(), size).expect("memory for a cache")
+    }
+}
+
+type Hook = Box<dyn Fn(u64) + Send + Sync>;
+
+/// A file: stored pages over a pattern, as long as `len` says.
+#[derive(Clone)]
+pub struct Disk(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    stored: Mutex<BTreeMap<u64, Vec<u8>>>,
+    /// Where stored bytes end; nothing is read beyond.
+    len: AtomicU64,
+    /// Pages that are not stored hold their index in every word, rather than nothing.
+    numbered: bool,
+    fails: AtomicBool,
+    reads: AtomicU64,
+    /// Called in each read, before the page is filled.
+    hook: Mutex<Option<Arc<Hook>>>,
+}
+
+impl Disk {
+    /// Every page, up to the end of what can be, holds its index in every word.
+    fn numbered() -> Self {
+        Disk(Arc::new(Inner { numbered: true, len: AtomicU64::new(u64::MAX), ..Inner::default() }))
+    }
+    /// Nothing but what is written.
+    fn empty() -> Self {
+        Disk(Arc::new(Inner { len: AtomicU64::new(u64::MAX), ..Inner::default() }))
+    }
+    fn on_read(&self, hook: impl Fn(u64) + Send + Sync + 'static) {
+        *self.0.hook.lock().unwrap() = Some(Arc::new(Box::new(hook)));
+    }
+    fn no_hook(&self) {
+        *self.0.hook.lock().unwrap() = None;
+    }
+    /// Forgets what lies beyond `len`, as whoever shrinks a file makes its storage do.
+    fn truncate(&self, len: u64) {
+        let mut stored = self.0.stored.lock().unwrap();
+        stored.retain(|index, _| index * PAGE_SIZE < len);
+        if let Some(last) = stored.get_mut(&(len / PAGE_SIZE)) {
+            last.truncate((len % PAGE_SIZE) as usize);
+        }
+    }
+    fn stored(&self, index: u64) -> Option<Vec<u8>> {
+        self.0.stored.lock().unwrap().get(&index).cloned()
+    }
+    fn reads(&self) -> u64 {
+        self.0.reads.load(Relaxed)
+    }
+}
+
+impl PartialEq for Disk {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+impl Eq for Disk {}
+
+impl File for Disk {
+    fn id(&self) -> u64 {
+        1
+    }
+    fn read(&self, index: u64, mut page: FillGuard<'_>) -> Io {
+        assert!(page.len() == PAGE && page.iter().all(|b| *b == 0), "a page that was not cleared");
+        self.0.reads.fetch_add(1, Relaxed);
+        let hook = self.0.hook.lock().unwrap().clone();
+        if let Some(hook) = hook {
+            hook(index);
+        }
+        if self.0.fails.load(Relaxed) {
+            page.fill(0xee);
+            return Io::Error;
+        }
+        let below = self.0.len.load(Relaxed).saturating_sub(index * PAGE_SIZE).min(PAGE_SIZE) as usize;
+        match self.0.stored.lock().unwrap().get(&index) {
+            Some(bytes) => page[..bytes.len()].copy_from_slice(bytes),
+            None if self.0.numbered => {
+                for word in page[..below / 8 * 8].as_chunks_mut().0 {
+                    *word = index.to_ne_bytes();
+                }
+            }
+            None => {}
+        }
+        Io::Ready
+    }
+    fn write(&self, index: u64, bytes: &[u8]) -> Result<(), IoError> {
+        if self.0.fails.load(Relaxed) {
+            return Err(IoError);
+        }
+        self.0.stored.lock().unwrap().insert(index, bytes.to_vec());
+        Ok(())
+    }
+    fn tracks_writes(&self) -> bool {
+        true
+    }
+}
+
+/// Numbers that look random, the same in every run (xorshift64*).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+    fn below(&mut self, n: u64) -> u64 {
+        (self.next() >> 11) % n
+    }
+}

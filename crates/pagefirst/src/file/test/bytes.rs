@@ -1,0 +1,32 @@
+use super::super::bytes;
+use super::{AtomicU64, Random, Relaxed, std};
+use std::vec;
+use std::vec::Vec;
+
+fn cells(from: &[u8]) -> Vec<AtomicU64> {
+    from.as_chunks().0.iter().map(|w| AtomicU64::new(u64::from_ne_bytes(*w))).collect()
+}
+fn all(cells: &[AtomicU64]) -> Vec<u8> {
+    cells.iter().flat_map(|c| c.load(Relaxed).to_ne_bytes()).collect()
+}
+
+#[test]
+fn words_and_parts_of_words_are_copied_and_zeroed() {
+    let mut random = Random(7);
+    for _ in 0..5000 {
+        let mut model: Vec<u8> = (0..64).map(|_| random.next() as u8).collect();
+        let cells = cells(&model);
+        let at = random.below(65) as usize;
+        let n = random.below(65 - at as u64) as usize;
+        let new: Vec<u8> = (0..n).map(|_| random.next() as u8).collect();
+        let mut out = vec![0; n];
+        bytes::read(&cells, at, &mut out);
+        assert_eq!(out, model[at..at + n]);
+        bytes::write(&cells, at, &new);
+        model[at..at + n].copy_from_slice(&new);
+        assert_eq!(all(&cells), model);
+        bytes::zero_from(&cells, at);
+        model[at..].fill(0);
+        assert_eq!(all(&cells), model);
+    }
+}

@@ -1,0 +1,255 @@
+//! Threads against each other.
+
+use super::super::cache::Lookup;
+use super::super::{ReadError, SizeError, WriteError};
+use super::contents::Cache;
+use super::{CPU, Disk, Machine, PAGE, PAGE_SIZE, Random, Relaxed, machine, std};
+use crate::frame;
+use crate::platform::Platform as _;
+use crate::sync::epoch::Pin;
+use crate::types::Pfn;
+use core::sync::atomic::AtomicBool;
+use std::vec::Vec;
+
+const ROUNDS: u64 = 4000;
+
+/// Retries what meets a page that another is reading in.
+fn read(p: &'static Machine, cache: &Cache, at: u64, to: &mut [u8]) -> usize {
+    loop {
+        match cache.read_at(p, at, to) {
+            Ok(n) => return n,
+            Err(ReadError::Filling(_)) => p.relax(),
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+/// Retries what meets a page that another is reading in, or has mapped just to find it invalid.
+fn write(p: &'static Machine, cache: &Cache, at: u64, from: &[u8]) {
+    let mut done = 0;
+    while done < from.len() {
+        match cache.write_at(p, at + done as u64, &from[done..]) {
+            Ok(n) => done += n,
+            Err(
+                WriteError::Page(ReadError::Filling(_)) | WriteError::Size(SizeError::StillMapped { .. }),
+            ) => {
+                p.relax();
+            }
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+/// As a fault maps a page: found without a lock, its count raised, then validated.
+fn map(p: &'static Machine, cache: &Cache, index: u64) -> Option<Pfn> {
+    let pin = Pin::new(p);
+    let Lookup::Page(page) = cache.lookup(p, &pin, index) else { return None };
+    let pfn = page.pfn();
+    drop(page);
+    if !p.meta(pfn).try_map() {
+        return None;
+    }
+    if cache.is_attached(p.meta(pfn), index) {
+        return Some(pfn);
+    }
+    frame::unmap(p, pfn);
+    None
+}
+
+fn threads(jobs: &[&(dyn Fn() + Sync)]) {
+    std::thread::scope(|s| {
+        let handles: Vec<_> = (0..)
+            .zip(jobs)
+            .map(|(cpu, job)| {
+                s.spawn(move || {
+                    CPU.set(cpu + 1);
+                    job();
+                })
+            })
+            .collect();
+        handles.into_iter().for_each(|h| h.join().unwrap());
+    });
+}
+
+#[test]
+fn r13_readers_against_eviction_and_reading_in() {
+    let p = machine(400);
+    let disk = Disk::numbered();
+    let cache = p.cache(&disk, 1 << 52);
+    // Pages near and far, so that nodes come and go with them.
+    let at = |i: u64| [i, i << 8, i << 30][i as usize % 3];
+    let reader = |seed| {
+        let mut random = Random(seed);
+        for _ in 0..ROUNDS {
+            let index = at(random.below(60));
+            match cache.read(p, index) {
+                Ok(page) => {
+                    assert_eq!(p.cells(page.pfn())[511].load(Relaxed), index);
+                    assert_eq!(page.meta().index(), index);
+                }
+                Err(ReadError::Filling(_)) => {}
+                Err(e) => panic!("{e}"),
+            }
+            let index = at(random.below(60));
+            if let Some(pfn) = map(p, &cache, index) {
+                assert_eq!(p.cells(pfn)[0].load(Relaxed), index);
+                p.relax();
+                assert_eq!(p.cells(pfn)[511].load(Relaxed), index, "a mapped page stays");
+                assert!(cache.is_attached(p.meta(pfn), index));
+                frame::unmap(p, pfn);
+            }
+            let mut seen = Vec::new();
+            let pin = Pin::new(p);
+            cache.cached(p, &pin, 0, 60 << 8, |index, pfn| seen.push((index, pfn)));
+            drop(pin);
+            for (index, pfn) in seen {
+                if p.meta(pfn).try_map() {
+                    if cache.is_attached(p.meta(pfn), index) {
+                        assert_eq!(p.cells(pfn)[9].load(Relaxed), index);
+                    }
+                    frame::unmap(p, pfn);
+                }
+            }
+            if random.below(50) == 0 {
+                p.vm.collect(p, 100);
+            }
+        }
+    };
+    let done = AtomicBool::new(false);
+    let evictor = || {
+        let mut dropped = 0;
+        while !done.load(Relaxed) {
+            dropped += cache.evict(p);
+            p.relax();
+        }
+        assert!(dropped > 100, "{dropped}");
+    };
+    let last = || {
+        reader(3);
+        done.store(true, Relaxed);
+    };
+    threads(&[&|| reader(1), &|| reader(2), &last, &evictor]);
+    let pages = cache.pages();
+    assert_eq!(cache.evict(p), pages, "no reference is left over");
+    drop(cache);
+    p.assert_empty();
+}
+
+#[test]
+fn no_write_is_lost_to_eviction() {
+    let p = machine(400);
+    let disk = Disk::empty();
+    let cache = p.cache(&disk, 0);
+    let left = std::sync::atomic::AtomicU64::new(2);
+    // Two writers share pages and words: one has the even bytes, one the odd.
+    let writer = |me: u64| {
+        let mut random = Random(me + 1);
+        let mut model = std::vec![0u8; 6 * PAGE / 2];
+        for _ in 0..ROUNDS {
+            let i = random.below(model.len() as u64) as usize / 7 * 7;
+            let at = i as u64 * 2 + me;
+            let mut out = [0];
+            if read(p, &cache, at, &mut out) == 1 {
+                assert_eq!(out[0], model[i]);
+            } else {
+                assert_eq!(model[i], 0);
+            }
+            model[i] = random.next() as u8;
+            if random.below(3) > 0 {
+                write(p, &cache, at, &model[i..=i]);
+            } else if let Some(pfn) = map(p, &cache, at / PAGE_SIZE) {
+                // Through a mapping, as hardware does; the dirty bit is handed over when it is unmapped.
+                super::super::bytes::write(p.cells(pfn), (at % PAGE_SIZE) as usize, &model[i..=i]);
+                let below = at < cache.size();
+                p.meta(pfn).set(crate::frame::FrameFlags::DIRTY);
+                frame::unmap(p, pfn);
+                if !below {
+                    write(p, &cache, at, &model[i..=i]);
+                }
+            } else {
+                write(p, &cache, at, &model[i..=i]);
+            }
+        }
+        left.fetch_sub(1, Relaxed);
+    };
+    let storer = || {
+        while left.load(Relaxed) > 0 {
+            cache.write_back(p).unwrap();
+            cache.evict(p);
+            p.vm.collect(p, 100);
+        }
+    };
+    threads(&[&|| writer(0), &|| writer(1), &storer, &|| {
+        while left.load(Relaxed) > 0 {
+            cache.evict(p);
+            p.relax();
+        }
+    }]);
+    drop(cache);
+    p.assert_empty();
+}
+
+#[test]
+fn r13_truncation_against_faults() {
+    let p = machine(400);
+    let disk = Disk::empty();
+    let cache = p.cache(&disk, 0);
+    let done = AtomicBool::new(false);
+    let pages = 80;
+    // One thread writes, shrinks and grows; what it cut off never shows again.
+    let owner = || {
+        let mut random = Random(5);
+        let mut refused = 0;
+        for _ in 0..ROUNDS / 10 {
+            write(p, &cache, 0, &std::vec![7; pages * PAGE]);
+            let to = random.below(cache.size() + 1) & !(random.below(2) * 0xfff);
+            cache.set_size(p, to).unwrap();
+            disk.truncate(to);
+            let at = to.next_multiple_of(PAGE_SIZE) / PAGE_SIZE;
+            assert!(map(p, &cache, at).is_none() && map(p, &cache, pages as u64).is_none());
+            while let Err(SizeError::StillMapped { index }) = cache.set_size(p, (pages * PAGE) as u64) {
+                assert!(index >= at);
+                refused += 1;
+                p.relax();
+            }
+            let mut out = std::vec![1; pages * PAGE];
+            let mut got = 0;
+            while got < out.len() {
+                got += read(p, &cache, got as u64, &mut out[got..]);
+            }
+            for (i, byte) in out.into_iter().enumerate() {
+                assert_eq!(byte, if (i as u64) < to { 7 } else { 0 }, "byte {i}, cut at {to}");
+            }
+        }
+        done.store(true, Relaxed);
+        refused
+    };
+    let faulter = |seed| {
+        let mut random = Random(seed);
+        while !done.load(Relaxed) {
+            let index = random.below(pages as u64 + 2);
+            match cache.read(p, index) {
+                Ok(_) | Err(ReadError::BeyondEnd | ReadError::Filling(_)) => {}
+                Err(e) => panic!("{e}"),
+            }
+            if let Some(pfn) = map(p, &cache, index) {
+                let byte = p.cells(pfn)[0].load(Relaxed) as u8;
+                assert!(byte == 0 || byte == 7);
+                if random.below(8) == 0 {
+                    p.relax();
+                }
+                frame::unmap(p, pfn);
+            }
+        }
+    };
+    let rest = || {
+        while !done.load(Relaxed) {
+            cache.evict(p);
+            p.vm.collect(p, 100);
+            p.relax();
+        }
+    };
+    threads(&[&|| drop(owner()), &|| faulter(1), &|| faulter(2), &rest]);
+    cache.set_size(p, 0).unwrap();
+    assert_eq!(cache.pages(), 0);
+    drop(cache);
+    p.assert_empty();
+}

@@ -1,0 +1,185 @@
+//! Growing and shrinking: what lies beyond the end is zero or invalid, and never comes back.
+
+use super::super::cache::Lookup;
+use super::super::{SizeError, WriteError};
+use super::contents::{Cache, around, look};
+use super::{AtomicU64, Disk, Machine, PAGE, PAGE_SIZE, Relaxed, machine, std};
+use crate::frame;
+use crate::platform::Platform as _;
+use crate::types::Pfn;
+use core::sync::atomic::AtomicBool;
+use std::sync::Arc;
+use std::vec;
+
+/// Maps a page as a fault does.
+fn map(p: &'static Machine, cache: &Cache, index: u64) -> Pfn {
+    let page = cache.read(p, index).unwrap();
+    assert!(page.meta().try_map() && cache.is_attached(page.meta(), index));
+    page.pfn()
+}
+
+fn bytes(p: &'static Machine, cache: &Cache, at: u64, n: usize) -> std::vec::Vec<u8> {
+    let mut out = vec![0xcc; n];
+    let got = cache.read_at(p, at, &mut out).unwrap();
+    out.truncate(got);
+    out
+}
+
+#[test]
+fn bytes_beyond_the_end_are_zero_when_the_file_grows() {
+    for by_writing in [false, true] {
+        let p = machine(100);
+        let cache = p.cache(&Disk::numbered(), 100);
+        // A mapping writes beyond the end, in the last page: allowed, and forgotten.
+        let pfn = map(p, &cache, 0);
+        for cell in p.cells(pfn) {
+            cell.store(u64::MAX, Relaxed);
+        }
+        if by_writing {
+            assert_eq!(cache.write_at(p, 200, &[5]).unwrap(), 1);
+        } else {
+            cache.set_size(p, 201).unwrap();
+        }
+        let seen = bytes(p, &cache, 0, PAGE);
+        assert_eq!(seen.len(), 201);
+        assert!(seen[..100].iter().all(|b| *b == 0xff) && seen[100..200].iter().all(|b| *b == 0));
+        assert_eq!(seen[200], if by_writing { 5 } else { 0 });
+        assert_eq!(p.cells(pfn)[PAGE / 8 - 1].load(Relaxed), 0, "up to the page's end");
+        frame::unmap(p, pfn);
+        drop(cache);
+        p.assert_empty();
+    }
+}
+
+#[test]
+fn r13_contents_from_before_a_truncation_do_not_return() {
+    let p = machine(200);
+    let disk = Disk::empty();
+    let cache = p.cache(&disk, 0);
+    let all = 60 * PAGE_SIZE as usize;
+    assert_eq!(cache.write_at(p, 0, &vec![7; all]).unwrap(), all);
+    cache.set_size(p, PAGE_SIZE + 10).unwrap();
+    disk.truncate(PAGE_SIZE + 10);
+    assert_eq!(cache.pages(), 2);
+    cache.set_size(p, all as u64).unwrap();
+    let seen = bytes(p, &cache, 0, all);
+    assert!(seen.iter().enumerate().all(|(i, b)| *b == if i < PAGE + 10 { 7 } else { 0 }));
+    // The same with a size on a page's boundary, and to nothing.
+    for size in [PAGE_SIZE, 0] {
+        cache.write_at(p, 0, &vec![7; all]).unwrap();
+        cache.set_size(p, size).unwrap();
+        disk.truncate(size);
+        assert_eq!(cache.pages(), size / PAGE_SIZE);
+        cache.set_size(p, all as u64).unwrap();
+        let seen = bytes(p, &cache, 0, all);
+        assert!(seen.iter().enumerate().all(|(i, b)| *b == if i < size as usize { 7 } else { 0 }));
+    }
+    drop(cache);
+    p.assert_empty();
+}
+
+#[test]
+fn r13_a_page_mapped_beyond_the_end_is_invalid_and_refuses_growth() {
+    let p = machine(200);
+    let disk = Disk::numbered();
+    let cache = p.cache(&disk, 100 * PAGE_SIZE);
+    for index in 0..100 {
+        cache.read(p, index).unwrap();
+    }
+    let mapped = [70, 3, 99].map(|index| map(p, &cache, index));
+    cache.set_size(p, PAGE_SIZE + 1).unwrap();
+    disk.truncate(PAGE_SIZE + 1);
+    assert_eq!(cache.pages(), 2 + 3, "those mapped are left");
+    assert!(!cache.is_attached(p.meta(mapped[1]), 3));
+    assert!(matches!(look(p, &cache, 3), Lookup::BeyondEnd));
+    assert_eq!(around(p, &cache, 0, 200), [0, 1]);
+    assert_eq!(cache.evict(p), 2);
+    let refused = Err(SizeError::StillMapped { index: 3 });
+    assert_eq!(cache.set_size(p, 50 * PAGE_SIZE), refused);
+    assert_eq!(cache.size(), PAGE_SIZE + 1);
+    assert!(matches!(
+        cache.write_at(p, PAGE_SIZE, &[1, 2]),
+        Err(WriteError::Size(SizeError::StillMapped { index: 3 }))
+    ));
+    assert!(matches!(
+        cache.write_at(p, 1 << 40, &[1]),
+        Err(WriteError::Size(SizeError::StillMapped { index: 3 }))
+    ));
+    assert_eq!(cache.write_at(p, PAGE_SIZE, &[1]).unwrap(), 1, "within the size");
+    assert_eq!(cache.set_size(p, PAGE_SIZE + 2), refused);
+    // No longer mapped, they go.
+    frame::unmap(p, mapped[1]);
+    assert_eq!(cache.set_size(p, 50 * PAGE_SIZE), Err(SizeError::StillMapped { index: 70 }));
+    frame::unmap(p, mapped[0]);
+    frame::unmap(p, mapped[2]);
+    cache.set_size(p, 100 * PAGE_SIZE).unwrap();
+    assert_eq!(around(p, &cache, 0, 200), [1]);
+    drop(cache);
+    p.assert_empty();
+}
+
+#[test]
+fn r13_what_is_read_while_the_file_shrinks_is_not_seen() {
+    // The file shrinks and grows while a page is read: before the page, within it; beyond it nothing matters.
+    for (shrunk, reads) in [(PAGE_SIZE, 2), (PAGE_SIZE + 24, 2), (2 * PAGE_SIZE, 1), (3 * PAGE_SIZE, 1)] {
+        let p = machine(100);
+        let disk = Disk::numbered();
+        let cache = p.cache(&disk, 10 * PAGE_SIZE);
+        let (inner, storage, once) = (cache.clone(), disk.clone(), AtomicBool::new(false));
+        let pages = Arc::new(AtomicU64::new(0));
+        let seen = pages.clone();
+        disk.on_read(move |_| {
+            if !once.swap(true, Relaxed) {
+                inner.set_size(p, shrunk).unwrap();
+                storage.0.len.store(shrunk, Relaxed);
+                inner.set_size(p, 10 * PAGE_SIZE).unwrap();
+                seen.store(inner.pages(), Relaxed);
+                // The first read still answers from before.
+                storage.0.len.store(if shrunk < 2 * PAGE_SIZE { u64::MAX } else { shrunk }, Relaxed);
+            } else {
+                storage.0.len.store(shrunk, Relaxed);
+            }
+        });
+        let page = cache.read(p, 1).unwrap();
+        assert_eq!(disk.reads(), reads);
+        assert_eq!(pages.load(Relaxed), 2 - reads, "taken out at once, or left alone");
+        assert!(cache.is_attached(page.meta(), 1));
+        for (i, cell) in p.cells(page.pfn()).iter().enumerate() {
+            let below = PAGE_SIZE + i as u64 * 8 < shrunk;
+            assert_eq!(cell.load(Relaxed), below as u64);
+        }
+        disk.no_hook();
+        drop((page, cache));
+        p.assert_empty();
+    }
+}
+
+#[test]
+fn a_read_whose_page_is_cut_off_for_good_is_beyond_the_end() {
+    let p = machine(100);
+    let disk = Disk::numbered();
+    let cache = p.cache(&disk, 10 * PAGE_SIZE);
+    let inner = cache.clone();
+    disk.on_read(move |_| inner.set_size(p, PAGE_SIZE).unwrap());
+    assert!(matches!(cache.read(p, 5), Err(super::super::ReadError::BeyondEnd)));
+    assert_eq!(cache.pages(), 0);
+    disk.no_hook();
+    drop(cache);
+    p.assert_empty();
+}
+
+#[test]
+fn sizes_up_to_the_largest() {
+    let p = machine(100);
+    let cache = p.cache(&Disk::numbered(), 0);
+    cache.set_size(p, u64::MAX).unwrap();
+    let last = u64::MAX / PAGE_SIZE;
+    assert_eq!(cache.read(p, last).unwrap().meta().index(), last);
+    assert_eq!(bytes(p, &cache, u64::MAX - 3, 100).len(), 3);
+    assert!(matches!(cache.write_at(p, u64::MAX, &[1, 2]), Err(WriteError::Size(SizeError::TooLarge))));
+    assert_eq!(cache.write_at(p, u64::MAX - 2, &[1, 2]).unwrap(), 2);
+    cache.set_size(p, 1).unwrap();
+    assert_eq!(cache.pages(), 0);
+    drop(cache);
+    p.assert_empty();
+}
