@@ -28,7 +28,7 @@ pub struct Found {
 
 impl<F: Format> Machine<F> {
     /// The record of a table, by way of the arena.
-    fn record_of(&self, table: Pfn) -> Option<&TableRecord> {
+    pub(crate) fn record_of(&self, table: Pfn) -> Option<&TableRecord> {
         let meta = std::ptr::from_ref(self.arena.meta(table)).cast::<AtomicPtr<()>>();
         // SAFETY: `FrameMeta` is 32 bytes, `repr(C)`, of atomics alone; the second word is the owner.
         let owner = unsafe { &*meta.add(1) }.load(Acquire).cast::<TableRecord>();

@@ -39,6 +39,8 @@ pub struct Config {
     pub keep_tags: bool,
     /// Where the random numbers for placement start.
     pub seed: u64,
+    /// So many faults in a row that find nothing to do, for one access, are a livelock (X08): the machine panics.
+    pub livelock: u32,
     /// A mistake the machine makes on purpose, to show that the checks notice.
     #[doc(hidden)]
     pub plant: Option<Mistake>,
@@ -54,6 +56,7 @@ impl Default for Config {
             tlb: TlbShape::default(),
             keep_tags: false,
             seed: 1,
+            livelock: 1_000_000,
             plant: None,
         }
     }

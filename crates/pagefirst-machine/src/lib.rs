@@ -8,6 +8,7 @@ mod counts;
 mod cpu;
 mod file;
 mod history;
+mod hooks;
 mod lock;
 mod machine;
 mod platform;

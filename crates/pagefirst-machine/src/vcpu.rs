@@ -21,9 +21,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 
-/// So many faults in a row that found nothing to do, for one access, are a livelock (X08).
-const SPURIOUS: u32 = 1_000_000;
-
 /// What faults of one vCPU came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FaultCounts {
@@ -251,8 +248,8 @@ impl<F: Format> Vcpu<F> {
             }
             if self.fault(addr, access)? == Answer::Spurious {
                 spurious += 1;
-                if spurious == SPURIOUS {
-                    machine.fail(&format!("{access:?} at {addr}: {SPURIOUS} faults in a row did nothing"));
+                if spurious == machine.config.livelock {
+                    machine.fail(&format!("{access:?} at {addr}: {spurious} faults in a row did nothing"));
                 }
             } else {
                 spurious = 0;

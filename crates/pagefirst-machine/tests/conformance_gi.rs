@@ -2,4 +2,284 @@
 
 #[path = "conformance_gi/around.rs"]
 mod around;
+#[path = "conformance_gi/kinds.rs"]
+mod kinds;
 mod kit;
+
+use kit::*;
+use pagefirst::arch::Attrs;
+use pagefirst::fault::{FaultError, Segv};
+use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr};
+use std::sync::Barrier;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::SeqCst;
+
+const AT: VirtAddr = VirtAddr(1 << 30);
+const RX: Prot = Prot::READ.union(Prot::EXEC);
+const RWX: Prot = Prot::READ.union(Prot::WRITE).union(Prot::EXEC);
+
+#[test]
+fn c40_an_entry_is_built_from_the_rights_of_the_mapping() -> Result {
+    let machine = machine();
+    let c = cache(machine, &marked(), 4)?;
+    let tracked = cache(machine, &marked().with_tracking(true), 4)?;
+    let (write, dirty, exec) = (Attrs::WRITE, Attrs::DIRTY, Attrs::EXEC);
+    let none = Attrs::empty();
+    let (load, store, fetch) = (Access::Read, Access::Write, Access::Execute);
+    let special = Attrs::SPECIAL;
+    for (name, map, access, expected) in [
+        ("zero page", anonymous(1, RW), load, special),
+        ("zero page, executable", anonymous(1, RWX), load, special | exec),
+        ("anonymous write", anonymous(1, RW), store, write | dirty),
+        ("anonymous write, executable", anonymous(1, RWX), store, write | dirty | exec),
+        ("private read", private(&c, 0, 1, RW), load, none),
+        ("private read, executable", private(&c, 0, 1, RX), load, exec),
+        ("private fetch", private(&c, 0, 1, RX), fetch, exec),
+        ("private write", private(&c, 0, 1, RW), store, write | dirty),
+        ("shared read, not writable", shared(&c, 0, 1, R), load, none),
+        ("shared read, in memory", shared(&c, 0, 1, RW), load, write),
+        ("shared read, on a disk", shared(&tracked, 0, 1, RW), load, none),
+        ("shared write", shared(&tracked, 0, 1, RW), store, write | dirty),
+    ] {
+        let s = space(machine)?;
+        s.map(at(AT, map))?;
+        assert_eq!(fault(&s, AT, access), End::Mapped(access != store && name.contains("NEVER"), 0), "{name}");
+        assert_eq!(attrs(&s, AT), expected | Attrs::ACCESSED, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn c41_a_fault_that_loses_leaves_every_count_alone() -> Result {
+    let machine = machine();
+    let s = space(machine)?;
+    s.map(at(AT, anonymous(1, RW)))?;
+    let barrier = Barrier::new(2);
+    let won = AtomicU64::new(0);
+    let write = || {
+        for _ in 0..300 {
+            barrier.wait();
+            match fault(&s, AT, Access::Write) {
+                End::Mapped(false, 0) => drop(won.fetch_add(1, SeqCst)),
+                end => assert_eq!(end, End::Spurious),
+            }
+            if barrier.wait().is_leader() {
+                assert_eq!(won.swap(0, SeqCst), 1, "one page is mapped, once");
+                let account = s.account();
+                assert_eq!((account.anon_bytes, account.file_bytes), (PAGE_SIZE, 0));
+                let pfn = frame(&s, AT).expect("mapped");
+                assert_eq!(counts(machine, pfn), (1, 1));
+                s.unmap(AT, PAGE_SIZE).expect("mapped");
+                s.map(at(AT, anonymous(1, RW))).expect("free");
+                s.quiesce();
+                assert_eq!((s.account().resident_bytes(), machine.vm().held(machine).tables), (0, 1));
+            }
+            barrier.wait();
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(write);
+        scope.spawn(write);
+    });
+    Ok(())
+}
+
+#[test]
+fn c42_a_mapped_page_of_a_file_counts_as_file_memory_whoever_maps_it() -> Result {
+    let machine = machine();
+    let c = cache(machine, &marked(), 4)?;
+    let (a, b) = (space(machine)?, space(machine)?);
+    a.map(at(AT, private(&c, 0, 4, RW)))?;
+    b.map(at(AT, shared(&c, 0, 4, RW)))?;
+    let pages = |s: &Space| (s.account().anon_bytes / PAGE_SIZE, s.account().file_bytes / PAGE_SIZE);
+    warm(machine, &c, 0..4)?;
+    fault(&a, AT, Access::Read);
+    fault(&b, AT, Access::Write);
+    assert_eq!((pages(&a), pages(&b)), ((0, 4), (0, 1)));
+    // A private copy is private memory; that page of the file is not mapped here any more.
+    fault(&a, page(AT, 2), Access::Write);
+    assert_eq!((pages(&a), pages(&b)), ((1, 3), (0, 1)));
+    a.discard(AT, 4 * PAGE_SIZE)?;
+    fault(&a, page(AT, 1), Access::Write);
+    assert_eq!(pages(&a), (1, 0), "copied from where nothing was mapped");
+    check(&a)?;
+    check(&b)?;
+    Ok(())
+}
+
+#[test]
+fn c43_an_entry_that_can_be_seen_is_counted_and_counts_fall_again() -> Result {
+    let machine = machine();
+    let c = cache(machine, &marked(), 16)?;
+    warm(machine, &c, 0..16)?;
+    let s = space(machine)?;
+    s.map(at(AT, private(&c, 0, 16, R)))?;
+    // Odd while entries are being taken away.
+    let turn = AtomicU64::new(0);
+    let seen = AtomicU64::new(0);
+    let stop = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while stop.load(SeqCst) == 0 {
+                for i in 0..16 {
+                    let before = turn.load(SeqCst);
+                    let Some(pfn) = frame(&s, page(AT, i)) else { continue };
+                    let (refs, maps) = counts(machine, pfn);
+                    if before.is_multiple_of(2) && turn.load(SeqCst) == before {
+                        assert!(maps >= 1 && refs > maps, "page {i} is mapped and counts {refs}, {maps}");
+                        seen.fetch_add(1, SeqCst);
+                    }
+                }
+            }
+        });
+        scope.spawn(|| {
+            // The file loses its end and gets it back: neighbours fail when they are checked.
+            while stop.load(SeqCst) == 0 {
+                c.set_size(machine, 9 * PAGE_SIZE).expect("shrinking never fails");
+                let _ = c.set_size(machine, 16 * PAGE_SIZE); // refused while one of them is mapped
+                c.evict(machine);
+            }
+        });
+        for round in 0..2_000 {
+            fault(&s, page(AT, round % 12), Access::Read);
+            turn.fetch_add(1, SeqCst);
+            s.discard(AT, 16 * PAGE_SIZE).expect("mapped");
+            turn.fetch_add(1, SeqCst);
+        }
+        stop.store(1, SeqCst);
+    });
+    assert!(seen.load(SeqCst) > 0);
+    // Nothing is mapped and no fault is under way: no page has a count left, so all of them can go.
+    assert_eq!(s.account().resident_bytes(), 0);
+    c.evict(machine);
+    assert_eq!(c.pages(), 0);
+    drop((s, c));
+    machine.nothing_left()?;
+    Ok(())
+}
+
+#[test]
+fn c46_the_mapping_takes_the_callers_reference_and_a_failure_leaves_it() -> Result {
+    let machine = machine();
+    let c = cache(machine, &marked(), 4)?;
+    let s = space(machine)?;
+    s.map(at(AT, anonymous(2, RW)))?;
+    let file_at = VirtAddr(AT.0 + (1 << 30));
+    s.map(at(file_at, private(&c, 0, 4, RW)))?;
+    fault(&s, AT, Access::Write);
+    let own = frame(&s, AT).ok_or("mapped")?;
+    assert_eq!(counts(machine, own), (1, 1), "the reference is the mapping's alone");
+    let zero = machine.vm().zero_page();
+    let before = counts(machine, zero);
+    fault(&s, page(AT, 1), Access::Read);
+    assert_eq!((frame(&s, page(AT, 1)), counts(machine, zero)), (Some(zero), before), "not counted");
+
+    let pfn = cached_frame(machine, &c, 1)?;
+    s.quiesce();
+    let taken = machine.leave_free(1);
+    // No memory for the tables: the cache has its page still, and its reference alone.
+    assert_eq!(fault(&s, page(file_at, 1), Access::Read), End::Error(FaultError::NoMemory));
+    assert_eq!(counts(machine, pfn), (1, 0));
+    // A page for a copy there is, but no tables: it goes back.
+    assert_eq!(fault(&s, page(file_at, 1), Access::Write), End::Error(FaultError::NoMemory));
+    assert_eq!((counts(machine, pfn), machine.free_frames()), ((1, 0), 1));
+    drop(taken);
+    fault(&s, page(file_at, 1), Access::Read);
+    assert_eq!(counts(machine, pfn), (2, 1), "the cache's and the mapping's");
+    s.unmap(file_at, 4 * PAGE_SIZE)?;
+    assert_eq!(counts(machine, pfn), (1, 0));
+    Ok(())
+}
+
+#[test]
+fn r07_the_mapping_goes_while_a_fault_obtains_its_page() -> Result {
+    let machine = machine();
+    let segv = |why| End::Error(FaultError::Segv(why));
+    type Change = fn(&Space);
+    let changes: [(&str, Change, End); 5] = [
+        ("unmapped", |s| s.unmap(AT, 16 * PAGE_SIZE).expect("mapped"), segv(Segv::NotMapped)),
+        ("protected", |s| s.protect(AT, 16 * PAGE_SIZE, NONE).expect("mapped"), segv(Segv::Access)),
+        ("moved", |s| drop(s.remap(AT, 16 << 12, 16 << 12, to(1 << 32)).expect("mapped")), segv(Segv::NotMapped)),
+        // Found anew, it is another mapping: what that one shows is mapped.
+        ("replaced", |s| drop(s.map(at(AT, anonymous(16, RW))).expect("mapped")), End::Mapped(true, 0)),
+        ("split", |s| s.unmap(page(AT, 8), 8 * PAGE_SIZE).expect("mapped"), End::Mapped(true, 0)),
+    ];
+    for access in [Access::Read, Access::Write] {
+        for (name, change, expected) in changes {
+            let (file, hook) = hooked();
+            let c = cache(machine, &file, 16)?;
+            let s = space(machine)?;
+            s.map(at(AT, private(&c, 0, 16, RW)))?;
+            let inner = s.clone();
+            hook.arm(5, move || change(&inner));
+            let tables_before = machine.counts().tables_allocated;
+            assert_eq!(fault(&s, page(AT, 5), access), expected, "{name}, {access:?}");
+            assert!(!hook.is_armed());
+            if let End::Error(_) = expected {
+                assert_eq!(machine.counts().tables_allocated, tables_before, "{name}: no table was even taken");
+                assert_eq!((check(&s)?.present, tables(&s)), (0, 1), "{name}");
+                let pfn = cached_frame(machine, &c, 5)?;
+                assert_eq!(counts(machine, pfn), (1, 0), "{name}: the page that was read is the cache's alone");
+            } else {
+                let shows = if name == "replaced" { 0 } else { mark(5) };
+                assert_eq!(first_byte(&s, page(AT, 5)), Some(shows), "{name}, {access:?}");
+            }
+            drop((inner_free(s)?, c));
+            machine.nothing_left()?;
+        }
+    }
+    Ok(())
+}
+
+fn to(at: u64) -> pagefirst::space::RemapTo {
+    pagefirst::space::RemapTo::Fixed(VirtAddr(at))
+}
+
+/// The last reference to a space: no hook has one any more.
+fn inner_free(space: Space) -> Result {
+    check(&space)?;
+    std::sync::Arc::try_unwrap(space).map(drop).map_err(|_| "somebody holds the space".into())
+}
+
+#[test]
+fn r10_exit_leaves_no_resident_page_no_table_and_the_caches_references() -> Result {
+    let machine = machine();
+    let c = cache(machine, &marked(), 64)?;
+    let s = space(machine)?;
+    s.map(at(AT, anonymous(600, RW)))?;
+    let (shared_at, private_at) = (VirtAddr(1 << 35), VirtAddr(1 << 40));
+    s.map(at(shared_at, shared(&c, 0, 64, RW)))?;
+    s.map(at(private_at, private(&c, 0, 64, RW)))?;
+    let mut cpu = machine.vcpu();
+    cpu.switch_to(&s);
+    for i in 0..600 {
+        cpu.touch(page(AT, i), if i % 3 == 0 { Access::Read } else { Access::Write })?;
+    }
+    for i in 0..64 {
+        cpu.touch(page(shared_at, i), if i % 2 == 0 { Access::Read } else { Access::Write })?;
+        cpu.touch(page(private_at, i), if i % 5 == 0 { Access::Write } else { Access::Read })?;
+    }
+    let pages: Vec<_> = (0..64).filter_map(|i| frame(&s, page(shared_at, i))).collect();
+    assert_eq!((pages.len(), check(&s)?.present), (64, 600 + 64 + 64));
+    // Unmapped one by one, the sums come to nothing before the space goes.
+    for (at, pages) in [(AT, 600), (shared_at, 64), (private_at, 64)] {
+        s.unmap(at, pages * PAGE_SIZE)?;
+    }
+    let account = s.account();
+    assert_eq!((account.resident_bytes(), account.tables_bytes()), (0, PAGE_SIZE));
+    assert!(pages.iter().all(|pfn| counts(machine, *pfn) == (1, 0)));
+    // And with everything mapped, exit does the same.
+    s.map(at(private_at, private(&c, 0, 64, RW)))?;
+    for i in 0..64 {
+        cpu.touch(page(private_at, i), if i % 5 == 0 { Access::Write } else { Access::Read })?;
+    }
+    drop(cpu);
+    drop(s);
+    machine.vm().quiesce(machine);
+    assert!(pages.iter().all(|pfn| counts(machine, *pfn) == (1, 0)));
+    let held = machine.vm().held(machine);
+    assert_eq!((held.tables, held.in_limbo), (0, 0));
+    drop(c);
+    machine.nothing_left()?;
+    Ok(())
+}

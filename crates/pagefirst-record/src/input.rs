@@ -7,7 +7,8 @@ use crate::wire::NAME_LIMIT;
 
 /// A stream that knows where it is.
 pub(crate) struct Input<S> {
-    stream: S,
+    /// Where it comes from.
+    pub(crate) stream: S,
     offset: u64,
     /// The events read so far.
     pub(crate) event: u64,
@@ -91,9 +92,17 @@ impl<S: Read> Input<S> {
 
     /// Nothing may follow; reading to the end also has the checksum verified.
     pub(crate) fn end(&mut self) -> Result<(), FormatError> {
-        match self.fill(&mut [0])? {
-            0 => Ok(()),
-            _ => Err(self.error(Problem::TrailingBytes)),
+        loop {
+            return match self.stream.read(&mut [0]) {
+                Ok(0) => Ok(()),
+                Ok(_) => Err(self.error(Problem::TrailingBytes)),
+                Err(error) => match error.kind() {
+                    ErrorKind::Interrupted => continue,
+                    ErrorKind::UnexpectedEof => Err(self.error(Problem::Truncated { expected: "a checksum" })),
+                    ErrorKind::Other => Err(self.error(Problem::Compression(error))),
+                    _ => Err(self.error(Problem::Io(error))),
+                },
+            };
         }
     }
 }

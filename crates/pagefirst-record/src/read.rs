@@ -1,6 +1,6 @@
 //! Reads a recording as a stream. Nothing in the file is trusted.
 
-use std::io::{BufReader, ErrorKind, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 
 use crate::error::{FormatError, Problem};
 use crate::input::Input;
@@ -319,6 +319,12 @@ impl<R: Read> Recording<R> {
             found => return Err(self.input.value("0 or 1", found.into())),
         };
         self.input.end()?;
+        let after_frame = self.input.stream.get_mut().get_mut().fill_buf().map(<[u8]>::is_empty);
+        match after_frame {
+            Ok(true) => {}
+            Ok(false) => return Err(self.input.error(Problem::TrailingBytes)),
+            Err(error) => return Err(self.input.error(Problem::Io(error))),
+        }
         if touches != self.touches {
             return Err(self.input.error(Problem::Count { expected: touches, found: self.touches }));
         }

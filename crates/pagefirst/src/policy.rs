@@ -29,6 +29,8 @@ pub struct Policy {
     pub min_addr: VirtAddr,
     /// Mappings are placed below, from the top down; the format's user end if that is lower.
     pub map_top: VirtAddr,
+    /// Place mappings from `min_addr` up instead (Linux's legacy layout).
+    pub bottom_up: bool,
     /// Where a mapping of anonymous memory of at least this size is aligned to it; 0 for nowhere. Linux 6.7 aligns
     /// such mappings to 2 MiB (commit efa7df3e3bb5).
     pub align_large: u64,
@@ -54,6 +56,7 @@ impl Default for Policy {
             deny_wx: false,
             min_addr: VirtAddr(64 << 10),
             map_top: VirtAddr(u64::MAX),
+            bottom_up: false,
             align_large: 2 << 20,
             max_vmas: 65_530,
             max_bytes: u64::MAX,

@@ -339,8 +339,10 @@ enum Failed {
     Unknown(&'static str),
 }
 
-/// Touches of one vCPU that wait to be performed, and what became of those that were.
+/// Touches of one vCPU that wait to be performed.
 type Work = Vec<(VirtAddr, Do)>;
+/// The list they were in, and how many were refused, as SIGSEGV and as SIGBUS.
+type Done = (Work, Result<(u64, u64), NoMemory>);
 
 /// The vCPUs: one here, or several on threads of their own.
 enum Crew {
@@ -351,7 +353,7 @@ enum Crew {
 struct Worker {
     work: Work,
     give: Sender<Work>,
-    take: Receiver<(Work, Result<(u64, u64), NoMemory>)>,
+    take: Receiver<Done>,
     busy: bool,
 }
 

@@ -100,7 +100,8 @@ impl Comparison<'_> {
     }
 
     fn rows(&self) -> Vec<(&'static str, u64, u64)> {
-        let rows: [(&str, fn(&Run) -> u64); 20] = [
+        type Row = (&'static str, fn(&Run) -> u64);
+        let rows: [Row; 20] = [
             ("faults that mapped something", |r| r.account.faults.mapped()),
             ("  anonymous read, zero page", |r| r.account.faults.anon_read),
             ("  anonymous write", |r| r.account.faults.anon_write),
@@ -184,7 +185,7 @@ fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);

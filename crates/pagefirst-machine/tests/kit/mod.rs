@@ -32,7 +32,7 @@ pub fn machine() -> &'static Machine {
 }
 
 pub fn machine_of<F: Format>() -> &'static Machine<F> {
-    Machine::new(Config { checks: true, ..Config::default() })
+    Machine::new(Config { checks: true, memory: 16 << 20, ..Config::default() })
 }
 
 pub fn small_machine(frames: u64) -> &'static Machine {

@@ -148,7 +148,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     }
 
     fn wait_for_writer(&self, turn: u64) -> Look<'a, P> {
-        if turn % 2 == 0 {
+        if turn.is_multiple_of(2) {
             return Look::Again;
         }
         Look::Done(Outcome::Blocked(Ticket(For::Writer(self.space, turn))))

@@ -152,11 +152,6 @@ impl FrameMeta {
     pub(crate) fn map_held(&self) {
         self.take(MAP);
     }
-    /// Turns the mapping count down by one; the reference goes back to the caller.
-    pub(crate) fn unmap_held(&self) {
-        let last = self.give(MAP);
-        debug_assert!(!last || self.counts().refs > 0);
-    }
     /// Gives a mapping and its reference back; true when it was the last reference.
     #[must_use]
     pub(crate) fn unmap(&self) -> bool {

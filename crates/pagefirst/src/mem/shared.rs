@@ -167,10 +167,6 @@ impl<P: Platform, T: 'static> Shared<P, T> {
         // SAFETY: this `Shared` counts, so the object is alive.
         unsafe { self.at.as_ref() }
     }
-    /// An address that stays the object's own while anybody refers to it.
-    pub(crate) fn address(&self) -> *mut () {
-        self.at.as_ptr().cast()
-    }
     /// Whether both refer to the same object.
     pub fn same(&self, other: &Self) -> bool {
         self.at == other.at

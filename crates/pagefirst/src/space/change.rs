@@ -168,6 +168,21 @@ impl<P: Platform> Ready<'_, P> {
             self.space.tree.overlapping(range).for_each(|vma| vma.retire());
         }
     }
+    /// A tree like the published one, in which those VMAs are replaced by others like them: to take an announcement
+    /// back.
+    pub fn undo(&self) -> Result<VmaTree<P>, MapError> {
+        let (p, tree) = (self.space.p, self.space.tree.fork());
+        let mut reserve = p.vm().or_drain(p, || tree.reserve(p, 1))?;
+        for range in self.replaced.into_iter().flatten() {
+            for vma in self.space.tree.overlapping(range) {
+                let again = Vma::new(p.vm().new_id(), vma.range, vma.prot, vma.flags, vma.backing.clone());
+                let slot = p.vm().or_drain(p, || p.vm().vmas.reserve())?;
+                p.vm().or_drain(p, || reserve.refill(p, &tree, 1))?;
+                tree.replace(p, vma.range, Some(slot.fill(again)), &mut reserve);
+            }
+        }
+        Ok(tree)
+    }
     /// The range whose empty tables nobody needs once this is published: up to the neighbours that stay.
     pub fn unneeded(&self, cut: VirtRange) -> VirtRange {
         let start = self.next.before(cut.start).map_or(VirtAddr(0), |v| v.range.end);

@@ -128,13 +128,14 @@ impl<P: Platform> AddressSpace<P> {
         }
         let mut within = self.usable();
         within.end = within.end.min(self.policy.map_top);
+        let order = if self.policy.bottom_up { Order::BottomUp } else { Order::TopDown };
         let align = self.policy.align_large;
         if large && align > PAGE_SIZE && len >= align
-            && let Some(at) = self.tree.gap(len, align, within, Order::TopDown)
+            && let Some(at) = self.tree.gap(len, align, within, order)
         {
             return Ok(VirtRange::new(at, VirtAddr(at.0 + len)));
         }
-        let at = self.tree.gap(len, PAGE_SIZE, within, Order::TopDown).ok_or(MapError::NoRoom(len))?;
+        let at = self.tree.gap(len, PAGE_SIZE, within, order).ok_or(MapError::NoRoom(len))?;
         Ok(VirtRange::new(at, VirtAddr(at.0 + len)))
     }
 }

@@ -101,7 +101,7 @@ impl<P: Platform> AddressSpace<P> {
     pub fn usable(&self) -> VirtRange {
         VirtRange::new(self.policy.min_addr, P::Format::USER_END)
     }
-    /// Calls `f` with every VMA, in the order of addresses. Each look-up stands for itself: VMAs that come and go
+    /// Calls `f` with every VMA, in the order of addresses, pinned: `f` may not use the space. Each look-up stands for itself: VMAs that come and go
     /// meanwhile may be seen or not.
     pub fn for_each_vma(&self, mut f: impl FnMut(&Vma<P>)) {
         let mut at = VirtAddr(0);

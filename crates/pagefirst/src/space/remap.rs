@@ -1,6 +1,7 @@
 //! Remap: shrink, grow, move (`mremap`).
 //!
-//! A move reserves every table it can need, then retires the source. It takes a part of the source's entries out
+//! A move retires the source, so that no table comes into use there any more, and reserves every table it can need; if
+//! it cannot have them, the source's VMAs are published anew and nothing has changed. Then it takes a part of the source's entries out
 //! under their table's lock, flushes the source, and installs them at the destination by protocol 1, every page
 //! validated again, until the source is empty (CVE-2018-18281: a page must not be reachable through the source
 //! after it was freed at the destination). Tables are never moved. Meanwhile faults on either side wait.
@@ -92,7 +93,16 @@ impl<P: Platform> Writing<'_, P> {
         let piece = Vma::new(0, new, vma.prot, vma.flags, vma.backing_at(old.start));
         change.push(piece, &mut self.state)?;
         let ready = change.finish(&mut self.state)?;
-        // Everything that can fail has been done once the tables are there.
+        let undo = ready.undo()?;
+        ready.announce();
+        let stock = match Stock::new(space.p, tables_needed::<P>(&space.table, moved, new)) {
+            Ok(stock) => stock,
+            Err(error) => {
+                space.tree.adopt(undo);
+                return Err(error.into());
+            }
+        };
+        // From here nothing can fail.
         let mut relocation = Relocation {
             table: &space.table,
             file: match &vma.backing {
@@ -104,9 +114,8 @@ impl<P: Platform> Writing<'_, P> {
             to: new.start,
             entries: [(VirtAddr(0), 0); BATCH],
             len: 0,
-            stock: Stock::new(space.p, tables_needed::<P>(&space.table, moved, new))?,
+            stock,
         };
-        ready.announce();
         let mut gather = Gather::new(&space.table);
         space.table.zap(new, None, &mut gather);
         gather.flush();

@@ -32,6 +32,7 @@ use gap::Search;
 /// What is kept free below a stack: a search for a gap takes its low edge to be this much lower.
 pub(crate) const STACK_GUARD: u64 = 256 * PAGE_SIZE;
 
+type Mapping<P> = Shared<P, Vma<P>>;
 type Node<P> = Shared<P, TreeNode<P>>;
 type Subtree<P> = Option<Node<P>>;
 
@@ -46,7 +47,7 @@ fn distance(from: VirtAddr, to: VirtAddr) -> u64 {
 
 /// One VMA of one or more versions of the tree, and what is known of the subtree below it.
 pub struct TreeNode<P: Platform> {
-    vma: Shared<P, Vma<P>>,
+    vma: Mapping<P>,
     /// The VMA's range, here to spare walks a cache line a level.
     range: VirtRange,
     left: Subtree<P>,
@@ -103,7 +104,7 @@ impl<P: Platform> TreeNode<P> {
         fence(self.span.start, self.low_stack)
     }
     /// The first VMA below this node with an end above `addr`.
-    fn first_ending_after<'n>(mut at: Option<&'n Self>, addr: VirtAddr) -> Option<&'n Self> {
+    fn first_ending_after(mut at: Option<&Self>, addr: VirtAddr) -> Option<&Self> {
         let mut best = None;
         while let Some(n) = at {
             if n.range.end > addr {
@@ -161,7 +162,8 @@ impl<P: Platform> VmaTree<P> {
         self.root.get().map_or(0, |n| n.height as usize)
     }
     /// The VMAs that overlap `range`, ascending; a step is a search of its own, so the tree may change between two.
-    pub fn overlapping(&self, range: VirtRange) -> impl Iterator<Item = Shared<P, Vma<P>>> {
+    /// An empty range overlaps nothing.
+    pub fn overlapping(&self, range: VirtRange) -> impl Iterator<Item = Mapping<P>> {
         let mut from = range.start;
         core::iter::from_fn(move || {
             let n = TreeNode::first_ending_after(self.root.get(), from)?;
@@ -173,7 +175,7 @@ impl<P: Platform> VmaTree<P> {
         })
     }
     /// The last VMA that starts below `addr`: it may contain `addr`, end there, or end below it.
-    pub fn before(&self, addr: VirtAddr) -> Option<Shared<P, Vma<P>>> {
+    pub fn before(&self, addr: VirtAddr) -> Option<Mapping<P>> {
         let (mut at, mut best) = (self.root.get(), None);
         while let Some(n) = at {
             if n.range.start < addr {
@@ -186,7 +188,7 @@ impl<P: Platform> VmaTree<P> {
         best.map(|n| n.vma.clone())
     }
     /// The first VMA that starts at or above `addr`.
-    pub fn after(&self, addr: VirtAddr) -> Option<Shared<P, Vma<P>>> {
+    pub fn after(&self, addr: VirtAddr) -> Option<Mapping<P>> {
         let (mut at, mut best) = (self.root.get(), None);
         while let Some(n) = at {
             if n.range.start >= addr {
@@ -240,7 +242,7 @@ impl<P: Platform> VmaTree<P> {
         &self,
         _p: &'static P,
         range: VirtRange,
-        new: impl IntoIterator<Item = Shared<P, Vma<P>>>,
+        new: impl IntoIterator<Item = Mapping<P>>,
         reserve: &mut TreeReserve<P>,
     ) {
         let mut from = new.into_iter();

@@ -26,7 +26,7 @@ use std::vec::Vec;
 const CPUS: usize = 4;
 
 #[repr(align(4096))]
-struct Page(UnsafeCell<[u8; PAGE_SIZE as usize]>);
+struct Page(#[expect(dead_code, reason = "reached by address")] UnsafeCell<[u8; PAGE_SIZE as usize]>);
 
 /// Memory, and CPUs that are threads.
 struct Machine {
@@ -264,6 +264,9 @@ impl Both {
                 self.gap(len, align, within, order),
                 "{len:#x} {align:#x} {within:?} {order:?}"
             );
+            if within.pages() <= 300 {
+                assert_eq!(found, self.slow_gap(len, align, within, order));
+            }
         }
     }
 }
@@ -387,7 +390,7 @@ fn no_memory_is_a_value() {
     assert_eq!(both.spare.refill(p, &both.tree, MAX_NEW), Err(NoMemory));
     assert_eq!(both.tree.reserve(p, MAX_NEW + 1).err(), Some(NoMemory));
     both.check_shape();
-    both.spare.clear();
+    both.spare = TreeReserve::new();
     drop(hoard);
     both.replace(pages(0, 3), &[(pages(1, 2), false)]);
     both.check_shape();

@@ -132,6 +132,14 @@ pub(crate) mod held {
             p.leave();
         }
     }
+    /// Panics in debug builds when this CPU holds a spin lock; it may be pinned.
+    #[inline]
+    pub fn no_lock<P: Platform>(p: &'static P, what: &str) {
+        if cfg!(debug_assertions) {
+            let now = p.local(p.cpu()).held.load(Relaxed);
+            assert!(now <= PIN, "{what} while holding {now} (1 pin, 2 table, 4 leaf, 8 frames)");
+        }
+    }
     /// Panics in debug builds when this CPU holds a pin or a spin lock.
     #[inline]
     pub fn none<P: Platform>(p: &'static P, what: &str) {

@@ -4,7 +4,6 @@ use super::record::FaultKind;
 use super::slot::{Locked, Seen, Slot};
 use crate::arch::{Attrs, Format};
 use crate::platform::Platform;
-use crate::types::VirtAddr;
 
 /// The slot is not what was seen any more, or what the change rests on is going away: look again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,10 +30,6 @@ impl<'e, P: Platform> Slot<'e, P, Seen> {
 }
 
 impl<P: Platform> Slot<'_, P, Locked<'_, P>> {
-    /// The address looked up.
-    pub(crate) fn va(&self) -> VirtAddr {
-        self.va
-    }
     /// Adds attributes.
     pub(crate) fn widen(&mut self, attrs: Attrs) {
         let index = self.index();

@@ -31,7 +31,6 @@ mod slot;
 mod model;
 
 pub use account::Tables;
-pub(crate) use edit::EditError;
 pub(crate) use publish::install;
 #[cfg(feature = "__baseline")]
 pub(crate) use publish::publish_empty;

@@ -8,6 +8,7 @@ use crate::arch::MAX_LEVELS;
 use crate::frame::Frame;
 use crate::platform::{Note, Platform};
 use crate::sync::atomic::Relaxed;
+use crate::sync::held;
 use crate::types::{NoMemory, Pfn};
 
 const CACHED: usize = 32;
@@ -30,6 +31,7 @@ impl TableCache {
 
 /// A table with its record from this CPU's cache, or a fresh one; all its entries are zero.
 pub(super) fn take_zeroed<P: Platform>(p: &'static P) -> Result<Pfn, NoMemory> {
+    held::no_lock(p, "a table is reserved");
     let local = p.local(p.enter());
     let cached = {
         let mut cache = local.tables.lock(p);

@@ -54,7 +54,11 @@ fn r06_a_write_that_finds_no_memory_changes_nothing() {
         cache.read(p, 0).unwrap();
         let hoarded = hoard(p, left);
         match cache.write_at(p, 1 << 60, b"far beyond") {
-            Ok(10) => succeeded += 1,
+            Ok(10) => {
+                assert_eq!((cache.size(), cache.pages()), ((1 << 60) + 10, 2));
+                succeeded += 1;
+                drop(hoarded);
+            }
             Err(WriteError::Page(ReadError::NoMemory)) => {
                 assert_eq!((cache.size(), cache.pages()), (PAGE_SIZE, 1));
                 drop(hoarded);

@@ -1,9 +1,8 @@
 //! How new versions of the tree are built: drafts, joins, and the nodes reserved for them.
 
-use super::{Node, Subtree, TreeNode, VmaTree};
-use crate::mem::{Reserved, Shared};
+use super::{Mapping, Node, Subtree, TreeNode, VmaTree};
+use crate::mem::Reserved;
 use crate::platform::Platform;
-use crate::space::Vma;
 use crate::types::{NoMemory, VirtAddr, VirtRange};
 
 /// The most VMAs one [`VmaTree::replace`] inserts.
@@ -30,7 +29,7 @@ fn height<P: Platform>(tree: &Subtree<P>) -> u8 {
 /// A node without a slot.
 pub(super) struct Draft<P: Platform> {
     pub left: Subtree<P>,
-    pub vma: Shared<P, Vma<P>>,
+    pub vma: Mapping<P>,
     pub right: Subtree<P>,
     pub height: u8,
 }
@@ -51,7 +50,7 @@ impl<P: Platform> Tree<P> {
         }
     }
     /// The root taken out: the subtree towards `side`, the VMA, the other subtree.
-    fn open(self, side: Side) -> Option<(Self, Shared<P, Vma<P>>, Self)> {
+    fn open(self, side: Side) -> Option<(Self, Mapping<P>, Self)> {
         let (left, vma, right) = match self {
             Tree::Placed(node) => {
                 let n = node?;
@@ -116,11 +115,6 @@ impl<P: Platform> TreeReserve<P> {
         }
         Ok(())
     }
-    /// Gives the reserved nodes back.
-    pub fn clear(&mut self) {
-        self.slots[..self.len].fill_with(|| None);
-        self.len = 0;
-    }
 
     fn take(&mut self) -> Option<Reserved<P, TreeNode<P>>> {
         self.len = self.len.checked_sub(1)?;
@@ -137,7 +131,7 @@ impl<P: Platform> TreeReserve<P> {
         }
     }
     /// `a`, `vma`, `b` in this order seen from `side`, the heights of `a` and `b` differing by at most 1.
-    pub(super) fn node(&mut self, side: Side, a: Tree<P>, vma: Shared<P, Vma<P>>, b: Tree<P>) -> Tree<P> {
+    pub(super) fn node(&mut self, side: Side, a: Tree<P>, vma: Mapping<P>, b: Tree<P>) -> Tree<P> {
         let (left, right) = match side {
             Side::Low => (a, b),
             Side::High => (b, a),
@@ -148,7 +142,7 @@ impl<P: Platform> TreeReserve<P> {
         Tree::Draft(Draft { left, vma, right, height: l.max(r) + 1 })
     }
     /// The same for heights of any difference.
-    fn join(&mut self, side: Side, a: Tree<P>, vma: Shared<P, Vma<P>>, b: Tree<P>) -> Tree<P> {
+    fn join(&mut self, side: Side, a: Tree<P>, vma: Mapping<P>, b: Tree<P>) -> Tree<P> {
         let (ha, hb) = (a.height(), b.height());
         if ha.abs_diff(hb) <= 1 {
             return self.node(side, a, vma, b);
@@ -159,7 +153,7 @@ impl<P: Platform> TreeReserve<P> {
         self.balance(side, outer, key, inner)
     }
     /// `a`, `vma`, `b` in this order seen from `side`, where `b` is at most 2 higher than `a`: AVL's rotations.
-    fn balance(&mut self, side: Side, a: Tree<P>, vma: Shared<P, Vma<P>>, b: Tree<P>) -> Tree<P> {
+    fn balance(&mut self, side: Side, a: Tree<P>, vma: Mapping<P>, b: Tree<P>) -> Tree<P> {
         if b.height() <= a.height() + 1 {
             return self.node(side, a, vma, b);
         }
@@ -196,7 +190,7 @@ impl<P: Platform> TreeReserve<P> {
         }
     }
     /// The VMA of `tree` that is outermost on `side`, and the others.
-    fn pop(&mut self, side: Side, tree: Tree<P>) -> Option<(Shared<P, Vma<P>>, Tree<P>)> {
+    fn pop(&mut self, side: Side, tree: Tree<P>) -> Option<(Mapping<P>, Tree<P>)> {
         let (outer, vma, inner) = tree.open(side)?;
         Some(match self.pop(side, outer) {
             None => (vma, inner),
@@ -261,4 +255,4 @@ impl<P: Platform> TreeReserve<P> {
 }
 
 /// The VMAs to insert.
-type New<'a, P> = dyn Iterator<Item = Shared<P, Vma<P>>> + 'a;
+type New<'a, P> = dyn Iterator<Item = Mapping<P>> + 'a;

@@ -1,0 +1,44 @@
+//! Doors for tests, through which the machine's state is broken so that its checks can be seen to notice.
+
+use crate::machine::Machine;
+use pagefirst::arch::Format;
+use pagefirst::types::{Pfn, VirtAddr};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+
+impl<F: Format> Machine<F> {
+    /// The tables on the way from `root` to `va`, the lowest last, as the walker would find them.
+    #[doc(hidden)]
+    pub fn hook_path(&self, root: Pfn, va: VirtAddr) -> Vec<Pfn> {
+        let mut path = vec![root];
+        let mut level = F::LEVELS - 1;
+        let mut table = root;
+        while let Some(child) = F::child(self.hook_entry(table, level, va).load(Acquire), level) {
+            (table, level) = (child, level - 1);
+            path.push(table);
+        }
+        path
+    }
+
+    /// The entry for `va` in the table of `level`.
+    #[doc(hidden)]
+    pub fn hook_entry(&self, table: Pfn, level: u8, va: VirtAddr) -> &AtomicU64 {
+        &self.arena.words(table)[F::index(va, level)]
+    }
+
+    /// Makes a table's record say that it is alive, unlocked and has no entry.
+    #[doc(hidden)]
+    pub fn hook_empty_record(&self, table: Pfn) {
+        let record = self.record_of(table).map(std::ptr::from_ref);
+        // SAFETY: `record_of` answers with a record in the arena; `TableRecord` is `repr(C)` and its first word is
+        // the atomic one that says all this.
+        let word = record.map(|r| unsafe { &*r.cast::<AtomicU64>() });
+        word.expect("a table").store(0, Relaxed);
+    }
+
+    /// Forgets every translation, as a CPU may at any time.
+    #[doc(hidden)]
+    pub fn hook_flush_all(&self, tag: u64) {
+        self.cpus.iter().for_each(|cpu| cpu.tlb.lock().drop_tag(tag));
+    }
+}
