@@ -42,8 +42,13 @@ pub fn run(args: RecordArgs) -> ExitCode {
         name.push(".pfrec");
         name.into()
     });
-    let options =
-        RecordOptions { program, arguments: command.collect(), output, native: !args.no_native, level: args.level };
+    let options = RecordOptions {
+        program,
+        arguments: command.collect(),
+        output,
+        native: !args.no_native,
+        level: args.level,
+    };
     let summary = match record(&options) {
         Ok(summary) => summary,
         Err(error) => {
@@ -53,7 +58,9 @@ pub fn run(args: RecordArgs) -> ExitCode {
     };
     eprint!("{}", describe(&options, &summary));
     if !summary.report.passes() {
-        eprintln!("pagefirst: the recording does not explain itself: more than 0.01 % of its touches are unexplained");
+        eprintln!(
+            "pagefirst: the recording does not explain itself: more than 0.01 % of its touches are unexplained"
+        );
         return FAILED.into();
     }
     if !summary.trailer.losses.is_empty() && !args.allow_untraced {
@@ -70,18 +77,21 @@ fn describe(options: &RecordOptions, summary: &Summary) -> String {
     let mut line = |name: &str, value: String| _ = writeln!(text, "  {name:<12} {value}");
     let size = summary.file_bytes.div_ceil(1024);
     line("recording", format!("{} ({} KiB)", options.output.display(), group(size)));
-    let mut events = format!("{}, of which {} first touches of pages", group(report.events), group(report.touches));
+    let mut events =
+        format!("{}, of which {} first touches of pages", group(report.events), group(report.touches));
     if trailer.accesses > 0 {
         _ = write!(events, ", out of {} reads and writes", group(trailer.accesses));
     }
     line("events", events);
-    let explained = format!("{} touches by a live mapping; {} not", group(report.explained), group(report.unexplained));
+    let explained =
+        format!("{} touches by a live mapping; {} not", group(report.explained), group(report.unexplained));
     line("explained", explained);
     for example in &report.examples {
         line("", format!("event {}: {}", example.event, unexplained(&example.touch, example.reason)));
     }
     let seconds = |duration: std::time::Duration| format!("{:.2} s", duration.as_secs_f64());
-    let native_time = summary.native.map_or_else(String::new, |time| format!(", {} without it", seconds(time)));
+    let native_time =
+        summary.native.map_or_else(String::new, |time| format!(", {} without it", seconds(time)));
     line("time", format!("{} under the emulator{native_time}", seconds(summary.emulated)));
     line("exit status", trailer.exit_status.to_string());
     if let Some(native) = &trailer.native {
@@ -110,9 +120,10 @@ fn describe(options: &RecordOptions, summary: &Summary) -> String {
 
 fn lost(loss: &Loss) -> String {
     match loss.kind {
-        LossKind::Fork => format!("{} child processes: what they did is not recorded", group(loss.count)),
-        LossKind::Exec => format!("everything after the program replaced itself by {}", loss.name),
-        LossKind::Cut => "perhaps the last events: the emulator was killed".into(),
+        LossKind::Fork if loss.count == 1 => "what a child process did".into(),
+        LossKind::Fork => format!("what {} child processes did", group(loss.count)),
+        LossKind::Exec => format!("what happened after the program replaced itself by {}", loss.name),
+        LossKind::Cut => "perhaps the last events, since the program was killed".into(),
     }
 }
 

@@ -5,6 +5,7 @@
 
 use crate::machine::Machine;
 use pagefirst::arch::{Attrs, Format, MAX_LEVELS};
+use pagefirst::space::AddressSpace;
 use pagefirst::table::{PageTable, TableRecord};
 use pagefirst::types::{PAGE_SIZE, Pfn, VirtAddr};
 use std::collections::HashMap;
@@ -75,6 +76,14 @@ impl<F: Format> Machine<F> {
             }
         }
         Ok(found)
+    }
+
+    /// [`compare`](Machine::compare), for a space, as a check: panics with the history.
+    ///
+    /// # Panics
+    /// When something differs.
+    pub fn check_space(&'static self, space: &AddressSpace<Machine<F>>) -> Found {
+        self.compare(space.page_table()).unwrap_or_else(|what| self.fail(&what))
     }
 
     fn visit(&self, table: Pfn, level: u8, base: VirtAddr, found: &mut Found) -> Result<(), String> {

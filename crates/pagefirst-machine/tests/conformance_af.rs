@@ -5,21 +5,21 @@ mod kit;
 use kit::*;
 use pagefirst::arch::Attrs;
 use pagefirst::fault::{Bus, FaultError, Segv};
-use pagefirst::platform::Platform;
 use pagefirst::space::{Map, MapError, Place, VmaFlags};
 use pagefirst::sync::epoch::Pin;
 use pagefirst::table::{Reserve, Walk};
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr};
-use pagefirst_machine::{Config, Counts, Machine, MachineFile};
+use pagefirst_machine::{Config, Counts, Machine};
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
-const RX: Prot = Prot::READ.union(Prot::EXEC);
 const RWX: Prot = RW.union(Prot::EXEC);
 const ONE_GIB: u64 = 1 << 30;
 /// What one entry of the root spans.
 const TOP: u64 = 512 << 30;
 const BASE: VirtAddr = VirtAddr(1 << 40);
+/// How a thread's work ended.
+type Worked = std::result::Result<(), String>;
 
 fn add(at: VirtAddr, bytes: u64) -> VirtAddr {
     VirtAddr(at.0 + bytes)
@@ -98,7 +98,7 @@ fn c07_after_any_race_the_bytes_of_each_level_are_what_a_walk_counts() -> Result
         s.map(at(range(i), if i % 3 == 2 { shared(&file, 0, 64, RW) } else { anonymous(64, RW) }))?;
     }
     for phase in 0..12_u64 {
-        let work = |thread: u64| -> Result<(), String> {
+        let work = |thread: u64| -> Worked {
             let mut cpu = machine.vcpu();
             cpu.switch_to(&s);
             let mut x = phase * 1000 + thread * 77 + 1;
@@ -129,7 +129,6 @@ fn c07_after_any_race_the_bytes_of_each_level_are_what_a_walk_counts() -> Result
         })?;
         check(&s)?;
     }
-    s.discard(BASE, 0x1000)?;
     drop((s, file));
     machine.nothing_left()?;
     Ok(())
@@ -169,7 +168,7 @@ fn c09_no_walker_of_the_hardware_meets_an_empty_table() -> Result {
     let s = space(machine)?;
     s.map(at(BASE, Map::anonymous(2 * LEAF, RW)))?;
     std::thread::scope(|scope| -> Result {
-        let work = |thread: u64| -> Result<(), String> {
+        let work = |thread: u64| -> Worked {
             let mut cpu = machine.vcpu();
             cpu.switch_to(&s);
             for round in 0..2_000 {
@@ -455,7 +454,7 @@ fn c26_a_write_to_an_untouched_page_maps_a_cleared_one() -> Result {
 #[test]
 fn c26_who_loses_the_race_for_a_page_gives_its_own_back() -> Result {
     const ROUNDS: u64 = 300;
-    let machine = Machine::new(Config { checks: true, cpus: 5, ..Config::default() });
+    let machine: &'static Machine = Machine::new(Config { checks: true, cpus: 5, ..Config::default() });
     let s = space(machine)?;
     s.map(at(BASE, Map::anonymous(ROUNDS * LEAF, RW)))?;
     let before = machine.counts().live_frames();

@@ -9,6 +9,8 @@ mod kit;
 use kit::*;
 use pagefirst::arch::Attrs;
 use pagefirst::fault::{FaultError, Segv};
+use pagefirst::space::RemapTo;
+use pagefirst::sync::epoch::Pin;
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr};
 use std::sync::Barrier;
 use std::sync::atomic::AtomicU64;
@@ -25,6 +27,8 @@ fn c40_an_entry_is_built_from_the_rights_of_the_mapping() -> Result {
     let tracked = cache(machine, &marked().with_tracking(true), 4)?;
     let (write, dirty, exec) = (Attrs::WRITE, Attrs::DIRTY, Attrs::EXEC);
     let none = Attrs::empty();
+    warm(machine, &c, [0])?;
+    warm(machine, &tracked, [0])?;
     let (load, store, fetch) = (Access::Read, Access::Write, Access::Execute);
     let special = Attrs::SPECIAL;
     for (name, map, access, expected) in [
@@ -43,7 +47,7 @@ fn c40_an_entry_is_built_from_the_rights_of_the_mapping() -> Result {
     ] {
         let s = space(machine)?;
         s.map(at(AT, map))?;
-        assert_eq!(fault(&s, AT, access), End::Mapped(access != store && name.contains("NEVER"), 0), "{name}");
+        assert_eq!(fault(&s, AT, access), End::Mapped(false, 0), "{name}");
         assert_eq!(attrs(&s, AT), expected | Attrs::ACCESSED, "{name}");
     }
     Ok(())
@@ -122,6 +126,7 @@ fn c43_an_entry_that_can_be_seen_is_counted_and_counts_fall_again() -> Result {
         scope.spawn(|| {
             while stop.load(SeqCst) == 0 {
                 for i in 0..16 {
+                    let _pin = Pin::new(machine); // the tables stay readable
                     let before = turn.load(SeqCst);
                     let Some(pfn) = frame(&s, page(AT, i)) else { continue };
                     let (refs, maps) = counts(machine, pfn);
@@ -140,15 +145,20 @@ fn c43_an_entry_that_can_be_seen_is_counted_and_counts_fall_again() -> Result {
                 c.evict(machine);
             }
         });
-        for round in 0..2_000 {
-            fault(&s, page(AT, round % 12), Access::Read);
+        for round in 0..1_000_000 {
+            if round >= 2_000 && seen.load(SeqCst) >= 100 {
+                break;
+            }
+            if let End::Mapped(..) = fault(&s, page(AT, round % 12), Access::Read) {
+                std::thread::yield_now(); // lets the other look
+            }
             turn.fetch_add(1, SeqCst);
             s.discard(AT, 16 * PAGE_SIZE).expect("mapped");
             turn.fetch_add(1, SeqCst);
         }
         stop.store(1, SeqCst);
     });
-    assert!(seen.load(SeqCst) > 0);
+    assert!(seen.load(SeqCst) >= 100, "seen {seen:?} times");
     // Nothing is mapped and no fault is under way: no page has a count left, so all of them can go.
     assert_eq!(s.account().resident_bytes(), 0);
     c.evict(machine);
@@ -199,9 +209,9 @@ fn r07_the_mapping_goes_while_a_fault_obtains_its_page() -> Result {
     let changes: [(&str, Change, End); 5] = [
         ("unmapped", |s| s.unmap(AT, 16 * PAGE_SIZE).expect("mapped"), segv(Segv::NotMapped)),
         ("protected", |s| s.protect(AT, 16 * PAGE_SIZE, NONE).expect("mapped"), segv(Segv::Access)),
-        ("moved", |s| drop(s.remap(AT, 16 << 12, 16 << 12, to(1 << 32)).expect("mapped")), segv(Segv::NotMapped)),
+        ("moved", |s| moved(s), segv(Segv::NotMapped)),
         // Found anew, it is another mapping: what that one shows is mapped.
-        ("replaced", |s| drop(s.map(at(AT, anonymous(16, RW))).expect("mapped")), End::Mapped(true, 0)),
+        ("replaced", |s| replaced(s), End::Mapped(true, 0)),
         ("split", |s| s.unmap(page(AT, 8), 8 * PAGE_SIZE).expect("mapped"), End::Mapped(true, 0)),
     ];
     for access in [Access::Read, Access::Write] {
@@ -224,19 +234,24 @@ fn r07_the_mapping_goes_while_a_fault_obtains_its_page() -> Result {
                 let shows = if name == "replaced" { 0 } else { mark(5) };
                 assert_eq!(first_byte(&s, page(AT, 5)), Some(shows), "{name}, {access:?}");
             }
-            drop((inner_free(s)?, c));
+            drop((given_up(s)?, c));
             machine.nothing_left()?;
         }
     }
     Ok(())
 }
 
-fn to(at: u64) -> pagefirst::space::RemapTo {
-    pagefirst::space::RemapTo::Fixed(VirtAddr(at))
+fn moved(s: &Space) {
+    let to = RemapTo::Fixed(VirtAddr(1 << 32));
+    assert_eq!(s.remap(AT, 16 * PAGE_SIZE, 16 * PAGE_SIZE, to), Ok(VirtAddr(1 << 32)));
 }
 
-/// The last reference to a space: no hook has one any more.
-fn inner_free(space: Space) -> Result {
+fn replaced(s: &Space) {
+    assert_eq!(s.map(at(AT, anonymous(16, RW))).map(|m| m.range.start), Ok(AT));
+}
+
+/// Drops the last reference to a space: no hook has one any more.
+fn given_up(space: Space) -> Result {
     check(&space)?;
     std::sync::Arc::try_unwrap(space).map(drop).map_err(|_| "somebody holds the space".into())
 }

@@ -110,7 +110,13 @@ extern "C" fn on_translate(_: qemu::Id, block: *mut qemu::Block) {
             last = qemu::qemu_plugin_insn_vaddr(instruction) + size.saturating_sub(1);
             // Not two callbacks, one for each kind: QEMU 7.2 gets them mixed up.
             let (flags, kinds) = (qemu::NO_REGISTERS, qemu::READS_AND_WRITES);
-            qemu::qemu_plugin_register_vcpu_mem_cb(instruction, on_access, flags, kinds, std::ptr::null_mut());
+            qemu::qemu_plugin_register_vcpu_mem_cb(
+                instruction,
+                on_access,
+                flags,
+                kinds,
+                std::ptr::null_mut(),
+            );
         }
         (first >> 12, last >> 12)
     };
@@ -139,7 +145,8 @@ extern "C" fn on_access(cpu: c_uint, info: u32, address: u64, _: *mut c_void) {
         return;
     }
     // SAFETY: `info` is what QEMU passed to this callback.
-    let (store, shift) = unsafe { (qemu::qemu_plugin_mem_is_store(info), qemu::qemu_plugin_mem_size_shift(info)) };
+    let (store, shift) =
+        unsafe { (qemu::qemu_plugin_mem_is_store(info), qemu::qemu_plugin_mem_size_shift(info)) };
     let (bit, flag) = if store { (filter::WRITE, raw::TOUCH_WRITE) } else { (filter::READ, 0) };
     let (first, last) = (address >> 12, address.saturating_add((1 << shift) - 1) >> 12);
     touch(cpu, first, bit, flag);

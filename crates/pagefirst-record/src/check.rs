@@ -108,14 +108,20 @@ impl Checker {
                     self.insert(at.mapping, start, Piece { prot, ..piece });
                 }
             }
-            Event::Remap { from, old_len, new_len, id, keep, .. } => self.remap(from, old_len, new_len, id, keep),
+            Event::Remap { from, old_len, new_len, id, keep, .. } => {
+                self.remap(from, old_len, new_len, id, keep)
+            }
             Event::Advise { .. } | Event::ThreadStart { .. } | Event::ThreadExit { .. } => {}
             Event::Brk { heap, old, new, .. } => {
                 let backing = Backing::Anonymous;
                 if new < old {
                     self.cut(Address { mapping: heap, offset: new }, old - new);
                 } else if new > old {
-                    self.insert(heap, old, Piece { end: new, prot: Prot::READ_WRITE, backing, grows_down: false });
+                    self.insert(
+                        heap,
+                        old,
+                        Piece { end: new, prot: Prot::READ_WRITE, backing, grows_down: false },
+                    );
                 }
             }
             Event::Touch { at, access, .. } => self.touch(event, self.why_not(at, access)),
@@ -156,7 +162,8 @@ impl Checker {
                 pieces.insert(edge, upper);
             }
         }
-        let taken: Vec<_> = pieces.range(at.offset..at.offset + len).map(|(&start, &piece)| (start, piece)).collect();
+        let taken: Vec<_> =
+            pieces.range(at.offset..at.offset + len).map(|(&start, &piece)| (start, piece)).collect();
         for (start, _) in &taken {
             pieces.remove(start);
         }
@@ -190,7 +197,10 @@ impl Checker {
             let piece = pieces.and_then(|pieces| pieces.range(..=from.offset).next_back());
             piece
                 .filter(|(_, piece)| piece.end > from.offset)
-                .map(|(&start, piece)| Piece { backing: advance(piece.backing, from.offset - start), ..*piece })
+                .map(|(&start, piece)| Piece {
+                    backing: advance(piece.backing, from.offset - start),
+                    ..*piece
+                })
                 .map(|piece| (from.offset, piece))
                 .into_iter()
                 .collect()

@@ -95,7 +95,9 @@ pub enum Problem {
         known: u32,
     },
     /// A range that its mapping has no room for.
-    #[error("expected a range within mapping {mapping} of {reserve:#x} bytes, found {len:#x} bytes at {offset:#x}")]
+    #[error(
+        "expected a range within mapping {mapping} of {reserve:#x} bytes, found {len:#x} bytes at {offset:#x}"
+    )]
     Range {
         /// The mapping.
         mapping: u32,

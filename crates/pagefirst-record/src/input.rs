@@ -98,7 +98,9 @@ impl<S: Read> Input<S> {
                 Ok(_) => Err(self.error(Problem::TrailingBytes)),
                 Err(error) => match error.kind() {
                     ErrorKind::Interrupted => continue,
-                    ErrorKind::UnexpectedEof => Err(self.error(Problem::Truncated { expected: "a checksum" })),
+                    ErrorKind::UnexpectedEof => {
+                        Err(self.error(Problem::Truncated { expected: "a checksum" }))
+                    }
                     ErrorKind::Other => Err(self.error(Problem::Compression(error))),
                     _ => Err(self.error(Problem::Io(error))),
                 },

@@ -16,8 +16,8 @@ mod write;
 pub use check::{Checker, Reason, Report, Unexplained, check};
 pub use error::{FormatError, Problem};
 pub use event::{
-    Access, Address, Advice, Arch, Backing, Event, FileId, FileInfo, Header, Loss, LossKind, Map, MapKind, MappingId,
-    Native, Place, Prot, ThreadId, Trailer,
+    Access, Address, Advice, Arch, Backing, Event, FileId, FileInfo, Header, Loss, LossKind, Map, MapKind,
+    MappingId, Native, Place, Prot, ThreadId, Trailer,
 };
 pub use read::Recording;
 pub use record::{RecordError, RecordOptions, Summary, record};

@@ -3,11 +3,11 @@
 use std::io::{BufRead, BufReader, ErrorKind, Read};
 
 use crate::error::{FormatError, Problem};
-use crate::input::Input;
 use crate::event::{
-    Access, Address, Advice, Arch, Backing, Event, FileId, FileInfo, Header, Loss, LossKind, Map, MapKind, MappingId,
-    Native, Place, Prot, ThreadId, Trailer,
+    Access, Address, Advice, Arch, Backing, Event, FileId, FileInfo, Header, Loss, LossKind, Map, MapKind,
+    MappingId, Native, Place, Prot, ThreadId, Trailer,
 };
+use crate::input::Input;
 use crate::wire::{
     ADDRESS_LIMIT, FILE_LIMIT, Known, LOSS_LIMIT, MAGIC, MAPPING_LIMIT, PAGE, TOUCH, TOUCH_KERNEL,
     TOUCH_MAPPING, TOUCH_THREAD, TOUCH_UNUSED, VERSION, WINDOW_LOG, tag, unzigzag,
@@ -141,7 +141,12 @@ impl<R: Read> Recording<R> {
                     let access = self.access(flags & !TOUCH_KERNEL)?;
                     let page = self.input.below("a page's number", 1 << 52)?;
                     self.touches += 1;
-                    Event::Stray { thread, recorded: page * PAGE, access, by_kernel: flags & TOUCH_KERNEL != 0 }
+                    Event::Stray {
+                        thread,
+                        recorded: page * PAGE,
+                        access,
+                        by_kernel: flags & TOUCH_KERNEL != 0,
+                    }
                 }
                 tag::THREAD_START => {
                     let thread = self.input.number("a thread's number")?;
@@ -180,12 +185,19 @@ impl<R: Read> Recording<R> {
         let delta = unzigzag(self.input.number("a page's distance")?);
         let count = self.mappings.len() as u32;
         let Some(known) = self.mappings.get_mut(self.mapping as usize) else {
-            return Err(self.input.error(Problem::UnknownMapping { found: self.mapping.into(), known: count }));
+            return Err(self
+                .input
+                .error(Problem::UnknownMapping { found: self.mapping.into(), known: count }));
         };
         let page = (known.last as i64).wrapping_add(delta) as u64;
         if page >= known.pages {
             let (reserve, offset) = (known.pages * PAGE, page.wrapping_mul(PAGE));
-            return Err(self.input.error(Problem::Range { mapping: self.mapping, reserve, offset, len: PAGE }));
+            return Err(self.input.error(Problem::Range {
+                mapping: self.mapping,
+                reserve,
+                offset,
+                len: PAGE,
+            }));
         }
         known.last = page;
         self.touches += 1;
@@ -223,7 +235,8 @@ impl<R: Read> Recording<R> {
         };
         let prot = self.prot()?;
         let flags = self.input.below("a mapping's flags", 32)?;
-        let [shared, populate, grows_down, no_reserve, of_file] = [1, 2, 4, 8, 16].map(|bit| flags & bit != 0);
+        let [shared, populate, grows_down, no_reserve, of_file] =
+            [1, 2, 4, 8, 16].map(|bit| flags & bit != 0);
         let backing = if of_file {
             let file = self.known_file()?;
             Backing::File { file, offset: self.pages("an offset in a file", FILE_LIMIT)? }
@@ -240,7 +253,8 @@ impl<R: Read> Recording<R> {
                 }
                 let reserve = len + self.pages("what is reserved beyond a mapping", ADDRESS_LIMIT - len)?;
                 let id = self.new_mapping(reserve)?;
-                let place = if place == 0 { Place::Anywhere { recorded } } else { Place::FixedRecorded(recorded) };
+                let place =
+                    if place == 0 { Place::Anywhere { recorded } } else { Place::FixedRecorded(recorded) };
                 (id, place, len, reserve)
             }
             2 => {

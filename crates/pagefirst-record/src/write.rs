@@ -2,7 +2,9 @@
 
 use std::io::{self, Write};
 
-use crate::event::{Access, Arch, Backing, Event, Header, LossKind, Map, MapKind, MappingId, Place, ThreadId, Trailer};
+use crate::event::{
+    Access, Arch, Backing, Event, Header, LossKind, Map, MapKind, MappingId, Place, ThreadId, Trailer,
+};
 use crate::wire::{
     Known, MAGIC, PAGE, TOUCH, TOUCH_KERNEL, TOUCH_MAPPING, TOUCH_THREAD, VERSION, put, put_text, tag, zigzag,
 };
@@ -66,7 +68,10 @@ impl<W: Write> Writer<W> {
             }
             Event::Protect { thread, at, len, prot } => {
                 out.push(tag::PROTECT);
-                put_all(out, [thread.0.into(), at.mapping.0.into(), at.offset / PAGE, len / PAGE, prot.bits()]);
+                put_all(
+                    out,
+                    [thread.0.into(), at.mapping.0.into(), at.offset / PAGE, len / PAGE, prot.bits()],
+                );
             }
             Event::Remap { thread, from, old_len, new_len, id, moved, recorded, keep } => {
                 out.push(tag::REMAP);
@@ -186,7 +191,10 @@ impl<W: Write> Writer<W> {
             None => out.push(0),
             Some(native) => {
                 out.push(1);
-                put_all(out, [native.minor_faults, native.major_faults, native.vm_hwm_kib, native.vm_pte_kib]);
+                put_all(
+                    out,
+                    [native.minor_faults, native.major_faults, native.vm_hwm_kib, native.vm_pte_kib],
+                );
                 put(out, native.exit_status as u64 & 0xff);
             }
         }

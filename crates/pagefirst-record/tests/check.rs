@@ -60,7 +60,11 @@ fn no_path_is_in_the_bundled_recordings() {
 /// Whether a check of the events without one of them fails, and what it says first.
 fn fails_without(events: &[Event], index: usize) -> (bool, Option<Reason>) {
     let mut checker = Checker::default();
-    events.iter().enumerate().filter(|&(other, _)| other != index).for_each(|(_, event)| checker.event(event));
+    events
+        .iter()
+        .enumerate()
+        .filter(|&(other, _)| other != index)
+        .for_each(|(_, event)| checker.event(event));
     let report = checker.report();
     (!report.passes(), report.examples.first().map(|example| example.reason))
 }

@@ -1,8 +1,9 @@
 //! What is written is read again; what is damaged is refused, with the place, and never a panic.
 
 use pagefirst_record::{
-    Access, Address, Advice, Arch, Backing, Event, FileId, FileInfo, FormatError, Header, Loss, LossKind, MAGIC, Map,
-    MapKind, MappingId, Native, Place, Problem, Prot, Recording, ThreadId, Trailer, VERSION, Writer,
+    Access, Address, Advice, Arch, Backing, Event, FileId, FileInfo, FormatError, Header, Loss, LossKind,
+    MAGIC, Map, MapKind, MappingId, Native, Place, Problem, Prot, Recording, ThreadId, Trailer, VERSION,
+    Writer,
 };
 
 const PAGE: u64 = 4096;
@@ -49,10 +50,13 @@ fn events() -> Vec<Event> {
     let file = FileId(0);
     let backing = Backing::File { file, offset: 3 * PAGE };
     let thread = ThreadId(1);
-    let stack = Map { len: 4 * PAGE, reserve: 64 * PAGE, grows_down: true, kind: MapKind::Stack, ..map(1, PAGE) };
+    let stack =
+        Map { len: 4 * PAGE, reserve: 64 * PAGE, grows_down: true, kind: MapKind::Stack, ..map(1, PAGE) };
     let heap = Map { len: 0, reserve: 0, kind: MapKind::Heap, ..map(2, 0) };
-    let over = Map { prot, backing, shared: true, populate: true, place: Place::At(at(0, 2)), ..map(0, 5 * PAGE) };
-    let fixed = Map { no_reserve: true, place: Place::FixedRecorded(1 << 40), kind: MapKind::Vdso, ..map(3, PAGE) };
+    let over =
+        Map { prot, backing, shared: true, populate: true, place: Place::At(at(0, 2)), ..map(0, 5 * PAGE) };
+    let fixed =
+        Map { no_reserve: true, place: Place::FixedRecorded(1 << 40), kind: MapKind::Vdso, ..map(3, PAGE) };
     vec![
         Event::File(FileInfo { number: file, name: "libc.so.6".into(), size: 123_456 }),
         Event::FileSize { file, size: 1 << 40 },
@@ -242,11 +246,17 @@ fn the_place_of_what_is_wrong_is_named() {
 #[test]
 fn a_mapping_never_made_is_refused() {
     // unmap by thread 0, mapping 0, page 0, one page
-    assert!(matches!(problem(&with_record(&[], &[4, 0, 0, 0, 1])), Problem::UnknownMapping { found: 0, known: 0 }));
+    assert!(matches!(
+        problem(&with_record(&[], &[4, 0, 0, 0, 1])),
+        Problem::UnknownMapping { found: 0, known: 0 }
+    ));
     // a touch of the mapping that is the last one touched, and one of mapping 5
     assert!(matches!(problem(&with_record(&[], &[0x80, 0])), Problem::UnknownMapping { .. }));
     let events = [Event::Map(map(0, PAGE))];
-    assert!(matches!(problem(&with_record(&events, &[0x90, 10, 0])), Problem::UnknownMapping { found: 5, known: 1 }));
+    assert!(matches!(
+        problem(&with_record(&events, &[0x90, 10, 0])),
+        Problem::UnknownMapping { found: 5, known: 1 }
+    ));
     // and one whose distance leads below 0
     assert!(matches!(problem(&with_record(&events, &[0x90, 1, 0])), Problem::UnknownMapping { .. }));
 }

@@ -47,7 +47,8 @@ impl Emulator {
         let path = in_path(OsStr::new("qemu-x86_64")).ok_or(RecordError::NoEmulator)?;
         let output = Command::new(&path).arg("--version").output().map_err(doing("running qemu-x86_64"))?;
         let text = String::from_utf8_lossy(&output.stdout);
-        let number = text.split_whitespace().find(|word| word.starts_with(|first: char| first.is_ascii_digit()));
+        let number =
+            text.split_whitespace().find(|word| word.starts_with(|first: char| first.is_ascii_digit()));
         let number = number.unwrap_or("unknown");
         let major = number.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0_u32);
         let interface = match major {
@@ -59,7 +60,12 @@ impl Emulator {
     }
 
     /// Starts a program.
-    pub(super) fn start(&self, program: &Path, name: &OsStr, arguments: &[OsString]) -> Result<Run, RecordError> {
+    pub(super) fn start(
+        &self,
+        program: &Path,
+        name: &OsStr,
+        arguments: &[OsString],
+    ) -> Result<Run, RecordError> {
         let directory = tempfile::Builder::new().prefix("pagefirst-").tempdir();
         let directory = directory.map_err(doing("making a temporary directory"))?;
         let plugin = directory.path().join("plugin.so");
@@ -67,7 +73,8 @@ impl Emulator {
         let pipe = directory.path().join("stream");
         make_pipe(&pipe).map_err(doing("making a named pipe"))?;
         // Kept open for writing until the emulator has ended, so that reading ends then and not before.
-        let keeper = OpenOptions::new().read(true).write(true).open(&pipe).map_err(doing("opening the pipe"))?;
+        let keeper =
+            OpenOptions::new().read(true).write(true).open(&pipe).map_err(doing("opening the pipe"))?;
         let stream = File::open(&pipe).map_err(doing("opening the pipe"))?;
 
         let mut command = Command::new(&self.path);
@@ -82,7 +89,12 @@ impl Emulator {
             drop(keeper);
             status
         });
-        Ok(Run { stream: BufReader::with_capacity(1 << 16, stream), waiter, _directory: directory, _signals: signals })
+        Ok(Run {
+            stream: BufReader::with_capacity(1 << 16, stream),
+            waiter,
+            _directory: directory,
+            _signals: signals,
+        })
     }
 
     /// The plugin for this emulator.
@@ -102,7 +114,8 @@ impl Run {
     pub(super) fn wait(self) -> Result<i32, RecordError> {
         // Nobody reads any more, so a plugin that is still writing must not wait for it.
         drop(self.stream);
-        let status = self.waiter.join().unwrap_or_else(|_| Err(io::Error::other("the waiting thread panicked")));
+        let status =
+            self.waiter.join().unwrap_or_else(|_| Err(io::Error::other("the waiting thread panicked")));
         status.map(exit_status).map_err(doing("waiting for the program"))
     }
 }
@@ -140,7 +153,10 @@ struct IgnoreSignals([(libc::c_int, libc::sighandler_t); 2]);
 impl IgnoreSignals {
     fn new() -> Self {
         // SAFETY: ignoring a signal runs no code of ours.
-        Self([libc::SIGINT, libc::SIGQUIT].map(|signal| (signal, unsafe { libc::signal(signal, libc::SIG_IGN) })))
+        Self(
+            [libc::SIGINT, libc::SIGQUIT]
+                .map(|signal| (signal, unsafe { libc::signal(signal, libc::SIG_IGN) })),
+        )
     }
 }
 

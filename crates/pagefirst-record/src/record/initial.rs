@@ -65,6 +65,8 @@ pub(super) struct Initial {
     pub(super) stack: Option<u64>,
     /// Other mappings, which hold code of the kernel's.
     pub(super) others: Vec<(u64, u64)>,
+    /// The emulator's descriptor tables, which it reads in the program's name.
+    pub(super) tables: Vec<(u64, u64)>,
 }
 
 /// Finds it all.
@@ -90,6 +92,16 @@ pub(super) fn read(maps: &str) -> Result<Initial, RecordError> {
     let others = free().filter(|line| line.rights.starts_with("r-") && Some(line.start) != stack);
     let others = others.map(|line| (line.start, line.end)).collect();
     initial.others = others;
+    let ends = initial.images.iter().map(Image::range).chain(stack.map(|start| (start, start + STACK)));
+    let ends: Vec<_> = ends.collect();
+    for line in lines.iter().filter(|line| line.path.is_empty() && line.rights.starts_with("rw")) {
+        // The system may show them as one with the program's memory before them.
+        let overlapping = ends.iter().filter(|&&(start, end)| start < line.end && end > line.start);
+        let start = overlapping.map(|&(_, end)| end).fold(line.start, u64::max);
+        if start < line.end {
+            initial.tables.push((start, line.end));
+        }
+    }
     Ok(initial)
 }
 
@@ -170,7 +182,10 @@ mod tests {
     #[test]
     fn lines_with_and_without_a_path_are_read() {
         let line = parse("4000000000-4000002000 r--p 00000000 fe:00 131 /usr/bin/a file").unwrap();
-        assert_eq!(line, Line { start: 0x40_0000_0000, end: 0x40_0000_2000, rights: "r--p", path: "/usr/bin/a file" });
+        assert_eq!(
+            line,
+            Line { start: 0x40_0000_0000, end: 0x40_0000_2000, rights: "r--p", path: "/usr/bin/a file" }
+        );
         let line = parse("400200b000-400280b000 rw-p 00000000 00:00 0 ").unwrap();
         assert_eq!((line.rights, line.path), ("rw-p", ""));
         assert_eq!(parse("nonsense"), None);

@@ -127,7 +127,8 @@ pub fn record(options: &RecordOptions) -> Result<Summary, RecordError> {
     let input = options.native.then(|| native::input(&mut notes));
     let start = Instant::now();
     let mut run = emulator.start(&program, &options.program, &options.arguments)?;
-    let mut translator = Translator::new(writer, emulator::argument_bytes(&program, &options.program, &options.arguments));
+    let mut translator =
+        Translator::new(writer, emulator::argument_bytes(&program, &options.program, &options.arguments));
     let translated = translator.all(&mut run.stream);
     let exit_status = run.wait()?;
     let emulated = start.elapsed();

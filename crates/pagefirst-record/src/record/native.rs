@@ -16,12 +16,7 @@ use std::thread;
 use crate::event::Native;
 
 /// Runs it.
-pub(super) fn run(
-    program: &Path,
-    name: &OsStr,
-    arguments: &[OsString],
-    input: File,
-) -> io::Result<Native> {
+pub(super) fn run(program: &Path, name: &OsStr, arguments: &[OsString], input: File) -> io::Result<Native> {
     let path = CString::new(program.as_os_str().as_bytes())?;
     let words = [name].into_iter().chain(arguments.iter().map(OsString::as_os_str));
     let words = words.map(|word| CString::new(word.as_bytes())).collect::<Result<Vec<_>, _>>()?;
@@ -102,10 +97,15 @@ fn trace(path: &CString, words: &[CString], input: &File, output: &File) -> io::
             // It may have been killed meanwhile.
             let _ = ptrace(libc::PTRACE_CONT, thread, signal);
         } else if thread == child {
-            let exit_status =
-                if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) };
-            let ((minor, major), vm_hwm_kib, vm_pte_kib) = figures.filter(|_| executed).ok_or_else(ended_early)?;
-            let (minor_faults, major_faults) = (minor.saturating_sub(before.0), major.saturating_sub(before.1));
+            let exit_status = if libc::WIFSIGNALED(status) {
+                128 + libc::WTERMSIG(status)
+            } else {
+                libc::WEXITSTATUS(status)
+            };
+            let ((minor, major), vm_hwm_kib, vm_pte_kib) =
+                figures.filter(|_| executed).ok_or_else(ended_early)?;
+            let (minor_faults, major_faults) =
+                (minor.saturating_sub(before.0), major.saturating_sub(before.1));
             return Ok(Native { minor_faults, major_faults, vm_hwm_kib, vm_pte_kib, exit_status });
         }
     }

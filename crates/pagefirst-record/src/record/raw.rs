@@ -90,7 +90,10 @@ fn read(stream: &mut impl Read) -> Result<Raw, Stop> {
             by_kernel: touch & layout::TOUCH_KERNEL != 0,
         },
         found => {
-            return Err(Stop::Failed(RecordError::Stream { expected: "a kind of record", found: found.into() }));
+            return Err(Stop::Failed(RecordError::Stream {
+                expected: "a kind of record",
+                found: found.into(),
+            }));
         }
     })
 }

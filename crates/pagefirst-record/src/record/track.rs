@@ -52,9 +52,15 @@ impl Tracker {
 
     /// The live parts of a range, by rising address.
     pub(super) fn live(&self, start: u64, end: u64) -> Vec<Span> {
-        let first = self.spans.range(..start).next_back().map(|(_, span)| span).filter(|span| span.end > start);
+        let first =
+            self.spans.range(..start).next_back().map(|(_, span)| span).filter(|span| span.end > start);
         let inside = self.spans.range(start..end.max(start)).map(|(_, span)| span);
-        first.into_iter().chain(inside).map(|span| span.within(start, end)).filter(|span| span.len() > 0).collect()
+        first
+            .into_iter()
+            .chain(inside)
+            .map(|span| span.within(start, end))
+            .filter(|span| span.len() > 0)
+            .collect()
     }
 
     /// The parts of a range that are not live, by rising address.
@@ -114,11 +120,14 @@ mod tests {
         assert_eq!(tracker.find(0xa000), None);
         assert_eq!(tracker.gaps(0, 0xb000), [(0, 0x1000), (0x3000, 0x5000), (0xa000, 0xb000)]);
         let live = tracker.live(0x2000, 0x9800);
-        assert_eq!(live, [
-            span(0x2000, 0x3000, 0, 0x1000),
-            span(0x5000, 0x9000, 0, 0x1000),
-            span(0x9000, 0x9800, 1, 0x9000)
-        ]);
+        assert_eq!(
+            live,
+            [
+                span(0x2000, 0x3000, 0, 0x1000),
+                span(0x5000, 0x9000, 0, 0x1000),
+                span(0x9000, 0x9800, 1, 0x9000)
+            ]
+        );
         assert_eq!(tracker.remove(0, u64::MAX).len(), 3);
         assert_eq!(tracker.gaps(0, 0xb000), [(0, 0xb000)]);
     }

@@ -10,8 +10,8 @@ use super::track::{Span, Tracker};
 use super::{RecordError, doing};
 use crate::check::Checker;
 use crate::event::{
-    Access, Advice, Backing, Event, FileId, Loss, LossKind, Map, MapKind, MappingId, Native, Place, Prot, ThreadId,
-    Trailer,
+    Access, Advice, Backing, Event, FileId, Loss, LossKind, Map, MapKind, MappingId, Native, Place, Prot,
+    ThreadId, Trailer,
 };
 use crate::wire::{ADDRESS_LIMIT, LOSS_LIMIT, PAGE};
 use crate::write::Writer;
@@ -47,6 +47,8 @@ pub(super) struct Translator<W: Write> {
     mapped: HashMap<ThreadId, FileId>,
     /// What a thread's `mremap` took away.
     moving: HashMap<ThreadId, Vec<Span>>,
+    /// The emulator's descriptor tables.
+    tables: Vec<(u64, u64)>,
     argument_bytes: u64,
     program_end: Option<u64>,
     heap: Option<Heap>,
@@ -65,6 +67,7 @@ impl<W: Write> Translator<W> {
             files: Files::default(),
             mapped: HashMap::new(),
             moving: HashMap::new(),
+            tables: Vec::new(),
             argument_bytes,
             program_end: None,
             heap: None,
@@ -127,6 +130,7 @@ impl<W: Write> Translator<W> {
             Raw::Touch { thread, address, access, by_kernel } => {
                 let event = match self.tracker.find(address) {
                     Some(at) => Event::Touch { thread, at, access, by_kernel },
+                    None if self.is_table(address) => return Ok(()),
                     None => Event::Stray { thread, recorded: address, access, by_kernel },
                 };
                 self.emit(event)
@@ -165,7 +169,12 @@ impl<W: Write> Translator<W> {
         }
     }
 
+    fn is_table(&self, address: u64) -> bool {
+        self.tables.iter().any(|&(start, end)| (start..end).contains(&address))
+    }
+
     fn initial(&mut self, initial: Initial) -> Result<(), RecordError> {
+        self.tables = initial.tables;
         let kinds = [MapKind::Program, MapKind::Interpreter];
         self.program_end = Some(initial.images.first().map_or(0, |image| image.range().1));
         for (image, kind) in initial.images.iter().zip(kinds) {
@@ -240,7 +249,8 @@ impl<W: Write> Translator<W> {
     fn map_new(&mut self, base: u64, map: Map) -> Result<MappingId, RecordError> {
         let id = self.tracker.name();
         self.tracker.insert(Span { start: base, end: base + map.reserve, mapping: id, base });
-        let place = if map.place == Place::FixedRecorded(0) { Place::Anywhere { recorded: base } } else { map.place };
+        let place =
+            if map.place == Place::FixedRecorded(0) { Place::Anywhere { recorded: base } } else { map.place };
         self.emit(Event::Map(Map { id, place, ..map }))?;
         Ok(id)
     }

@@ -26,6 +26,16 @@ fn height<P: Platform>(tree: &Subtree<P>) -> u8 {
     tree.as_ref().map_or(0, |n| n.height)
 }
 
+impl<P: Platform> TreeNode<P> {
+    /// The child on `side`, and the other.
+    fn children(&self, side: Side) -> (&Subtree<P>, &Subtree<P>) {
+        match side {
+            Side::Low => (&self.left, &self.right),
+            Side::High => (&self.right, &self.left),
+        }
+    }
+}
+
 /// A node without a slot.
 pub(super) struct Draft<P: Platform> {
     pub left: Subtree<P>,
@@ -169,25 +179,35 @@ impl<P: Platform> TreeReserve<P> {
         }
     }
     /// The VMAs of `tree` that lie wholly below `at` (`Low`), or wholly at or above it (`High`).
-    fn cut(&mut self, side: Side, tree: Option<&Node<P>>, at: VirtAddr) -> Tree<P> {
-        let Some(n) = tree else { return Tree::EMPTY };
+    fn cut(&mut self, side: Side, mut tree: Option<&Node<P>>, at: VirtAddr) -> Tree<P> {
         let inside = |range: VirtRange| match side {
             Side::Low => range.end <= at,
             Side::High => range.start >= at,
         };
-        if inside(n.span) {
-            return Tree::Placed(Some(n.clone()));
+        let mut path = Path::new();
+        let mut kept = Tree::EMPTY;
+        while let Some(n) = tree {
+            if inside(n.span) {
+                kept = Tree::Placed(Some(n.clone()));
+                break;
+            }
+            let (outer, inner) = n.children(side);
+            if inside(n.range) {
+                path.push(side, n);
+                tree = inner.as_ref();
+            } else {
+                tree = outer.as_ref();
+            }
         }
-        let (outer, inner) = match side {
-            Side::Low => (&n.left, &n.right),
-            Side::High => (&n.right, &n.left),
-        };
-        if inside(n.range) {
-            let inner = self.cut(side, inner.as_ref(), at);
-            self.join(side, Tree::Placed(outer.clone()), n.vma.clone(), inner)
-        } else {
-            self.cut(side, outer.as_ref(), at)
+        self.climb(path, kept)
+    }
+    /// Joins `tree`, which takes the place of what was below `path`, with what stands beside the path.
+    fn climb(&mut self, mut path: Path<'_, P>, mut tree: Tree<P>) -> Tree<P> {
+        while let Some((side, n)) = path.pop() {
+            let (outer, _) = n.children(side);
+            tree = self.join(side, Tree::Placed(outer.clone()), n.vma.clone(), tree);
         }
+        tree
     }
     /// The VMA of `tree` that is outermost on `side`, and the others.
     fn pop(&mut self, side: Side, tree: Tree<P>) -> Option<(Mapping<P>, Tree<P>)> {
@@ -234,25 +254,55 @@ impl<P: Platform> TreeReserve<P> {
     /// `tree` with `n` new VMAs in the place of those that overlap `range`.
     pub(super) fn change(
         &mut self,
-        tree: Option<&Node<P>>,
+        mut tree: Option<&Node<P>>,
         range: VirtRange,
         n: usize,
         new: &mut New<'_, P>,
     ) -> Tree<P> {
-        let Some(at) = tree else { return self.small(n, new) };
-        let (side, outer, inner) = if at.range.end <= range.start {
-            (Side::Low, &at.left, &at.right)
-        } else if at.range.start >= range.end {
-            (Side::High, &at.right, &at.left)
-        } else {
-            let low = self.cut(Side::Low, at.left.as_ref(), range.start);
-            let high = self.cut(Side::High, at.right.as_ref(), range.end);
-            return self.concat(low, n, new, high);
-        };
-        let inner = self.change(inner.as_ref(), range, n, new);
-        self.join(side, Tree::Placed(outer.clone()), at.vma.clone(), inner)
+        let mut path = Path::new();
+        while let Some(at) = tree {
+            let side = if at.range.end <= range.start {
+                Side::Low
+            } else if at.range.start >= range.end {
+                Side::High
+            } else {
+                break;
+            };
+            path.push(side, at);
+            tree = at.children(side).1.as_ref();
+        }
+        let (left, right) = tree.map_or((None, None), |at| (at.left.as_ref(), at.right.as_ref()));
+        let low = self.cut(Side::Low, left, range.start);
+        let high = self.cut(Side::High, right, range.end);
+        let changed = self.concat(low, n, new, high);
+        self.climb(path, changed)
+    }
+}
+
+/// Nodes from the root down, each with the side of it that the path leaves aside.
+struct Path<'t, P: Platform> {
+    nodes: [Option<(Side, &'t Node<P>)>; MAX_HEIGHT],
+    len: usize,
+}
+
+impl<'t, P: Platform> Path<'t, P> {
+    fn new() -> Self {
+        Path { nodes: [None; MAX_HEIGHT], len: 0 }
+    }
+    fn push(&mut self, aside: Side, node: &'t Node<P>) {
+        debug_assert!(self.len < MAX_HEIGHT, "`refill` refuses higher trees");
+        self.nodes[self.len] = Some((aside, node));
+        self.len += 1;
+    }
+    fn pop(&mut self) -> Option<(Side, &'t Node<P>)> {
+        self.len = self.len.checked_sub(1)?;
+        self.nodes[self.len]
     }
 }
 
 /// The VMAs to insert.
 type New<'a, P> = dyn Iterator<Item = Mapping<P>> + 'a;
+
+#[cfg(all(test, not(loom)))]
+#[path = "bound_test.rs"]
+mod tests;
