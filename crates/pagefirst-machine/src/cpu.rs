@@ -95,7 +95,11 @@ mod tests {
         let (a, b) = (set(2), set(1));
         assert_eq!((a.current(), b.current(), a.current()), (0, 0, 0));
         assert_eq!(std::thread::spawn(move || a.current()).join().ok(), Some(1));
-        assert_eq!(std::thread::spawn(move || a.current()).join().ok(), Some(1), "the first one gave it back");
+        assert_eq!(
+            std::thread::spawn(move || a.current()).join().ok(),
+            Some(1),
+            "the first one gave it back"
+        );
         a.release();
         assert_eq!(std::thread::spawn(move || a.current()).join().ok(), Some(0));
     }

@@ -83,7 +83,11 @@ impl MachineFile {
     /// Reads of this page fail from now on, or no longer do.
     pub fn fail_reads(&self, index: u64, fail: bool) {
         let mut failing = self.0.failing.lock();
-        if fail { failing.insert(index) } else { failing.remove(&index) };
+        if fail {
+            failing.insert(index)
+        } else {
+            failing.remove(&index)
+        };
     }
 
     /// Pages asked for so far.

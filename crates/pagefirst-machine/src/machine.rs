@@ -9,11 +9,11 @@ use crate::lock::Mostly;
 use crate::shadow::Shadow;
 use crate::tlb::Tlb;
 use crossbeam_utils::CachePadded;
-use pagefirst::{Held, Local, Vm};
 use pagefirst::arch::{Format, X86_64};
 use pagefirst::frame::Frame;
 use pagefirst::platform::MAX_CPUS;
 use pagefirst::types::{PAGE_SHIFT, Pfn, VirtAddr};
+use pagefirst::{Held, Local, Vm};
 
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};

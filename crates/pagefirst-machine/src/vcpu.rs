@@ -4,8 +4,8 @@
 //! that is refused, give the lock back, let the library answer the fault, and try again. The library is never called
 //! with the TLB lock held, so a shootdown waits for one access at most.
 
-use crate::bytes;
 use crate::arena::WORDS;
+use crate::bytes;
 use crate::config::Mistake;
 use crate::history::{Answer, Event};
 use crate::machine::Machine;

@@ -104,11 +104,12 @@ impl<F: Format> Machine<F> {
                 }
                 let frame = F::frame(raw, level).ok_or(Refused)?;
                 let write = access == Access::Write;
-                let allowed = !attrs.contains(Attrs::NONE) && match access {
-                    Access::Read => true,
-                    Access::Write => attrs.contains(Attrs::WRITE),
-                    Access::Execute => attrs.contains(Attrs::EXEC),
-                };
+                let allowed = !attrs.contains(Attrs::NONE)
+                    && match access {
+                        Access::Read => true,
+                        Access::Write => attrs.contains(Attrs::WRITE),
+                        Access::Execute => attrs.contains(Attrs::EXEC),
+                    };
                 if !allowed {
                     return Err(Refused);
                 }

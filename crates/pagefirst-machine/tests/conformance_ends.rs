@@ -1,7 +1,9 @@
 //! However a fault ends, it holds nothing: items 20, 27, 31 and 37.
 
+mod gate;
 mod kit;
 
+use gate::Gate;
 use kit::*;
 use pagefirst::fault::{Bus, FaultError, Outcome, Segv};
 use pagefirst::frame::FrameFlags;
@@ -24,7 +26,7 @@ fn nothing_held(machine: &'static Machine, spaces: &[&Space]) -> Result {
     let mut tables = 0;
     for space in spaces {
         // Says so if a table is locked.
-        let found = check(space)?;
+        let found = check(space);
         tables += found.tables.iter().sum::<u64>();
         found.frames.iter().for_each(|(pfn, n)| *maps.entry(*pfn).or_default() += n);
     }
@@ -48,12 +50,12 @@ fn c20_a_fault_that_maps_something_holds_nothing() -> Result {
     s.map(at(shared_at, shared(&file, 0, 64, RW)))?;
     warm(machine, &file, 40..64)?;
     let faults = [
-        (anon, Access::Read, End::Mapped(false, 0)),             // the zero page
-        (anon, Access::Write, End::Mapped(false, 0)),            // a copy of it
-        (page(anon, 1), Access::Write, End::Mapped(false, 0)),   // a cleared page
-        (page(anon, 1), Access::Write, End::Spurious),           // nothing to do
-        (private_at, Access::Read, End::Mapped(true, 0)),        // a file's page, read in
-        (private_at, Access::Write, End::Mapped(false, 0)),      // a copy in its place
+        (anon, Access::Read, End::Mapped(false, 0)),  // the zero page
+        (anon, Access::Write, End::Mapped(false, 0)), // a copy of it
+        (page(anon, 1), Access::Write, End::Mapped(false, 0)), // a cleared page
+        (page(anon, 1), Access::Write, End::Spurious), // nothing to do
+        (private_at, Access::Read, End::Mapped(true, 0)), // a file's page, read in
+        (private_at, Access::Write, End::Mapped(false, 0)), // a copy in its place
         (page(private_at, 5), Access::Write, End::Mapped(true, 0)), // a copy where nothing was
         (page(private_at, 50), Access::Read, End::Mapped(false, 15)), // a page and its neighbours
         (page(shared_at, 9), Access::Write, End::Mapped(true, 0)), // a shared page, written
@@ -66,7 +68,11 @@ fn c20_a_fault_that_maps_something_holds_nothing() -> Result {
     }
     drop(s);
     file.write_back(machine)?;
-    assert_eq!(file.evict(machine), 28, "each page of the cache has the cache's reference alone");
+    assert_eq!(
+        (file.pages(), file.evict(machine)),
+        (27, 27),
+        "each page of the cache has the cache's reference alone"
+    );
     drop(file);
     machine.nothing_left()?;
     Ok(())
@@ -80,22 +86,24 @@ fn c20_a_copy_that_other_cpus_must_be_told_of_holds_nothing() -> Result {
     let mut cpu = machine.vcpu();
     cpu.switch_to(&s);
     assert_eq!(cpu.load_u64(BASE)?, 0);
-    let (seen, written) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+    let turn = Gate::new(machine, 2);
     std::thread::scope(|scope| -> Result {
         let other = scope.spawn(|| {
+            let turn = turn.member();
             let mut cpu = machine.vcpu();
             cpu.switch_to(&s);
             let before = cpu.load_u64(BASE);
-            seen.wait();
-            written.wait();
+            turn.pass(); // it has seen the zero page
+            turn.pass(); // the page is written
             (before, cpu.load_u64(BASE))
         });
-        seen.wait();
+        let turn = turn.member();
+        turn.pass();
         let before = machine.counts();
         cpu.store_u64(BASE, 9)?;
         assert_eq!((machine.counts() - before).ipis, 1, "it had the zero page cached");
         nothing_held(machine, &[&s])?;
-        written.wait();
+        turn.pass();
         let (before, after) = other.join().map_err(|_| "the other CPU panicked")?;
         assert_eq!((before?, after?), (0, 9));
         Ok(())
@@ -164,7 +172,7 @@ fn c20_a_blocked_fault_holds_its_ticket_alone() -> Result {
             assert!(!ticket.is_ready());
             drop(Pin::new(machine));
             assert_eq!(machine.counts().tables_allocated, allocated);
-            assert_eq!(check(&s).map(|f| f.tables).ok(), Some([0, 0, 0, 1, 0]));
+            assert_eq!(check(&s).tables, [0, 0, 0, 1, 0]);
             drop(ticket);
         }
     });
@@ -192,7 +200,7 @@ fn c27_an_anonymous_fault_without_a_page_leaves_no_table() -> Result {
         }
         assert_eq!((machine.counts() - before).tables_allocated, 0);
         assert_eq!((s.account().table_bytes, mapped(&s, BASE, 8)), (bytes, there));
-        check(&s)?;
+        check(&s);
         drop(kept);
         assert_eq!(fault(&s, BASE, Access::Write), End::Mapped(false, 0));
         drop(s);
@@ -211,7 +219,12 @@ fn c31_without_memory_for_a_table_nothing_is_mapped() -> Result {
     s.map(at(of_file, shared(&file, 0, 8, RW)))?;
     warm(machine, &file, 0..8)?;
     // The page is to be had; for the three tables there is memory for none, one, or two.
-    let faults = [(anon, Access::Write, 1), (anon, Access::Read, 0), (of_file, Access::Read, 0), (of_file, Access::Write, 0)];
+    let faults = [
+        (anon, Access::Write, 1),
+        (anon, Access::Read, 0),
+        (of_file, Access::Read, 0),
+        (of_file, Access::Write, 0),
+    ];
     for (va, access, page_frames) in faults {
         for tables in 0..3 {
             let kept = machine.leave_free(page_frames + tables);
@@ -219,7 +232,7 @@ fn c31_without_memory_for_a_table_nothing_is_mapped() -> Result {
             assert_eq!(fault(&s, va, access), End::Error(FaultError::NoMemory));
             let spent = machine.counts() - before;
             assert_eq!((spent.tables_allocated, spent.live_tables()), (tables, 0));
-            assert_eq!((mapped(&s, va, 8), check(&s)?.tables), (vec![], [0, 0, 0, 1, 0]));
+            assert_eq!((mapped(&s, va, 8), check(&s).tables), (vec![], [0, 0, 0, 1, 0]));
             s.quiesce();
             assert_eq!(machine.free_frames(), page_frames + tables, "all that was had came back");
             drop(kept);
@@ -244,13 +257,15 @@ fn c37_a_batch_is_set_in_one_locked_section() -> Result {
     warm(machine, &file, 0..64)?;
     s.map(at(BASE, private(&file, 0, 64, R)))?;
     // Into a table of its own, then into one that is there, then into one where some slots are taken.
-    for (index, locked, around) in [(5, [0, 0, 0, 1, 0], 15), (20, [1, 0, 0, 0, 0], 15), (63, [1, 0, 0, 0, 0], 15)] {
+    for (index, locked, around) in
+        [(5, [0, 0, 0, 1, 0], 15), (20, [1, 0, 0, 0, 0], 15), (63, [1, 0, 0, 0, 0], 15)]
+    {
         let before = machine.counts();
         assert_eq!(fault(&s, page(BASE, index), Access::Read), End::Mapped(false, around));
         let spent = machine.counts() - before;
         assert_eq!((spent.tables_locked, spent.scanned()), (locked, 0), "from page {index}");
         // The lock is free again: this fails on a table that is locked.
-        check(&s)?;
+        check(&s);
     }
     s.discard(page(BASE, 16), 8 * PAGE_SIZE)?;
     let before = machine.counts();
@@ -271,19 +286,21 @@ fn c37_a_batch_is_seen_whole_or_not_at_all_where_its_table_is_new() -> Result {
         s.map(at(VirtAddr(BASE.0 + round * LEAF), private(&file, 0, 16, R)))?;
     }
     s.map(at(VirtAddr(BASE.0 + (1 << 39)), Map::anonymous(PAGE_SIZE, RW)))?;
-    let turn = std::sync::Barrier::new(2);
+    let turn = Gate::new(machine, 2);
     std::thread::scope(|scope| -> Result {
-        scope.spawn(|| {
+        let other = scope.spawn(|| {
+            let turn = turn.member();
             for round in 0..ROUNDS {
-                turn.wait();
+                turn.pass();
                 assert_eq!(fault(&s, VirtAddr(BASE.0 + round * LEAF), Access::Read), End::Mapped(false, 15));
             }
         });
+        let turn = turn.member();
         for round in 0..ROUNDS {
             let here = VirtAddr(BASE.0 + round * LEAF);
-            turn.wait();
+            turn.pass();
             // The last of them is there as soon as any is.
-            while frame(&s, page(here, 15)).is_none() {
+            while frame(&s, page(here, 15)).is_none() && !other.is_finished() {
                 std::hint::spin_loop();
             }
             assert_eq!(mapped(&s, here, 16).len(), 16, "in round {round}");

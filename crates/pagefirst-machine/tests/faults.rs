@@ -135,7 +135,11 @@ fn faults_a_file_is_read_with_its_neighbours() -> Result {
         r.cpu.touch(page(again, i), Access::Read)?;
     }
     let after = r.cpu.counts();
-    assert_eq!((after.faults - before.faults, after.around - before.around), (5, 59), "the mapping is not aligned");
+    assert_eq!(
+        (after.faults - before.faults, after.around - before.around),
+        (5, 59),
+        "the mapping is not aligned"
+    );
     assert_eq!((after.major, file.reads()), (64, 64));
     r.space.unmap(at, 64 * PAGE_SIZE)?;
     r.space.unmap(again, 64 * PAGE_SIZE)?;
@@ -341,8 +345,11 @@ fn faults_two_cpus_hammer_what_a_third_unmaps() -> Result {
         Ok(served)
     };
     let calls = std::thread::scope(|scope| -> Result<u64> {
-        let both = [1, 2].map(|seed| { let hammer = &hammer; scope.spawn(move || hammer(seed)) });
-        let changes = change_for(Duration::from_secs(2), &space, at, PAGES);
+        let both = [1, 2].map(|seed| {
+            let hammer = &hammer;
+            scope.spawn(move || hammer(seed))
+        });
+        let changes = change_for(Duration::from_secs(2), machine, &space, at, PAGES);
         stop.store(true, Relaxed);
         for hammer in both {
             let served = hammer.join().map_err(|_| "a vCPU panicked: see above")??;
@@ -360,7 +367,17 @@ fn faults_two_cpus_hammer_what_a_third_unmaps() -> Result {
 }
 
 /// Takes parts of the range away and puts them back, in every way there is; returns how many calls that were.
-fn change_for(time: Duration, space: &AddressSpace<Machine>, at: VirtAddr, pages: u64) -> Result<u64> {
+///
+/// What is unmapped is looked at through a vCPU: an entry that a fault has left behind would answer.
+fn change_for(
+    time: Duration,
+    machine: &'static Machine,
+    space: &Arc<AddressSpace<Machine>>,
+    at: VirtAddr,
+    pages: u64,
+) -> Result<u64> {
+    let mut cpu = machine.vcpu();
+    cpu.switch_to(space);
     let end = Instant::now() + time;
     let mut n = 0u64;
     while Instant::now() < end {
@@ -370,6 +387,10 @@ fn change_for(time: Duration, space: &AddressSpace<Machine>, at: VirtAddr, pages
         match n % 6 {
             0 | 1 => {
                 space.unmap(start, len)?;
+                for i in 0..count {
+                    let trap = error(cpu.load_u64(page(start, i)));
+                    assert_eq!(trap, Some(FaultError::Segv(Segv::NotMapped)), "page {}", first + i);
+                }
                 let place = pagefirst::space::Place::FixedNoReplace(start);
                 space.map(Map { place, ..Map::anonymous(len, RW) })?;
             }

@@ -141,7 +141,10 @@ fn machine_finds_a_freed_table_locked() -> Result {
     space.unmap(at, 1 << 20)?;
     space.quiesce();
     let free = Frame::new(machine)?.pfn();
-    contains(&found(|| machine.note(Note::TableLocked(free, 0)))?, "is locked as a page table while it is free");
+    contains(
+        &found(|| machine.note(Note::TableLocked(free, 0)))?,
+        "is locked as a page table while it is free",
+    );
     std::mem::forget(cpu);
     Ok(())
 }

@@ -35,11 +35,24 @@
 //!
 //! # Example
 //! The embedded machine (crate `pagefirst-machine`) implements the platform on threads:
-//! ```ignore
-//! let machine = Machine::<X86_64>::new(Config::default());
+//! ```
+//! use pagefirst::fault::Outcome;
+//! use pagefirst::policy::Policy;
+//! use pagefirst::space::{AddressSpace, Map};
+//! use pagefirst::types::{Access, Prot};
+//! use pagefirst_machine::{Config, Machine};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let machine: &'static Machine = Machine::new(Config::default());
 //! let space = AddressSpace::new(machine, Policy::default())?;
-//! let at = space.map(Map::anonymous(64 << 10, Prot::READ | Prot::WRITE))?.range.start;
-//! let outcome = space.fault(at, Access::Write);
+//! let at = space.map(Map::anonymous(1 << 40, Prot::READ | Prot::WRITE))?.range.start;
+//! assert_eq!(space.account().tables_bytes(), 4096); // a tebibyte is mapped; the root is all there is
+//! assert!(matches!(space.fault(at, Access::Write), Outcome::Mapped { .. }));
+//! assert_eq!(space.account().tables_bytes(), 4 * 4096); // one page, and one table of each level
+//! space.discard(at, 4096)?;
+//! assert_eq!(space.account().tables_bytes(), 4096);
+//! # Ok(())
+//! # }
 //! ```
 #![cfg_attr(not(loom), no_std)]
 

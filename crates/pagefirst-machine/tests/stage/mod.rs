@@ -5,16 +5,16 @@
 use pagefirst::arch::{Attrs, Format, X86_64};
 use pagefirst::fault::Outcome;
 use pagefirst::file::{FileCache, ReadError};
-use pagefirst::frame::{FrameMeta, Region};
+use pagefirst::frame::{Frame, FrameMeta, Region};
 use pagefirst::mem::Shared;
 use pagefirst::platform::{Note, Platform};
 use pagefirst::policy::Policy;
-use pagefirst::space::{AddressSpace, Backing, Map, Place};
+use pagefirst::space::{AddressSpace, Backing, Map, Place, VmaFlags};
 use pagefirst::sync::RawLock;
 use pagefirst::sync::epoch::Pin;
 use pagefirst::tlb::Flush;
 use pagefirst::types::{Access, PAGE_SIZE, Pfn, Prot, VirtAddr, VirtRange};
-use pagefirst::{Local, Vm};
+use pagefirst::{Held, Local, Vm};
 use pagefirst_machine::MachineFile;
 use std::cell::Cell;
 use std::error::Error;
@@ -75,6 +75,7 @@ pub struct Stage {
     metas: Vec<FrameMeta>,
     armed: Mutex<Vec<Armed>>,
     log: Mutex<Vec<Step>>,
+    turns: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -94,6 +95,7 @@ impl Stage {
             metas: (0..frames).map(|_| FrameMeta::default()).collect(),
             armed: Mutex::default(),
             log: Mutex::default(),
+            turns: AtomicU64::new(0),
         }));
         p.vm.init(p, &[Region { first: Pfn(FIRST), frames }]).expect("room for the zero page");
         STAGE.set(Some(p));
@@ -101,12 +103,17 @@ impl Stage {
     }
 
     /// At the first step that fits, `then` happens: in the middle of it, so as another CPU (see [`on`]).
-    pub fn at(
-        &self,
+    pub fn at(&self, on: impl FnMut(&Step) -> bool + Send + 'static, then: impl FnOnce() + Send + 'static) {
+        lock(&self.armed).push(Armed { on: Box::new(on), then: Box::new(then) });
+    }
+    /// The same, from the first step on that fits `after`.
+    pub fn at_after(
+        &'static self,
+        after: impl FnMut(&Step) -> bool + Send + 'static,
         on: impl FnMut(&Step) -> bool + Send + 'static,
         then: impl FnOnce() + Send + 'static,
     ) {
-        lock(&self.armed).push(Armed { on: Box::new(on), then: Box::new(then) });
+        self.at(after, move || self.at(on, then));
     }
     /// Whether everything that was to happen has happened.
     pub fn is_done(&self) -> bool {
@@ -140,6 +147,20 @@ impl Stage {
         let read = cache.read_at(self, index * PAGE_SIZE, &mut [0]);
         read.map_err(|e: ReadError<Stage>| format!("page {index}: {e:?}"))?;
         Ok(())
+    }
+    pub fn held(&'static self) -> Held {
+        self.vm.held(self)
+    }
+    pub fn vm_quiesce(&'static self) {
+        self.vm.quiesce(self);
+    }
+    /// Frees what has waited long enough.
+    pub fn collect(&'static self) {
+        self.vm.collect(self, usize::MAX);
+    }
+    /// Takes every frame that is free.
+    pub fn take_all(&'static self) -> Vec<Frame<Stage>> {
+        (0..CPUS).flat_map(|cpu| std::iter::from_fn(move || on(cpu, || Frame::new(self)).ok())).collect()
     }
     /// Fails unless this CPU holds no pin and no lock (debug builds can tell) and every table is in a tree.
     pub fn nothing_held(&'static self, spaces: &[&Space]) {
@@ -238,6 +259,13 @@ pub fn private(space: &Space, at: VirtAddr, file: &Cache, pages: u64, prot: Prot
     Ok(())
 }
 
+/// Maps a file for all to see, from its start.
+pub fn shared(space: &Space, at: VirtAddr, file: &Cache, pages: u64, prot: Prot) -> Result {
+    let (backing, flags) = (Backing::File { file: file.clone(), first: 0 }, VmaFlags::SHARED);
+    space.map(Map { place: Place::Fixed(at), backing, flags, ..Map::anonymous(pages * PAGE_SIZE, prot) })?;
+    Ok(())
+}
+
 /// How a fault ended, in a word.
 pub fn fault(space: &Space, at: VirtAddr, access: Access) -> String {
     match space.fault(at, access) {
@@ -313,6 +341,8 @@ unsafe impl Platform for Stage {
         self.step(Step::Sync { addr, tables });
     }
     fn relax(&'static self) {
+        let turns = self.turns.fetch_add(1, Relaxed);
+        assert!(turns < 10_000, "a wait that cannot end: one thread plays all CPUs");
         self.step(Step::Relax);
     }
     fn random(&'static self) -> u64 {

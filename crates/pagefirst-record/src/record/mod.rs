@@ -10,9 +10,9 @@ mod track;
 mod translate;
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::check::{Report, check};
@@ -107,7 +107,7 @@ fn doing(what: impl Into<String>) -> impl FnOnce(io::Error) -> RecordError {
 /// Records a program. Its standard streams are those of this process.
 ///
 /// # Errors
-/// When the program can't be run or recorded. Losses are no errors: the [`Summary`] has them.
+/// When the program can't be run or recorded; no recording is left then. Losses are no errors: the [`Summary`] has them.
 pub fn record(options: &RecordOptions) -> Result<Summary, RecordError> {
     let program = emulator::find_program(&options.program)?;
     let emulator = emulator::Emulator::find()?;
@@ -119,16 +119,36 @@ pub fn record(options: &RecordOptions) -> Result<Summary, RecordError> {
         program: name,
         emulator: emulator.version.clone(),
     };
-    let writing = || format!("writing {}", options.output.display());
-    let file = File::create(&options.output).map_err(doing(writing()))?;
-    let writer = Writer::create(BufWriter::new(file), &header, options.level).map_err(doing(writing()))?;
+    let file = File::create(&options.output).map_err(doing(writing(options)))?;
+    let regular = file.metadata().is_ok_and(|metadata| metadata.is_file());
+    let result = record_into(file, &header, options, &program, &emulator);
+    if result.is_err() && regular {
+        // What is there has no end. The error is the one to report.
+        let _ = fs::remove_file(&options.output);
+    }
+    result
+}
+
+fn writing(options: &RecordOptions) -> String {
+    format!("writing {}", options.output.display())
+}
+
+fn record_into(
+    file: File,
+    header: &Header,
+    options: &RecordOptions,
+    program: &Path,
+    emulator: &emulator::Emulator,
+) -> Result<Summary, RecordError> {
+    let writer =
+        Writer::create(BufWriter::new(file), header, options.level).map_err(doing(writing(options)))?;
 
     let mut notes = Vec::new();
     let input = options.native.then(|| native::input(&mut notes));
     let start = Instant::now();
-    let mut run = emulator.start(&program, &options.program, &options.arguments)?;
+    let mut run = emulator.start(program, &options.program, &options.arguments)?;
     let mut translator =
-        Translator::new(writer, emulator::argument_bytes(&program, &options.program, &options.arguments));
+        Translator::new(writer, emulator::argument_bytes(program, &options.program, &options.arguments));
     let translated = translator.all(&mut run.stream);
     let exit_status = run.wait()?;
     let emulated = start.elapsed();
@@ -141,7 +161,7 @@ pub fn record(options: &RecordOptions) -> Result<Summary, RecordError> {
     let mut native = None;
     if let Some(input) = input {
         let start = Instant::now();
-        match input.and_then(|input| native::run(&program, &options.program, &options.arguments, input)) {
+        match input.and_then(|input| native::run(program, &options.program, &options.arguments, input)) {
             Ok(figures) => {
                 native = Some(figures);
                 native_time = Some(start.elapsed());
@@ -149,7 +169,7 @@ pub fn record(options: &RecordOptions) -> Result<Summary, RecordError> {
             Err(error) => notes.push(format!("no native figures: {error}")),
         }
     }
-    let trailer = translator.finish(exit_status, native).map_err(doing(writing()))?;
+    let trailer = translator.finish(exit_status, native).map_err(doing(writing(options)))?;
 
     let file = File::open(&options.output).map_err(doing(format!("reading {}", options.output.display())))?;
     let file_bytes = file.metadata().map_or(0, |metadata| metadata.len());

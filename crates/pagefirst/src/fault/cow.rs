@@ -10,7 +10,7 @@ use super::hand::{Fresh, Need};
 use super::{Fault, Look};
 use crate::arch::{Attrs, Format};
 use crate::file::FileCache;
-use crate::frame::FrameFlags;
+use crate::frame::{Frame, FrameFlags};
 use crate::mem::Shared;
 use crate::platform::Platform;
 use crate::space::Vma;
@@ -54,6 +54,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             false => Counted::File,
         };
         let va = self.addr.page();
+        let copy = fresh.page.pfn();
         let writable = private_entry(vma, va, fresh.page);
         let read_only = P::Format::with_attrs(writable, readable(vma));
         table.begin_unflushed();
@@ -64,6 +65,10 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         if alone {
             slot.widen(Attrs::WRITE | Attrs::DIRTY);
             table.end_unflushed();
+        } else {
+            // Mapped and locked, so it is not free.
+            self.hand.unflushed = Frame::try_get(p, copy);
+            debug_assert!(self.hand.unflushed.is_some());
         }
         drop(slot);
         // The old page's mapping ends after the flush.
@@ -74,7 +79,6 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         if alone {
             return Look::mapped(self.hand.major, 0);
         }
-        self.hand.unflushed = Some(read_only);
         Look::Need(Need::Settle)
     }
 
@@ -85,7 +89,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             && let Some(vma) = self.space.find(self.pin, self.addr)
             && vma.prot.allows(Access::Write)
             && let Walk::Seen(slot) = table.walk(self.pin, self.addr)
-            && P::Format::frame(slot.raw(), 0) == P::Format::frame(copy, 0)
+            && P::Format::frame(slot.raw(), 0) == Some(copy.pfn())
             && let Ok(mut slot) = slot.lock(|| !vma.is_retired())
         {
             slot.widen(Attrs::WRITE | Attrs::DIRTY);

@@ -45,8 +45,9 @@ pub(crate) struct Hand<'a, P: Platform> {
     pub flushed: Option<Frame<P>>,
     /// A page read from its file; held, so that it is there when the fault looks again (X20).
     pub read: Option<Frame<P>>,
-    /// A copy stored read-only, whose flush has to be done before it is made writable.
-    pub unflushed: Option<u64>,
+    /// A copy stored read-only, whose flush has to be done before it is made writable; held, so that no other page can
+    /// take its number.
+    pub unflushed: Option<Frame<P>>,
     /// A page was read from its file.
     pub major: bool,
     /// Tables were published.
@@ -126,6 +127,7 @@ impl<'a, P: Platform> Hand<'a, P> {
             Need::Stack => match space.grow_stack(addr) {
                 Grown::Again => {}
                 Grown::No => self.grown = true,
+                Grown::NoMemory => return Err(end(FaultError::NoMemory)),
                 Grown::Busy => {
                     let turn = space.turn();
                     if turn % 2 == 1 {

@@ -13,7 +13,7 @@ mod size;
 
 use super::{File, FileCache, FillGuard, Io, IoError};
 use crate::arch::X86_64;
-use crate::frame::{FrameMeta, Region};
+use crate::frame::{FrameFlags, FrameMeta, Region};
 use crate::mem::Shared;
 use crate::platform::{Note, Platform};
 use crate::sync::RawLock;
@@ -36,6 +36,8 @@ const PAGE: usize = PAGE_SIZE as usize;
 
 std::thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
+    /// A frame, and its flags when this thread last asked for its words.
+    static WATCH: Cell<Option<(Pfn, FrameFlags)>> = const { Cell::new(None) };
 }
 
 #[repr(align(4096))]
@@ -86,6 +88,11 @@ unsafe impl Platform for Machine {
         CPU.get()
     }
     fn cells(&'static self, pfn: Pfn) -> &'static [AtomicU64] {
+        if let Some((watched, _)) = WATCH.get()
+            && watched == pfn
+        {
+            WATCH.set(Some((pfn, self.meta(pfn).flags())));
+        }
         &self.pages[(pfn.0 - FIRST) as usize].0
     }
     fn meta(&'static self, pfn: Pfn) -> &'static FrameMeta {

@@ -48,11 +48,17 @@ impl<A: Copy> Limbo<A> {
         });
     }
 
-    /// Adds an object retired under `tag`.
-    pub fn push<C: Chain<At = A>>(&mut self, chain: &C, at: A, tag: u64) {
+    /// Adds an object that was unlinked. Its tag is read here, under the lock that the caller holds: a tag read
+    /// before could be older than those of objects that were retired meanwhile.
+    pub fn push<C: Chain<At = A>>(&mut self, chain: &C, at: A, epoch: &Epoch) {
+        self.push_tagged(chain, at, epoch.retire_tag());
+    }
+
+    fn push_tagged<C: Chain<At = A>>(&mut self, chain: &C, at: A, tag: u64) {
         let list = &mut self.waiting[(tag % 3) as usize];
         if list.tag != tag {
-            // Three epochs or more old: past its grace period.
+            // Tags only rise, so what is here is three epochs or more old: past its grace period.
+            debug_assert!(tag > list.tag);
             if let Some(old) = list.ends.take() {
                 Self::append(chain, &mut self.ready, old);
             }
@@ -77,5 +83,46 @@ impl<A: Copy> Limbo<A> {
         self.ready = chain.next(head).map(|next| (next, tail));
         self.len -= 1;
         Some(head)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::cell::RefCell;
+    use std::vec::Vec;
+
+    struct Links(RefCell<Vec<Option<usize>>>);
+    impl Chain for Links {
+        type At = usize;
+        fn next(&self, at: usize) -> Option<usize> {
+            self.0.borrow()[at]
+        }
+        fn set_next(&self, at: usize, next: Option<usize>) {
+            self.0.borrow_mut()[at] = next;
+        }
+    }
+
+    #[test]
+    fn nothing_leaves_before_its_grace_period_and_nothing_stays() {
+        let links = Links(RefCell::new(std::vec![None; 64]));
+        let mut limbo = Limbo::new();
+        let mut waiting = Vec::new();
+        for at in 0..64 {
+            let now = 1 + at as u64 / 5;
+            limbo.push_tagged(&links, at, now);
+            waiting.push((at, now));
+            if at % 3 == 0 {
+                while let Some(got) = limbo.pop(&links, now) {
+                    let i = waiting.iter().position(|w| w.0 == got).expect("handed out twice");
+                    assert!(Epoch::is_past(waiting.remove(i).1, now));
+                }
+                assert!(waiting.iter().all(|w| !Epoch::is_past(w.1, now)), "kept too long");
+                assert_eq!(limbo.len(), waiting.len());
+            }
+        }
+        while limbo.pop(&links, 100).is_some() {}
+        assert_eq!(limbo.len(), 0);
     }
 }

@@ -193,8 +193,7 @@ impl<P: Platform, T: 'static> Drop for Shared<P, T> {
         if self.object().count.fetch_sub(1, AcqRel) == 1 {
             let pool = self.object().pool;
             let p = pool.platform();
-            let tag = p.vm().epoch.retire_tag();
-            pool.limbo.lock(p).push(&Objects(PhantomData), self.at, tag);
+            pool.limbo.lock(p).push(&Objects(PhantomData), self.at, &p.vm().epoch);
         }
     }
 }

@@ -90,7 +90,7 @@ impl<'a, P: Platform> Change<'a, P> {
 
     fn remove(&mut self, range: VirtRange, state: &mut State<P>) -> Result<(), MapError> {
         let p = self.space.p;
-        p.vm().or_drain(p, || state.reserve.refill(p, &self.next, 0))?;
+        state.reserve.refill(p, &self.next, 0)?;
         self.next.replace(p, range, None, &mut state.reserve);
         Ok(())
     }
@@ -101,7 +101,7 @@ impl<'a, P: Platform> Change<'a, P> {
         let range = piece.range;
         let slot = p.vm().or_drain(p, || p.vm().vmas.reserve())?;
         let vma = slot.fill(piece);
-        p.vm().or_drain(p, || state.reserve.refill(p, &self.next, 1))?;
+        state.reserve.refill(p, &self.next, 1)?;
         self.next.replace(p, range, Some(vma), &mut state.reserve);
         Ok(())
     }
@@ -172,12 +172,12 @@ impl<P: Platform> Ready<'_, P> {
     /// back.
     pub fn undo(&self) -> Result<VmaTree<P>, MapError> {
         let (p, tree) = (self.space.p, self.space.tree.fork());
-        let mut reserve = p.vm().or_drain(p, || tree.reserve(p, 1))?;
+        let mut reserve = tree.reserve(p, 1)?;
         for range in self.replaced.into_iter().flatten() {
             for vma in self.space.tree.overlapping(range) {
                 let again = Vma::new(p.vm().new_id(), vma.range, vma.prot, vma.flags, vma.backing.clone());
                 let slot = p.vm().or_drain(p, || p.vm().vmas.reserve())?;
-                p.vm().or_drain(p, || reserve.refill(p, &tree, 1))?;
+                reserve.refill(p, &tree, 1)?;
                 tree.replace(p, vma.range, Some(slot.fill(again)), &mut reserve);
             }
         }

@@ -75,7 +75,7 @@ impl<P: Platform> AddressSpace<P> {
             return Ok(start);
         }
         if to == RemapTo::InPlace {
-            return Err(MapError::Taken(tail));
+            return Err(MapError::NoRoom(tail.len()));
         }
         let large = matches!(vma.backing, Backing::Anonymous);
         let new = self.place(new_len, Place::Anywhere, large)?;
@@ -115,6 +115,7 @@ impl<P: Platform> Writing<'_, P> {
             entries: [(VirtAddr(0), 0); BATCH],
             len: 0,
             stock,
+            reserve: Reserve::new(space.p),
         };
         let mut gather = Gather::new(&space.table);
         space.table.zap(new, None, &mut gather);
@@ -164,6 +165,9 @@ struct Relocation<'a, P: Platform> {
     entries: [(VirtAddr, u64); BATCH],
     len: usize,
     stock: Stock<P>,
+    /// Taken from the stock and not used yet. Kept from batch to batch: what a page that went away does not use, the
+    /// stock lacks.
+    reserve: Reserve<P>,
 }
 
 impl<P: Platform> Visitor<P> for Relocation<'_, P> {
@@ -206,7 +210,6 @@ impl<P: Platform> Relocation<'_, P> {
     /// Installs what was taken. The source is flushed.
     fn settle(&mut self) {
         let p = self.table.platform();
-        let mut reserve = Reserve::new(p);
         let mut gather = Gather::new(self.table);
         for i in 0..self.len {
             let (from, raw) = self.entries[i];
@@ -218,14 +221,17 @@ impl<P: Platform> Relocation<'_, P> {
                     let pin = Pin::new(p);
                     match self.table.walk(&pin, va) {
                         Walk::Nothing(slot) => {
-                            install(self.table, &pin, slot, &mut batch, &mut reserve, &mut gather)
+                            install(self.table, &pin, slot, &mut batch, &mut self.reserve, &mut gather)
                         }
                         // Nobody else maps here: the destination is not published and was zapped.
                         Walk::Seen(_) | Walk::Huge(_) => Err(Refused::Raced),
                     }
                 };
                 match done {
-                    Err(Refused::Short(n)) => self.stock.refill(&mut reserve, n),
+                    Err(Refused::Short(n)) => {
+                        self.stock.refill(&mut self.reserve, n);
+                        debug_assert!(self.reserve.len() >= n, "fewer tables than a move needs");
+                    }
                     _ => break,
                 }
             }

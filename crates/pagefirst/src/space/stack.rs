@@ -12,6 +12,8 @@ pub(crate) enum Grown {
     Again,
     /// A mapping call is at work.
     Busy,
+    /// Memory is out.
+    NoMemory,
     /// There is no stack to grow, or it must not.
     No,
 }
@@ -31,7 +33,11 @@ impl<P: Platform> AddressSpace<P> {
         if range.len() > self.policy.max_stack || !self.usable().covers(range) || self.tree.overlaps(guard) {
             return Grown::No;
         }
-        let Ok(ready) = writing.grow(&stack, range) else { return Grown::No };
+        let ready = match writing.grow(&stack, range) {
+            Ok(ready) => ready,
+            Err(MapError::NoMemory) => return Grown::NoMemory,
+            Err(_) => return Grown::No,
+        };
         ready.announce();
         ready.publish(&mut writing.state);
         Grown::Again

@@ -276,5 +276,4 @@ impl<P: Platform> VmaTree<P> {
 }
 
 #[cfg(all(test, not(loom)))]
-#[path = "tree_test.rs"]
 mod tests;

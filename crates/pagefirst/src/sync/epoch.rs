@@ -13,7 +13,7 @@
 //!
 //! After Fraser, "Practical lock-freedom" (2004), section 5.2.3.
 
-use super::atomic::{AtomicU64, Relaxed, Release, SeqCst, fence};
+use super::atomic::{Acquire, AtomicU64, Relaxed, Release, SeqCst, fence};
 use super::held;
 use crate::platform::Platform;
 use core::marker::PhantomData;
@@ -31,8 +31,11 @@ impl Epoch {
 
     /// The epoch under which something just unlinked is retired.
     pub fn retire_tag(&self) -> u64 {
-        fence(SeqCst);
-        self.now.load(Relaxed)
+        if !cfg!(mutant = "retire_without_fence") {
+            fence(SeqCst);
+        }
+        // Acquire: limbo takes what is three epochs older for past, and hands it on by its lock alone.
+        self.now.load(Acquire)
     }
 
     /// Whether something retired under `tag` may be reused at `now`.
@@ -43,7 +46,9 @@ impl Epoch {
     /// Moves the epoch on if every pinned CPU has seen it; returns the epoch that is current now.
     pub fn advance<P: Platform>(&self, p: &'static P) -> u64 {
         let now = self.now.load(Relaxed);
-        fence(SeqCst);
+        if !cfg!(mutant = "advance_without_fence") {
+            fence(SeqCst);
+        }
         if !cfg!(mutant = "epoch_ignores_pins") {
             for cpu in 0..p.cpus() {
                 let word = p.local(cpu).epoch.load(Relaxed);
@@ -52,8 +57,10 @@ impl Epoch {
                 }
             }
         }
-        fence(super::atomic::Acquire);
-        match self.now.compare_exchange(now, now + 1, Release, Relaxed) {
+        fence(Acquire);
+        // Acquire: who is told a newer epoch reuses what readers have let go that only the other one's advance saw.
+        let lost = if cfg!(mutant = "advance_relaxed") { Relaxed } else { Acquire };
+        match self.now.compare_exchange(now, now + 1, Release, lost) {
             Ok(_) => now + 1,
             Err(newer) => newer,
         }
@@ -82,7 +89,10 @@ impl<P: Platform> Pin<P> {
         let cpu = p.enter();
         let word = &p.local(cpu).epoch;
         debug_assert_eq!(word.load(Relaxed) & 1, 0, "pins do not nest");
-        word.store(p.vm().epoch.now.load(Relaxed) << 1 | 1, Relaxed);
+        // Release: an advance that finds this CPU pinned again must have seen the end of its last pin; a plain store
+        // does not continue the release sequence of the one in `drop`.
+        let order = if cfg!(mutant = "repin_relaxed") { Relaxed } else { Release };
+        word.store(p.vm().epoch.now.load(Relaxed) << 1 | 1, order);
         if !cfg!(mutant = "pin_without_fence") {
             fence(SeqCst);
         }
@@ -96,7 +106,8 @@ impl<P: Platform> Pin<P> {
 
 impl<P: Platform> Drop for Pin<P> {
     fn drop(&mut self) {
-        self.p.local(self.cpu).epoch.store(0, Release);
+        let order = if cfg!(mutant = "unpin_relaxed") { Relaxed } else { Release };
+        self.p.local(self.cpu).epoch.store(0, order);
         self.p.leave();
         held::give(self.p, held::PIN);
     }

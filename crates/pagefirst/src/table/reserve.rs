@@ -113,6 +113,41 @@ pub(crate) fn cached<P: Platform>(p: &'static P) -> u64 {
 }
 
 /// Zeroed tables, owned, not visible to anybody.
+///
+/// They end published, by `install`, or return to their pool when the reserve is dropped; nothing else can be done
+/// with them. So each reserve has one owner,
+/// ```compile_fail,E0382
+/// # use pagefirst::{platform::Platform, table::Reserve};
+/// fn c01_a_reserve_is_owned_once<P: Platform>(reserve: Reserve<P>) {
+///     drop(reserve); // its tables return
+///     drop(reserve);
+/// }
+/// ```
+/// whoever is lent one has it alone, and it is not refilled meanwhile,
+/// ```compile_fail,E0499
+/// # use pagefirst::{platform::Platform, table::Reserve};
+/// # fn use_up<P: Platform>(_: &mut Reserve<P>, _: impl FnMut()) {}
+/// fn c01_a_reserve_that_is_in_use_is_not_filled<P: Platform>(mut reserve: Reserve<P>) {
+///     let lent = &mut reserve;
+///     use_up(lent, || drop(reserve.refill(1).is_ok()));
+/// }
+/// ```
+/// and a table leaves it one way.
+/// ```compile_fail,E0624
+/// # use pagefirst::{platform::Platform, table::Reserve};
+/// fn c01_nobody_else_takes_a_table_from_a_reserve<P: Platform>(reserve: &mut Reserve<P>) {
+///     let table = reserve.take();
+/// }
+/// ```
+/// What can be done with one:
+/// ```
+/// # use pagefirst::{platform::Platform, table::Reserve, types::NoMemory};
+/// fn three_tables<P: Platform>(platform: &'static P) -> Result<Reserve<P>, NoMemory> {
+///     let mut reserve = Reserve::new(platform);
+///     reserve.refill(3)?; // two that it had already would stay
+///     Ok(reserve)
+/// }
+/// ```
 pub struct Reserve<P: Platform> {
     p: &'static P,
     tables: [Pfn; MAX_LEVELS],

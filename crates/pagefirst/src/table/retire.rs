@@ -66,8 +66,7 @@ pub(crate) fn retire<P: Platform>(p: &'static P, pfn: Pfn) {
     if cfg!(mutant = "retire_without_grace") {
         return reserve::give_zeroed(p, pfn);
     }
-    let tag = p.vm().epoch.retire_tag();
-    p.vm().tables_in_limbo.lock(p).push(&ByFrame(p), pfn, tag);
+    p.vm().tables_in_limbo.lock(p).push(&ByFrame(p), pfn, &p.vm().epoch);
 }
 
 /// Hands up to `most` tables whose grace period is over to this CPU's cache; returns how many.

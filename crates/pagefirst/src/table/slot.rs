@@ -15,6 +15,39 @@ pub struct Seen(pub u64);
 pub struct Locked<'e, P: Platform>(pub(super) Guard<'e, P>);
 
 /// A slot of the deepest live table on the way to an address.
+///
+/// What has been seen is not locked, and only what is locked can be written. These are types, so the one is not taken
+/// for the other,
+/// ```compile_fail,E0308
+/// # use pagefirst::{platform::Platform, table::{Locked, Seen, Slot}};
+/// # fn write<P: Platform>(_: Slot<'_, P, Locked<'_, P>>) {}
+/// fn c04_a_slot_that_was_seen_is_not_one_that_is_locked<P: Platform>(slot: Slot<'_, P, Seen>) {
+///     write(slot);
+/// }
+/// ```
+/// nor what was found empty for either,
+/// ```compile_fail,E0308
+/// # use pagefirst::{platform::Platform, table::{Locked, Nothing, Slot}};
+/// # fn write<P: Platform>(_: Slot<'_, P, Locked<'_, P>>) {}
+/// fn c04_an_empty_slot_is_not_one_that_is_locked<P: Platform>(slot: Slot<'_, P, Nothing>) {
+///     write(slot);
+/// }
+/// ```
+/// and nobody makes a locked one without the table's [`Guard`].
+/// ```compile_fail,E0423
+/// # use pagefirst::{platform::Platform, table::{Guard, Locked}};
+/// fn c04_a_lock_is_not_claimed<P: Platform>(guard: Guard<'_, P>) -> Locked<'_, P> {
+///     Locked(guard)
+/// }
+/// ```
+/// With the lock:
+/// ```
+/// # use pagefirst::{platform::Platform, table::{Locked, Slot}};
+/// # fn write<P: Platform>(_: Slot<'_, P, Locked<'_, P>>) {}
+/// fn locked<'e, P: Platform>(slot: Slot<'e, P, Locked<'e, P>>) {
+///     write(slot);
+/// }
+/// ```
 pub struct Slot<'e, P: Platform, S> {
     pub(super) at: Table<'e, P>,
     pub(super) parent: Option<Table<'e, P>>,

@@ -1,8 +1,9 @@
 //! What look-ups find, what reads and writes show, what is stored and what is dropped.
 
 use super::super::cache::Lookup;
+use super::super::index::Nodes;
 use super::super::{ReadError, WriteBackError, WriteError};
-use super::{Disk, FileCache, IoError, Machine, PAGE, PAGE_SIZE, Random, Relaxed, machine, std};
+use super::{Disk, FileCache, IoError, Machine, PAGE, PAGE_SIZE, Random, Relaxed, WATCH, machine, std};
 use crate::frame::{self, Frame, FrameFlags};
 use crate::mem::Shared;
 use crate::platform::Platform as _;
@@ -247,6 +248,27 @@ fn write_back_stores_what_is_dirty_and_below_the_size() {
 }
 
 #[test]
+fn a_page_is_called_clean_before_it_is_stored() {
+    let p = machine(100);
+    let cache = p.cache(&Disk::numbered(), 0);
+    cache.write_at(p, 0, &[1]).unwrap();
+    let pfn = cache.read(p, 0).unwrap().pfn();
+    // Who writes after the flag is cleared sets it again; who wrote before is in the copy.
+    WATCH.set(Some((pfn, FrameFlags::empty())));
+    assert_eq!(cache.write_back(p), Ok(1));
+    let (_, when_copied) = WATCH.take().unwrap();
+    assert_eq!(when_copied, FrameFlags::FILE | FrameFlags::UP_TO_DATE);
+    // And who writes, sets it after he wrote.
+    WATCH.set(Some((pfn, FrameFlags::empty())));
+    cache.write_at(p, 0, &[2]).unwrap();
+    let (_, when_written) = WATCH.take().unwrap();
+    assert_eq!(when_written, FrameFlags::FILE | FrameFlags::UP_TO_DATE);
+    assert!(p.meta(pfn).flags().contains(FrameFlags::DIRTY));
+    drop(cache);
+    p.assert_empty();
+}
+
+#[test]
 fn evict_takes_what_nobody_uses() {
     let p = machine(300);
     let cache = p.cache(&Disk::numbered(), 1 << 50);
@@ -280,6 +302,37 @@ fn pages_survive_their_cache_while_they_are_held() {
     assert!(page.meta().owner().is_null(), "it belongs to nobody");
     assert_eq!(first_word(p, &page), 7);
     drop(page);
+    p.assert_empty();
+}
+
+/// A frame that was the page when its slot was read and is another's when its reference is taken.
+#[test]
+fn a_frame_that_is_not_the_page_is_not_found() {
+    let p = machine(100);
+    let cache = p.cache(&Disk::numbered(), 1 << 20);
+    cache.read(p, 4).unwrap();
+    let (mut other, mut nodes) = (Frame::new(p).unwrap(), Nodes::new());
+    other.clear();
+    // The same cache's page of another index; the same index of another cache.
+    for (owner, index) in [(cache.owner(), 6), (core::ptr::null_mut(), 5)] {
+        other.meta().reset(FrameFlags::FILE | FrameFlags::UP_TO_DATE, 0);
+        other.meta().set_owner(owner);
+        other.meta().set_index(index);
+        assert!(cache.index.insert(&mut cache.writer.lock(p), 5, other.pfn(), &mut nodes).is_ok());
+        assert!(!cache.is_attached(other.meta(), 5));
+        assert_eq!(around(p, &cache, 0, 10), [4]);
+        std::thread::scope(|s| {
+            let looker = s.spawn(|| {
+                super::CPU.set(1);
+                assert!(matches!(look(p, &cache, 5), Lookup::Missing));
+            });
+            while other.meta().counts().refs == 1 && !looker.is_finished() {
+                std::thread::yield_now();
+            }
+            assert!(cache.index.remove(&mut cache.writer.lock(p), 5).is_some());
+        });
+    }
+    drop((other, cache));
     p.assert_empty();
 }
 

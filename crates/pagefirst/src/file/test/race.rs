@@ -3,12 +3,11 @@
 use super::super::cache::Lookup;
 use super::super::{ReadError, SizeError, WriteError};
 use super::contents::Cache;
-use super::{CPU, Disk, Machine, PAGE, PAGE_SIZE, Random, Relaxed, machine, std};
+use super::{AtomicU64, CPU, Disk, Machine, PAGE, PAGE_SIZE, Random, Relaxed, machine, std};
 use crate::frame;
 use crate::platform::Platform as _;
 use crate::sync::epoch::Pin;
 use crate::types::Pfn;
-use core::sync::atomic::AtomicBool;
 use std::vec::Vec;
 
 const ROUNDS: u64 = 4000;
@@ -52,6 +51,14 @@ fn map(p: &'static Machine, cache: &Cache, index: u64) -> Option<Pfn> {
     }
     frame::unmap(p, pfn);
     None
+}
+
+/// Tells the other threads to end, even when this one panics.
+struct Leave<'a>(&'a AtomicU64);
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 fn threads(jobs: &[&(dyn Fn() + Sync)]) {
@@ -113,18 +120,18 @@ fn r13_readers_against_eviction_and_reading_in() {
             }
         }
     };
-    let done = AtomicBool::new(false);
+    let left = AtomicU64::new(1);
     let evictor = || {
         let mut dropped = 0;
-        while !done.load(Relaxed) {
+        while left.load(Relaxed) > 0 {
             dropped += cache.evict(p);
             p.relax();
         }
         assert!(dropped > 100, "{dropped}");
     };
     let last = || {
+        let _leave = Leave(&left);
         reader(3);
-        done.store(true, Relaxed);
     };
     threads(&[&|| reader(1), &|| reader(2), &last, &evictor]);
     let pages = cache.pages();
@@ -138,9 +145,10 @@ fn no_write_is_lost_to_eviction() {
     let p = machine(400);
     let disk = Disk::empty();
     let cache = p.cache(&disk, 0);
-    let left = std::sync::atomic::AtomicU64::new(2);
+    let left = AtomicU64::new(2);
     // Two writers share pages and words: one has the even bytes, one the odd.
     let writer = |me: u64| {
+        let _leave = Leave(&left);
         let mut random = Random(me + 1);
         let mut model = std::vec![0u8; 6 * PAGE / 2];
         for _ in 0..ROUNDS {
@@ -168,7 +176,6 @@ fn no_write_is_lost_to_eviction() {
                 write(p, &cache, at, &model[i..=i]);
             }
         }
-        left.fetch_sub(1, Relaxed);
     };
     let storer = || {
         while left.load(Relaxed) > 0 {
@@ -192,10 +199,11 @@ fn r13_truncation_against_faults() {
     let p = machine(400);
     let disk = Disk::empty();
     let cache = p.cache(&disk, 0);
-    let done = AtomicBool::new(false);
-    let pages = 80;
+    let left = AtomicU64::new(1);
+    let pages = 40;
     // One thread writes, shrinks and grows; what it cut off never shows again.
     let owner = || {
+        let _leave = Leave(&left);
         let mut random = Random(5);
         let mut refused = 0;
         for _ in 0..ROUNDS / 10 {
@@ -219,12 +227,11 @@ fn r13_truncation_against_faults() {
                 assert_eq!(byte, if (i as u64) < to { 7 } else { 0 }, "byte {i}, cut at {to}");
             }
         }
-        done.store(true, Relaxed);
         refused
     };
     let faulter = |seed| {
         let mut random = Random(seed);
-        while !done.load(Relaxed) {
+        while left.load(Relaxed) > 0 {
             let index = random.below(pages as u64 + 2);
             match cache.read(p, index) {
                 Ok(_) | Err(ReadError::BeyondEnd | ReadError::Filling(_)) => {}
@@ -241,7 +248,7 @@ fn r13_truncation_against_faults() {
         }
     };
     let rest = || {
-        while !done.load(Relaxed) {
+        while left.load(Relaxed) > 0 {
             cache.evict(p);
             p.vm.collect(p, 100);
             p.relax();

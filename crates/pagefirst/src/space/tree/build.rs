@@ -59,8 +59,8 @@ impl<P: Platform> Tree<P> {
             Tree::Draft(draft) => draft.height,
         }
     }
-    /// The root taken out: the subtree towards `side`, the VMA, the other subtree.
-    fn open(self, side: Side) -> Option<(Self, Mapping<P>, Self)> {
+    /// The root taken out: the subtree on `side`, the VMA, the other subtree.
+    fn open(self, side: Side) -> Option<(Subtree<P>, Mapping<P>, Subtree<P>)> {
         let (left, vma, right) = match self {
             Tree::Placed(node) => {
                 let n = node?;
@@ -68,7 +68,6 @@ impl<P: Platform> Tree<P> {
             }
             Tree::Draft(d) => (d.left, d.vma, d.right),
         };
-        let (left, right) = (Tree::Placed(left), Tree::Placed(right));
         Some(match side {
             Side::Low => (left, vma, right),
             Side::High => (right, vma, left),
@@ -159,19 +158,30 @@ impl<P: Platform> TreeReserve<P> {
         }
         let (side, tall, low) = if ha > hb { (side, a, b) } else { (side.other(), b, a) };
         let Some((outer, key, inner)) = tall.open(side) else { return Tree::EMPTY };
-        let inner = self.join(side, inner, vma, low);
-        self.balance(side, outer, key, inner)
+        let mut path = Path::new();
+        let mut at = inner.as_ref();
+        while let Some(n) = at.filter(|n| n.height > low.height() + 1) {
+            path.push(side, n);
+            at = n.children(side).1.as_ref();
+        }
+        let mut tree = self.node(side, Tree::Placed(at.cloned()), vma, low);
+        while let Some((side, n)) = path.pop() {
+            tree = self.balance(side, n.children(side).0.clone(), n.vma.clone(), tree);
+        }
+        self.balance(side, outer, key, tree)
     }
     /// `a`, `vma`, `b` in this order seen from `side`, where `b` is at most 2 higher than `a`: AVL's rotations.
-    fn balance(&mut self, side: Side, a: Tree<P>, vma: Mapping<P>, b: Tree<P>) -> Tree<P> {
+    fn balance(&mut self, side: Side, a: Subtree<P>, vma: Mapping<P>, b: Tree<P>) -> Tree<P> {
+        let a = Tree::Placed(a);
         if b.height() <= a.height() + 1 {
             return self.node(side, a, vma, b);
         }
         let Some((near, key, far)) = b.open(side) else { return Tree::EMPTY };
+        let (near, far) = (Tree::Placed(near), Tree::Placed(far));
         if near.height() > far.height() {
             let Some((n, middle, f)) = near.open(side) else { return Tree::EMPTY };
-            let a = self.node(side, a, vma, n);
-            let b = self.node(side, f, key, far);
+            let a = self.node(side, a, vma, Tree::Placed(n));
+            let b = self.node(side, Tree::Placed(f), key, far);
             self.node(side, a, middle, b)
         } else {
             let a = self.node(side, a, vma, near);
@@ -212,10 +222,14 @@ impl<P: Platform> TreeReserve<P> {
     /// The VMA of `tree` that is outermost on `side`, and the others.
     fn pop(&mut self, side: Side, tree: Tree<P>) -> Option<(Mapping<P>, Tree<P>)> {
         let (outer, vma, inner) = tree.open(side)?;
-        Some(match self.pop(side, outer) {
-            None => (vma, inner),
-            Some((first, outer)) => (first, self.join(side, outer, vma, inner)),
-        })
+        let mut path = Path::new();
+        let Some(mut last) = outer.as_ref() else { return Some((vma, Tree::Placed(inner))) };
+        while let Some(n) = &last.children(side).0 {
+            path.push(side.other(), last);
+            last = n;
+        }
+        let outer = self.climb(path, Tree::Placed(last.children(side).1.clone()));
+        Some((last.vma.clone(), self.join(side, outer, vma, Tree::Placed(inner))))
     }
     /// A tree of the next `n` VMAs alone.
     fn small(&mut self, n: usize, new: &mut New<'_, P>) -> Tree<P> {
@@ -304,5 +318,4 @@ impl<'t, P: Platform> Path<'t, P> {
 type New<'a, P> = dyn Iterator<Item = Mapping<P>> + 'a;
 
 #[cfg(all(test, not(loom)))]
-#[path = "bound_test.rs"]
 mod tests;

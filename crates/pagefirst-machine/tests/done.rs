@@ -1,0 +1,242 @@
+//! What the main job is done by: table bytes follow the mapped pages, faults that fail cost no table, and calls cost
+//! what is mapped, not what is addressed.
+
+mod kit;
+
+use kit::*;
+use pagefirst::Held;
+use pagefirst::arch::{Format, X86_64};
+use pagefirst::fault::{Bus, FaultError, Segv};
+use pagefirst::policy::{Policy, TablePolicy};
+use pagefirst::space::Map;
+use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
+use pagefirst_machine::{Config, Machine};
+
+const RANGES: u64 = 4_096;
+const FAULTS: u64 = 10_000;
+const BASE: VirtAddr = VirtAddr(1 << 40);
+/// What one entry of the root spans.
+const TOP: u64 = 512 << 30;
+
+fn range(i: u64) -> VirtAddr {
+    VirtAddr(BASE.0 + i * LEAF)
+}
+
+fn roomy() -> &'static Machine {
+    Machine::new(Config { checks: true, memory: 256 << 20, ..Config::default() })
+}
+
+#[test]
+fn done_after_discards_table_bytes_are_where_they_began() -> Result {
+    let machine = roomy();
+    let s = space(machine)?;
+    s.map(at(BASE, Map::anonymous(RANGES * LEAF, RW)))?;
+    s.quiesce();
+    let began = (s.account().table_bytes, machine.vm().held(machine));
+    let mut cpu = machine.vcpu();
+    cpu.switch_to(&s);
+    // In each range one page, another one each time: written, or only read.
+    let page_of = |i: u64| page(range(i), i * 37 % 512);
+    let discards: [(&str, &dyn Fn() -> Result); 3] = [
+        ("all at once", &|| Ok(s.discard(BASE, RANGES * LEAF)?)),
+        ("whole ranges", &|| (0..RANGES).try_for_each(|i| Ok(s.discard(range(i), LEAF)?))),
+        ("just the 4 KiB", &|| (0..RANGES).try_for_each(|i| Ok(s.discard(page_of(i), PAGE_SIZE)?))),
+    ];
+    for (how, discard) in discards {
+        for access in [Access::Write, Access::Read] {
+            for i in 0..RANGES {
+                cpu.touch(page_of(i), access)?;
+            }
+            let tables = check(&s).tables;
+            assert_eq!(
+                tables,
+                [RANGES, RANGES * LEAF / (1 << 30), 1, 1, 0],
+                "a leaf for each range, and what is above"
+            );
+            discard()?;
+            s.quiesce();
+            assert_eq!(s.account().table_bytes, began.0, "{how}, {access:?}");
+            assert_eq!(machine.vm().held(machine), began.1, "{how}, {access:?}");
+            assert_eq!(machine.counts().live_tables(), 1, "the machine counts the root alone");
+            check(&s);
+        }
+    }
+    drop((cpu, s));
+    machine.nothing_left()?;
+    Ok(())
+}
+
+/// 10,000 faults that fail, each in an empty range of 2 MiB of its own: for each way to fail, how many tables the
+/// machine counted.
+fn tables_of_failures(tables: TablePolicy) -> Result<Vec<(FaultError, u64)>> {
+    let machine = roomy();
+    let mut counted = Vec::new();
+    let errors = [
+        FaultError::Bus(Bus::BeyondEnd),
+        FaultError::Bus(Bus::Io),
+        FaultError::NoMemory,
+        FaultError::Segv(Segv::Access),
+    ];
+    for error in errors {
+        let s = space_with(machine, Policy { tables, ..policy() })?;
+        let content = marked();
+        let file = cache(machine, &content, FAULTS * LEAF / PAGE_SIZE)?;
+        let pages = FAULTS * LEAF / PAGE_SIZE;
+        let (map, access) = match error {
+            FaultError::Bus(Bus::Io) => {
+                (0..FAULTS).for_each(|i| content.fail_reads(i * LEAF / PAGE_SIZE, true));
+                (private(&file, 0, pages, R), Access::Read)
+            }
+            FaultError::Bus(_) => {
+                file.set_size(machine, 0)?;
+                (private(&file, 0, pages, R), Access::Read)
+            }
+            FaultError::NoMemory => (anonymous(pages, RW), Access::Write),
+            FaultError::Segv(_) => (anonymous(pages, R), Access::Write),
+        };
+        s.map(at(BASE, map))?;
+        let kept = if error == FaultError::NoMemory { machine.leave_free(0) } else { Vec::new() };
+        let before = machine.counts();
+        for i in 0..FAULTS {
+            assert_eq!(fault(&s, range(i), access), End::Error(error));
+        }
+        counted.push((error, (machine.counts() - before).tables_allocated));
+        drop(kept);
+        check(&s);
+        drop((s, file));
+        machine.nothing_left()?;
+    }
+    Ok(counted)
+}
+
+#[test]
+fn done_ten_thousand_faults_that_fail_allocate_no_table() -> Result {
+    let counted = tables_of_failures(TablePolicy::Postponed)?;
+    assert_eq!(counted.len(), 4);
+    assert!(counted.iter().all(|(_, tables)| *tables == 0), "{counted:?}");
+    Ok(())
+}
+
+#[test]
+fn done_with_tables_upfront_the_difference_shows() -> Result {
+    // A leaf for each range, one above for each GiB, and one above that.
+    let all = FAULTS + (FAULTS * LEAF).div_ceil(1 << 30) + 1;
+    for (error, tables) in tables_of_failures(TablePolicy::Upfront)? {
+        let expected = match error {
+            FaultError::Bus(_) => all,
+            // Refused before there was anything to do, and without memory for a table there is none.
+            FaultError::Segv(_) | FaultError::NoMemory => 0,
+        };
+        assert_eq!(tables, expected, "{error:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn done_the_whole_user_half_costs_what_is_touched_in_it() -> Result {
+    const MOST: u64 = 60;
+    let machine = roomy();
+    let s = space_with(machine, Policy::default())?;
+    let whole = s.usable();
+    assert_eq!((whole.start, whole.end), (Policy::default().min_addr, X86_64::USER_END));
+    let begin = machine.counts();
+    s.map(at(whole.start, Map::anonymous(whole.len(), RW)))?;
+    let mapped_it = machine.counts() - begin;
+    assert_eq!((mapped_it.tables_allocated, mapped_it.locked(), mapped_it.scanned()), (0, 0, 0));
+
+    // Ten places, each under its own entry of the root: 250 of 256 entries lie between the first and the last.
+    let place = |i: u64| VirtAddr(whole.start.0 + i * 27 * TOP + i * (5 << 30) + i * 11 * LEAF);
+    let mut cpu = machine.vcpu();
+    cpu.switch_to(&s);
+    for i in 0..10 {
+        cpu.store_u64(place(i), i)?;
+    }
+    assert_eq!(check(&s).tables, [10, 10, 10, 1, 0], "tables for the ten alone");
+
+    let quarter = whole.len() / 4 / PAGE_SIZE * PAGE_SIZE;
+    let middle = VirtAddr(whole.start.0 + quarter);
+    let before = machine.counts();
+    s.protect(middle, 2 * quarter, R)?;
+    let protected = machine.counts() - before;
+    for i in 0..10 {
+        let inside = place(i).0 >= middle.0 && place(i).0 < middle.0 + 2 * quarter;
+        assert_eq!(
+            cpu.store_u64(place(i), i).map_err(|t| t.error),
+            match inside {
+                true => Err(FaultError::Segv(Segv::Access)),
+                false => Ok(()),
+            }
+        );
+        assert_eq!(cpu.load_u64(place(i))?, i);
+    }
+    assert_eq!(check(&s).tables, [10, 10, 10, 1, 0]);
+
+    let before = machine.counts();
+    s.unmap(whole.start, whole.len())?;
+    let unmapped = machine.counts() - before;
+    let locked = mapped_it.locked() + protected.locked() + unmapped.locked();
+    let scanned = mapped_it.scanned() + protected.scanned() + unmapped.scanned();
+    println!(
+        "locked: map {}, protect {}, unmap {}; read: {}, {}, {}",
+        mapped_it.locked(),
+        protected.locked(),
+        unmapped.locked(),
+        mapped_it.scanned(),
+        protected.scanned(),
+        unmapped.scanned()
+    );
+    assert!(locked <= MOST, "{locked} tables locked");
+    assert!(scanned <= MOST, "{scanned} tables' entries read");
+    assert_eq!(check(&s).tables, [0, 0, 0, 1, 0]);
+    drop((cpu, s));
+    machine.nothing_left()?;
+    Ok(())
+}
+
+#[test]
+fn done_in_the_end_everything_is_gone() -> Result {
+    let machine = roomy();
+    let began = machine.vm().held(machine);
+    {
+        let (a, b) = (space(machine)?, space(machine)?);
+        let file = cache(machine, &marked().with_tracking(true), 256)?;
+        let in_memory = cache(machine, &marked(), 256)?;
+        for s in [&a, &b] {
+            s.map(at(BASE, Map::anonymous(64 * LEAF, RW)))?;
+            s.map(at(VirtAddr(BASE.0 + TOP), private(&file, 0, 256, RW)))?;
+            s.map(at(VirtAddr(BASE.0 + 2 * TOP), shared(&file, 0, 256, RW)))?;
+            s.map(at(VirtAddr(BASE.0 + 3 * TOP), shared(&in_memory, 0, 256, RW)))?;
+        }
+        let work = |s: &Space, thread: u64| -> std::result::Result<(), String> {
+            let mut cpu = machine.vcpu();
+            cpu.switch_to(s);
+            for i in 0..2_000_u64 {
+                let place = VirtAddr(BASE.0 + i % 4 * TOP);
+                let access = if i / 4 % 3 == thread % 3 { Access::Write } else { Access::Read };
+                cpu.touch(page(place, i * 7 % 256), access).map_err(|t| t.to_string())?;
+                if i % 500 == 499 {
+                    s.discard(place, 128 * PAGE_SIZE).map_err(|e| e.to_string())?;
+                }
+            }
+            Ok(())
+        };
+        let work = &work;
+        std::thread::scope(|scope| -> Result {
+            let threads = [(&a, 0), (&a, 1), (&b, 2)].map(|(s, n)| scope.spawn(move || work(s, n)));
+            for thread in threads {
+                thread.join().map_err(|_| "a thread panicked")??;
+            }
+            Ok(())
+        })?;
+        check(&a);
+        check(&b);
+        assert!(a.account().resident_bytes() > 0 && b.account().resident_bytes() > 0);
+    }
+    machine.vm().quiesce(machine);
+    let end = machine.vm().held(machine);
+    assert_eq!((end.tables, end.objects, end.in_limbo, end.cached_tables), (0, 0, 0, 0));
+    assert_eq!(end, Held { frames: 1, ..Held::default() }, "the zero page's frame alone");
+    assert_eq!((began.frames, began.tables, began.objects), (1, 0, 0));
+    machine.nothing_left()?;
+    Ok(())
+}
