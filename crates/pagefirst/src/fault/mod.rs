@@ -25,7 +25,7 @@ pub use outcome::{Bus, FaultError, Outcome, Segv, Signal, Ticket};
 
 use crate::arch::{Attrs, Format};
 use crate::platform::Platform;
-use crate::space::{AddressSpace, Backing, Vma};
+use crate::space::{AddressSpace, Backing, Vma, VmaFlags};
 use crate::sync::atomic::Relaxed;
 use crate::sync::epoch::Pin;
 use crate::table::{Batch, Nothing, Refused, Seen, Slot, Walk, install};
@@ -143,8 +143,13 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         if turn % 2 == 1 {
             return self.wait_for_writer(turn);
         }
+        let above = self.space.find_next(self.pin, self.addr);
+        let stack = above.is_some_and(|vma| vma.flags.contains(VmaFlags::GROWS_DOWN));
+        if !stack || self.hand.grown {
+            return Look::error(FaultError::Segv(Segv::NotMapped));
+        }
         // Growing changes the tree, so it is done unpinned.
-        if self.hand.grown { Look::error(FaultError::Segv(Segv::NotMapped)) } else { Look::Need(Need::Stack) }
+        Look::Need(Need::Stack)
     }
 
     fn wait_for_writer(&self, turn: u64) -> Look<'a, P> {

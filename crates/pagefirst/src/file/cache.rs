@@ -89,7 +89,7 @@ impl<P: Platform> FileCache<P> {
             }
             let Some(slot) = self.index.slot(pin, index) else { return Lookup::Missing };
             let Some(pfn) = slot.load() else { return Lookup::Missing };
-            if let Some(frame) = Frame::try_get(p, pfn)
+            if let Some(frame) = p.meta(pfn).try_get().then(|| Frame::from_held(p, pfn))
                 && slot.load() == Some(pfn)
                 && self.owns(frame.meta(), index)
             {

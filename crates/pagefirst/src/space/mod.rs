@@ -129,6 +129,10 @@ impl<P: Platform> AddressSpace<P> {
     pub(crate) fn find<'e>(&self, pin: &'e Pin<P>, addr: VirtAddr) -> Option<&'e Vma<P>> {
         self.tree.find(pin, addr)
     }
+    /// The first VMA that ends above `addr`, readable while pinned.
+    pub(crate) fn find_next<'e>(&self, pin: &'e Pin<P>, addr: VirtAddr) -> Option<&'e Vma<P>> {
+        self.tree.find_next(pin, addr)
+    }
     /// The mapping calls begun and ended so far: odd while one is at work.
     pub(crate) fn turn(&self) -> u64 {
         self.turn.load(Acquire)

@@ -38,6 +38,12 @@ impl Epoch {
         self.now.load(Acquire)
     }
 
+    /// This epoch as it is now, standing still.
+    #[cfg(mutant = "retire_tag_early")]
+    pub(crate) fn frozen(&self) -> Self {
+        Epoch { now: AtomicU64::new(self.retire_tag()) }
+    }
+
     /// Whether something retired under `tag` may be reused at `now`.
     pub fn is_past(tag: u64, now: u64) -> bool {
         now >= tag + 2

@@ -66,7 +66,10 @@ pub(crate) fn retire<P: Platform>(p: &'static P, pfn: Pfn) {
     if cfg!(mutant = "retire_without_grace") {
         return reserve::give_zeroed(p, pfn);
     }
-    p.vm().tables_in_limbo.lock(p).push(&ByFrame(p), pfn, &p.vm().epoch);
+    let epoch = &p.vm().epoch;
+    #[cfg(mutant = "retire_tag_early")]
+    let epoch = &epoch.frozen();
+    p.vm().tables_in_limbo.lock(p).push(&ByFrame(p), pfn, epoch);
 }
 
 /// Hands up to `most` tables whose grace period is over to this CPU's cache; returns how many.

@@ -5,6 +5,7 @@ use super::{Machine, Random, machine, std};
 use crate::sync::epoch::Pin;
 use crate::types::Pfn;
 use core::ops::ControlFlow::{Break, Continue};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::vec::Vec;
 
@@ -12,7 +13,7 @@ use std::vec::Vec;
 fn nodes(of: &BTreeMap<u64, Pfn>) -> usize {
     let mut level: BTreeSet<u64> = of.keys().copied().collect();
     let mut count = 0;
-    while !level.is_empty() && !(count > 0 && level.iter().eq([&0])) {
+    while !level.is_empty() && (count == 0 || level.iter().ne([&0])) {
         level = level.into_iter().map(|i| i >> 6).collect();
         count += level.len();
     }
@@ -69,9 +70,9 @@ fn index_agrees_with_a_map() {
             let grow = if step / 100 % 2 == 0 { 7 } else { 2 };
             if random.below(10) < grow {
                 let (at, pfn) = (any_index(&mut random), Pfn(1 + random.below(1000) as u32));
-                if !model.contains_key(&at) {
+                if let Entry::Vacant(free) = model.entry(at) {
                     insert(p, &index, &mut w, at, pfn);
-                    model.insert(at, pfn);
+                    free.insert(pfn);
                 }
             } else {
                 let at = any_index(&mut random);
