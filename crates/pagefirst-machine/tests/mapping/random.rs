@@ -7,7 +7,7 @@ use pagefirst::types::{PAGE_SIZE, Prot, VirtAddr};
 use pagefirst_machine::Machine;
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestError, TestRng, TestRunner};
-use std::cell::Cell;
+use std::cell;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Range;
@@ -42,9 +42,9 @@ impl Kind {
     }
 }
 
-/// One page as a program sees it.
+/// A page as a program sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Cell {
+struct Page {
     prot: Prot,
     kind: Kind,
     /// What was written to it, where that did not go to the file.
@@ -67,7 +67,7 @@ enum Call {
 
 #[derive(Default)]
 struct Oracle {
-    pages: BTreeMap<u64, Cell>,
+    pages: BTreeMap<u64, Page>,
     file: Vec<u64>,
 }
 
@@ -95,7 +95,7 @@ impl Oracle {
         let mut last = None;
         for (&number, &cell) in &self.pages {
             match last {
-                Some((before, Cell { prot, kind, .. }))
+                Some((before, Page { prot, kind, .. }))
                     if before + 1 == number && prot == cell.prot && kind.further(1) == cell.kind =>
                 {
                     all.last_mut().expect("one was pushed").1 = number + 1;
@@ -112,7 +112,7 @@ impl Oracle {
     fn map(&mut self, at: Range<u64>, prot: Prot, kind: Kind, populate: bool) {
         self.drop_pages(at.clone());
         for number in at.clone() {
-            self.pages.insert(number, Cell { prot, kind: kind.further(number - at.start), own: None });
+            self.pages.insert(number, Page { prot, kind: kind.further(number - at.start), own: None });
         }
         if populate && prot.contains(Prot::WRITE) {
             for number in at {
@@ -160,11 +160,11 @@ impl Oracle {
             return Err(Refusal::Invalid);
         }
         let first = self.pages[&from.start];
-        let moved: Vec<Cell> = from.clone().map(|number| self.pages[&number]).collect();
+        let moved: Vec<Page> = from.clone().map(|number| self.pages[&number]).collect();
         self.drop_pages(from);
         self.drop_pages(to..to + pages);
         for i in 0..pages {
-            let fresh = Cell { kind: first.kind.further(i), own: None, ..first };
+            let fresh = Page { kind: first.kind.further(i), own: None, ..first };
             self.pages.insert(to + i, moved.get(i as usize).copied().unwrap_or(fresh));
         }
         Ok(())
@@ -184,7 +184,7 @@ impl Oracle {
         }
         let last = self.pages[&(from.end - 1)];
         for number in from.end..end {
-            self.pages.insert(number, Cell { kind: last.kind.further(number + 1 - from.end), own: None, ..last });
+            self.pages.insert(number, Page { kind: last.kind.further(number + 1 - from.end), own: None, ..last });
         }
         Ok(())
     }
@@ -337,10 +337,11 @@ fn random_calls_do_what_the_oracle_says() -> Result {
     println!("PAGEFIRST_SEED={seed}");
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let config = ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() };
+    let cases = std::env::var("PAGEFIRST_CASES").map_or(Ok(CASES), |n| n.parse())?;
+    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
     // A machine on which a case went wrong is not used again; otherwise nothing was left on it.
-    let clean = Cell::new(None);
+    let clean = cell::Cell::new(None);
     let outcome = runner.run(&prop::collection::vec(calls(), 1..120), |calls| {
         let machine = clean.take().unwrap_or_else(|| small_machine(2048));
         run(machine, &calls).map_err(|e| TestCaseError::fail(e.to_string()))?;

@@ -27,7 +27,7 @@ impl<P: Platform> Frame<P> {
     /// Takes a reference to a frame that might be free or somebody else's by now: the caller checks afterwards
     /// that it is the frame it meant.
     pub(crate) fn try_get(p: &'static P, pfn: Pfn) -> Option<Self> {
-        p.meta(pfn).try_get().then_some(Frame { p, pfn })
+        p.meta(pfn).try_get().then(|| Frame { p, pfn })
     }
     /// Another reference to the same frame.
     pub(crate) fn another(&self) -> Self {

@@ -66,7 +66,7 @@ impl<P: Platform, L: RawLock<P>, T> Lock<P, L, T> {
     /// Takes the lock if it is free. For locks that may sleep, which a fault may only try.
     pub(crate) fn try_lock(&self, p: &'static P) -> Option<LockGuard<'_, P, L, T>> {
         debug_assert_eq!(self.rank, 0);
-        self.raw.try_lock(p).then_some(LockGuard { lock: self, p })
+        self.raw.try_lock(p).then(|| LockGuard { lock: self, p })
     }
     /// The value; `&mut self` proves that nobody holds the lock.
     pub fn get_mut(&mut self) -> &mut T {
