@@ -227,10 +227,18 @@ fn r07_the_mapping_goes_while_a_fault_obtains_its_page() -> Result {
             assert_eq!(fault(&s, page(AT, 5), access), expected, "{name}, {access:?}");
             assert!(!hook.is_armed());
             if let End::Error(_) = expected {
-                assert_eq!(machine.counts().tables_allocated, tables_before, "{name}: no table was even taken");
+                assert_eq!(
+                    machine.counts().tables_allocated,
+                    tables_before,
+                    "{name}: no table was even taken"
+                );
                 assert_eq!((check(&s).present, tables(&s)), (0, 1), "{name}");
                 let pfn = cached_frame(machine, &c, 5)?;
-                assert_eq!(counts(machine, pfn), (1, 0), "{name}: the page that was read is the cache's alone");
+                assert_eq!(
+                    counts(machine, pfn),
+                    (1, 0),
+                    "{name}: the page that was read is the cache's alone"
+                );
             } else {
                 let shows = if name == "replaced" { 0 } else { mark(5) };
                 assert_eq!(first_byte(&s, page(AT, 5)), Some(shows), "{name}, {access:?}");

@@ -97,8 +97,10 @@ fn c19_what_hardware_marks_meanwhile_is_no_change_and_is_kept() -> Result {
     let read = entry(&s, BASE);
     let meanwhile = s.clone();
     stage.at(move |step| *step == Step::Attrs(read), move || hardware_marks(&meanwhile, BASE, Attrs::DIRTY));
+    stage.steps();
     assert_eq!(fault(&s, BASE, Access::Write), "mapped");
     assert!(stage.is_done());
+    assert_eq!(count(&stage.steps(), is_table_locked), 1, "it did not have to look again");
     assert!(attrs(&s, BASE).contains(Attrs::WRITE | Attrs::DIRTY | Attrs::ACCESSED));
     stage.nothing_held(&[&s]);
     Ok(())

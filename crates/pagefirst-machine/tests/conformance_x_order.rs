@@ -126,6 +126,52 @@ fn x07_who_lost_the_race_drops_what_its_cpu_remembers() -> Result {
 }
 
 #[test]
+fn x09_a_neighbour_that_is_beyond_the_end_when_it_is_set_is_not_mapped() -> Result {
+    let stage = Stage::new(256);
+    let (s, other) = (stage.space()?, stage.space()?);
+    let file = stage.cache(&MachineFile::zeros(), 16)?;
+    for index in 0..16 {
+        stage.warm(&file, index)?;
+    }
+    // Mapped elsewhere, the pages stay in the cache when the file shrinks, each at its place.
+    private(&other, BASE, &file, 16, R)?;
+    fault(&other, BASE, Access::Read);
+    assert_eq!(other.tables().present, 16);
+    private(&s, BASE, &file, 16, R)?;
+    // The neighbours are collected; then the file shrinks, before they are set.
+    let shrinks = file.clone();
+    stage.at(nth(3, is_table_allocated), move || {
+        on(1, || assert!(shrinks.set_size(stage, 4 * PAGE_SIZE).is_ok()));
+    });
+    assert_eq!(fault(&s, page(BASE, 2), Access::Read), "mapped");
+    assert!(stage.is_done());
+    assert_eq!(file.pages(), 16);
+    let mapped: Vec<_> = (0..16).filter(|i| frame(&s, page(BASE, *i)).is_some()).collect();
+    assert_eq!(mapped, [0, 1, 2, 3]);
+    // Nor afterwards, nor the page itself.
+    s.discard(BASE, 16 * PAGE_SIZE)?;
+    assert_eq!(fault(&s, page(BASE, 3), Access::Read), "mapped");
+    assert_eq!(s.tables().present, 4);
+    assert_eq!(fault(&s, page(BASE, 4), Access::Read), "Bus(BeyondEnd)");
+    // The page of the fault falls beyond the end in the same moment: it is not mapped either.
+    s.discard(BASE, 16 * PAGE_SIZE)?;
+    let shrinks = file.clone();
+    stage.at(nth(3, is_table_allocated), move || {
+        on(1, || assert!(shrinks.set_size(stage, 2 * PAGE_SIZE).is_ok()));
+    });
+    assert_eq!(fault(&s, page(BASE, 2), Access::Read), "Bus(BeyondEnd)");
+    assert!(stage.is_done());
+    assert_eq!(s.tables().tables, [0, 0, 0, 1, 0]);
+    stage.nothing_held(&[&s, &other]);
+    // No count of a mapping that did not come about is left: each page is mapped once, in the other space.
+    for i in 0..16 {
+        let pfn = frame(&other, page(BASE, i)).ok_or("mapped still")?;
+        assert_eq!(stage.counts(pfn), (2, 1), "page {i}");
+    }
+    Ok(())
+}
+
+#[test]
 fn x14_a_table_is_given_back_after_its_flush_and_after_every_walker() -> Result {
     let stage = Stage::new(256);
     let s = stage.space()?;

@@ -345,12 +345,13 @@ fn faults_two_cpus_hammer_what_a_third_unmaps() -> Result {
         Ok(served)
     };
     let calls = std::thread::scope(|scope| -> Result<u64> {
+        let stopping = Stop(&stop);
         let both = [1, 2].map(|seed| {
             let hammer = &hammer;
             scope.spawn(move || hammer(seed))
         });
         let changes = change_for(Duration::from_secs(2), machine, &space, at, PAGES);
-        stop.store(true, Relaxed);
+        drop(stopping);
         for hammer in both {
             let served = hammer.join().map_err(|_| "a vCPU panicked: see above")??;
             assert!(served > 1_000, "{served} accesses were served");
@@ -364,6 +365,14 @@ fn faults_two_cpus_hammer_what_a_third_unmaps() -> Result {
     drop(space);
     machine.nothing_left()?;
     Ok(())
+}
+
+/// Ends the vCPUs' loops when it is dropped, by a panic too: the scope waits for them.
+struct Stop<'a>(&'a AtomicBool);
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
 }
 
 /// Takes parts of the range away and puts them back, in every way there is; returns how many calls that were.

@@ -177,8 +177,10 @@ fn private_and_shared_mappings_of_a_file_differ_in_where_writes_go() -> Result {
     b.s.map(at(page(AT, 8), shared(&c, 2, 2, R)))?;
     b.cpu.store_u8(page(AT, 2), 200)?;
     b.cpu.store_u8(page(AT, 7), 201)?;
-    let shows: Vec<u8> =
-        [2, 3, 6, 7, 8, 9].into_iter().map(|i| b.cpu.load_u8(page(AT, i))).collect::<std::result::Result<_, _>>()?;
+    let shows: Vec<u8> = [2, 3, 6, 7, 8, 9]
+        .into_iter()
+        .map(|i| b.cpu.load_u8(page(AT, i)))
+        .collect::<std::result::Result<_, _>>()?;
     assert_eq!(shows, [200, 201, mark(2), 201, mark(2), 201]);
     let mut byte = [0];
     c.read_at(b.machine, 3 * PAGE_SIZE, &mut byte).map_err(|e| e.to_string())?;
@@ -246,7 +248,11 @@ fn protect_splits_and_merges_back() -> Result {
     assert_eq!(b.vmas(), [(0, 8, RW)]);
     let faults = b.cpu.counts().faults;
     b.cpu.store_u64(page(AT, 3), 77)?;
-    assert_eq!((b.cpu.counts().faults, b.words(3, 4)), (faults, vec![Some(77)]), "its own page, writable at once");
+    assert_eq!(
+        (b.cpu.counts().faults, b.words(3, 4)),
+        (faults, vec![Some(77)]),
+        "its own page, writable at once"
+    );
     b.tables(3);
     b.end()
 }

@@ -38,7 +38,8 @@ impl Stage {
     fn new() -> Result<Stage> {
         let machine = small_machine(400);
         let policy = policy().with_fault_around(PAGE_SIZE).ok_or("a window")?;
-        let (space, cache) = (space_with(machine, policy)?, cache(machine, &marked().with_tracking(true), 8)?);
+        let (space, cache) =
+            (space_with(machine, policy)?, cache(machine, &marked().with_tracking(true), 8)?);
         warm(machine, &cache, 0..4)?;
         for (place, map) in [
             (ANON, anonymous(8, RW)),
@@ -236,11 +237,7 @@ fn r06_a_stack_that_grows() -> Result {
 
 #[test]
 fn r06_map() -> Result {
-    fails_at_each_point(
-        "anywhere",
-        |s| came(s.space.map(anonymous(4, R))),
-        |s| s.space.vma_count() == 9,
-    )?;
+    fails_at_each_point("anywhere", |s| came(s.space.map(anonymous(4, R))), |s| s.space.vma_count() == 9)?;
     fails_at_each_point(
         "over the middle of another",
         |s| came(s.space.map(at(page(ANON, 1), private(&s.cache, 0, 2, RW)))),

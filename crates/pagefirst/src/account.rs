@@ -62,7 +62,13 @@ pub struct Faults {
 impl Faults {
     /// Faults that mapped something.
     pub fn mapped(&self) -> u64 {
-        self.anon_read + self.anon_write + self.file_read + self.file_copy + self.shared_write + self.copy + self.reuse
+        self.anon_read
+            + self.anon_write
+            + self.file_read
+            + self.file_copy
+            + self.shared_write
+            + self.copy
+            + self.reuse
     }
 }
 

@@ -6,7 +6,7 @@
 
 use crate::frame;
 use crate::platform::{MAX_CPUS, Platform};
-use crate::sync::atomic::{AcqRel, AtomicU64, Relaxed};
+use crate::sync::atomic::{AcqRel, AtomicU64, Relaxed, SeqCst, fence};
 use crate::sync::held;
 use crate::table::{self, PageTable};
 use crate::types::{Pfn, VirtAddr, VirtRange};
@@ -61,7 +61,7 @@ pub struct Flush<'a> {
 const CAPACITY: usize = 256;
 
 /// Pages and tables taken away and not flushed yet. Dropping it flushes.
-pub struct Gather<'a, P: Platform> {
+pub(crate) struct Gather<'a, P: Platform> {
     space: &'a PageTable<P>,
     range: Option<VirtRange>,
     pages: [Pfn; CAPACITY],
@@ -100,6 +100,8 @@ impl<'a, P: Platform> Gather<'a, P> {
         let Some(range) = self.range.take() else { return };
         let p = self.space.platform();
         held::none(p, "flush");
+        // Before the mask is read: a CPU that is not in it walks the tables as they are now.
+        fence(SeqCst);
         p.shootdown(&Flush {
             cpus: &self.space.cpus,
             tag: self.space.tag(),

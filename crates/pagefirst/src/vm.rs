@@ -99,9 +99,10 @@ impl<P: Platform> Vm<P> {
     /// [`NoMemory`] when there is not a single frame for the zero page.
     ///
     /// # Panics
-    /// When given more than 16 regions.
+    /// When called twice, given more than 16 regions, or regions that overlap: mistakes at boot.
     pub fn init(&'static self, p: &'static P, regions: &[Region]) -> Result<(), NoMemory> {
         debug_assert!(core::ptr::eq(self, p.vm()), "the platform answers with another Vm");
+        assert!(self.zero.load(Relaxed) == 0 && self.frames.total_frames() == 0, "memory is taken over once");
         self.vmas.init(p);
         self.nodes.init(p);
         self.files.init(p);
@@ -160,9 +161,11 @@ impl<P: Platform> Vm<P> {
     /// cached frames. Returns how many frames went back to the allocator. Done before anybody is told `NoMemory`.
     pub fn drain(&'static self, p: &'static P) -> usize {
         crate::sync::held::none(p, "drain");
-        // Three steps bring everything retired before this call past its grace period, if nobody is pinned.
-        for _ in 0..3 {
-            self.collect(p, usize::MAX);
+        // Three steps bring what was retired past its grace period, if nobody is pinned; what is freed then may retire
+        // what it referred to, so three steps that free nothing end it.
+        let mut idle = 0;
+        while idle < 3 && self.in_limbo(p) > 0 {
+            idle = if self.collect(p, usize::MAX) > 0 { 0 } else { idle + 1 };
         }
         let tables = crate::table::drain(p);
         let slabs = self.vmas.trim()
@@ -194,11 +197,11 @@ impl<P: Platform> Vm<P> {
     pub fn held(&'static self, p: &'static P) -> Held {
         let cached_frames = frame::cached(p);
         let cached_tables = crate::table::cached(p);
-        let objects =
-            self.vmas.live() + self.nodes.live() + self.files.live() + self.cache_nodes.live();
+        let objects = self.vmas.live() + self.nodes.live() + self.files.live() + self.cache_nodes.live();
         Held {
-            frames: self.frames.total_frames() - self.frames.free_frames() - cached_frames,
-            tables: self.records.live() as u64 - cached_tables,
+            // Read one after another, so they may disagree while somebody is at work.
+            frames: self.frames.total_frames().saturating_sub(self.frames.free_frames() + cached_frames),
+            tables: (self.records.live() as u64).saturating_sub(cached_tables),
             objects: objects as u64,
             cached_frames,
             cached_tables,

@@ -13,11 +13,14 @@ use pagefirst::fault::Signal;
 use pagefirst::file::FileCache;
 use pagefirst::mem::Shared;
 use pagefirst::policy::{Policy, TablePolicy};
-use pagefirst::space::{AddressSpace, Backing as Shows, Map as Mapping, MapError, Place as At, RemapTo, VmaFlags};
+use pagefirst::space::{
+    AddressSpace, Backing as Shows, Map as Mapping, MapError, Place as At, RemapTo, VmaFlags,
+};
 use pagefirst::types::{Access as Do, NoMemory, PAGE_SIZE, Prot as Rights, VirtAddr};
 use pagefirst_machine::{Config, Counts, Machine, MachineFile, Trap, Vcpu};
 use pagefirst_record::{
-    Access, Address, Advice, Backing, Event, FileId, FormatError, Map, MapKind, MappingId, Place, Prot, ThreadId,
+    Access, Address, Advice, Backing, Event, FileId, FormatError, Map, MapKind, MappingId, Place, Prot,
+    ThreadId,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -210,7 +213,10 @@ impl Engine {
                 }
                 Ok(())
             }
-            Event::ThreadStart { .. } | Event::ThreadExit { .. } | Event::Stray { .. } | Event::Touch { .. } => Ok(()),
+            Event::ThreadStart { .. }
+            | Event::ThreadExit { .. }
+            | Event::Stray { .. }
+            | Event::Touch { .. } => Ok(()),
             call => {
                 self.sample();
                 self.run.calls += 1;
@@ -232,8 +238,12 @@ impl Engine {
         match event {
             Event::Map(map) => self.map(&map)?,
             Event::Unmap { at, len, .. } => self.space.unmap(self.address(at), len)?,
-            Event::Protect { at, len, prot, .. } => self.space.protect(self.address(at), len, rights(prot))?,
-            Event::Remap { old_len: 0, .. } => return Err(Failed::Unknown("a second mapping of the same pages")),
+            Event::Protect { at, len, prot, .. } => {
+                self.space.protect(self.address(at), len, rights(prot))?
+            }
+            Event::Remap { old_len: 0, .. } => {
+                return Err(Failed::Unknown("a second mapping of the same pages"));
+            }
             Event::Remap { from, old_len, new_len, id, recorded, keep, moved, .. } => {
                 let from = self.address(from);
                 let to = match self.placer.is_recorded() && moved {
@@ -247,7 +257,9 @@ impl Engine {
                     self.space.map(Mapping { place: At::Fixed(from), ..map })?;
                 }
             }
-            Event::Advise { at, len, advice: Advice::DontNeed, .. } => self.space.discard(self.address(at), len)?,
+            Event::Advise { at, len, advice: Advice::DontNeed, .. } => {
+                self.space.discard(self.address(at), len)?
+            }
             // Advice may be ignored; MADV_FREE is as good as ignored while memory is not short.
             Event::Advise { .. } => {}
             Event::Brk { heap, new, .. } => {
@@ -298,7 +310,8 @@ impl Engine {
                 Shows::File { file, first: offset / PAGE_SIZE }
             }
             Backing::Anonymous if map.shared => {
-                let file = FileCache::new(self.machine, MachineFile::zeros(), map.len).map_err(MapError::from)?;
+                let file =
+                    FileCache::new(self.machine, MachineFile::zeros(), map.len).map_err(MapError::from)?;
                 Shows::File { file, first: 0 }
             }
             Backing::Anonymous => Shows::Anonymous,

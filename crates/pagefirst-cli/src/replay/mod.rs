@@ -186,7 +186,8 @@ fn replay(args: &ReplayArgs) -> Result<String, Error> {
             memory: args.memory,
             checks: args.checks,
         };
-        let bar = progress(recording.report.events, &format!("replay {n} of 2, tables {tables:?}").to_lowercase());
+        let bar =
+            progress(recording.report.events, &format!("replay {n} of 2, tables {tables:?}").to_lowercase());
         let run = engine::replay(&recording, &options, &bar);
         bar.finish_and_clear();
         run.map_err(|source| Error::Replay { name: recording.name.clone(), source })

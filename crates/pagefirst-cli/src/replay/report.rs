@@ -80,7 +80,12 @@ impl Comparison<'_> {
                 writeln!(out, "tables {}: {segv} touches ended as SIGSEGV, {bus} as SIGBUS", name(run))?;
             }
             if let Some(first) = &run.first_failed {
-                writeln!(out, "tables {}: {} calls were not performed, the first: {first}", name(run), run.failed)?;
+                writeln!(
+                    out,
+                    "tables {}: {} calls were not performed, the first: {first}",
+                    name(run),
+                    run.failed
+                )?;
             }
         }
         for loss in &r.trailer.losses {

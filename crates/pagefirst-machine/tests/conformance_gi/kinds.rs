@@ -178,7 +178,8 @@ fn c70_losing_a_race_is_no_error_and_that_a_page_was_read_stays_known() -> Resul
         inner.map(at(AT, anonymous(16, RW))).expect("mapped over");
         assert_eq!(fault(&inner, page(AT, 5), Access::Write), End::Mapped(false, 0));
     });
-    let failures = |s: &Space| (s.account().faults.segv, s.account().faults.bus, s.account().faults.no_memory);
+    let failures =
+        |s: &Space| (s.account().faults.segv, s.account().faults.bus, s.account().faults.no_memory);
     assert_eq!(fault(&s, page(AT, 5), Access::Read), End::Spurious);
     assert_eq!((s.account().faults.spurious, failures(&s)), (1, (0, 0, 0)));
     assert_eq!(first_byte(&s, page(AT, 5)), Some(0));

@@ -224,3 +224,13 @@ pub fn first_byte<F: Format>(space: &Space<F>, va: VirtAddr) -> Option<u8> {
     let pfn = frame(space, va)?;
     Some(space.platform().cells(pfn)[0].load(Acquire) as u8)
 }
+
+/// Runs `user` on `users` threads, and `here` on this one; ends when all of them have, their CPUs given back.
+pub fn together(users: u64, user: impl Fn(u64) + Sync, here: impl FnOnce()) {
+    let user = &user;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..users).map(|n| scope.spawn(move || user(n))).collect();
+        here();
+        assert!(threads.into_iter().all(|t| t.join().is_ok()), "a thread found something wrong: see above");
+    });
+}

@@ -20,7 +20,10 @@ fn brk_moves_the_end_of_the_heap_up_and_down() -> Result {
         b.cpu.store_u64(page(AT, i), i)?;
     }
     brk(&b, 6 * PAGE_SIZE)?;
-    assert_eq!((b.vmas(), b.words(1, 7)), (vec![(1, 6, RW)], vec![Some(1), Some(2), Some(3), Some(0), Some(0), None]));
+    assert_eq!(
+        (b.vmas(), b.words(1, 7)),
+        (vec![(1, 6, RW)], vec![Some(1), Some(2), Some(3), Some(0), Some(0), None])
+    );
     brk(&b, 2 * PAGE_SIZE)?;
     brk(&b, 4 * PAGE_SIZE)?;
     assert_eq!(b.words(1, 5), [Some(1), Some(0), Some(0), None], "what went came back as zeros");
@@ -157,7 +160,10 @@ fn addresses_outside_the_user_range_are_refused() -> Result {
         let range = VirtRange::new(start, VirtAddr(start.0 + 2 * PAGE_SIZE));
         let refused = Err(MapError::OutOfRange(range));
         assert_eq!(b.s.map(at(start, anonymous(2, RW))).map(drop), refused);
-        assert_eq!(b.s.map(Map { place: Place::FixedNoReplace(start), ..anonymous(2, RW) }).map(drop), refused);
+        assert_eq!(
+            b.s.map(Map { place: Place::FixedNoReplace(start), ..anonymous(2, RW) }).map(drop),
+            refused
+        );
         assert_eq!(b.s.unmap(start, 2 * PAGE_SIZE), refused);
         assert_eq!(b.s.protect(start, 2 * PAGE_SIZE, R), refused);
         assert_eq!(b.s.discard(start, 2 * PAGE_SIZE), refused);
@@ -173,7 +179,8 @@ fn addresses_outside_the_user_range_are_refused() -> Result {
 fn ranges_that_make_no_sense_are_invalid() -> Result {
     let b = Bench::new()?;
     let whole = b.s.usable();
-    for (start, len) in [(AT, 0), (VirtAddr(AT.0 + 1), PAGE_SIZE), (VirtAddr(u64::MAX - 4095), 2 * PAGE_SIZE)] {
+    for (start, len) in [(AT, 0), (VirtAddr(AT.0 + 1), PAGE_SIZE), (VirtAddr(u64::MAX - 4095), 2 * PAGE_SIZE)]
+    {
         let end = VirtAddr(start.0.saturating_add(len));
         let invalid = Err(MapError::Invalid(VirtRange::new(start, end)));
         assert_eq!(b.s.map(at(start, Map::anonymous(len, RW))).map(drop), invalid);

@@ -184,7 +184,8 @@ impl Oracle {
         }
         let last = self.pages[&(from.end - 1)];
         for number in from.end..end {
-            self.pages.insert(number, Page { kind: last.kind.further(number + 1 - from.end), own: None, ..last });
+            self.pages
+                .insert(number, Page { kind: last.kind.further(number + 1 - from.end), own: None, ..last });
         }
         Ok(())
     }
@@ -202,9 +203,8 @@ fn refusal(error: MapError) -> Refusal {
 
 /// A range of up to `most` pages that lies in one region.
 fn ranges(most: u64) -> impl Strategy<Value = Range<u64>> {
-    (prop_oneof![3 => Just(FIRST), 1 => Just(SECOND)], 0..PAGES, 1..=most).prop_map(|(region, start, len)| {
-        region + start..(region + start + len).min(region + PAGES)
-    })
+    (prop_oneof![3 => Just(FIRST), 1 => Just(SECOND)], 0..PAGES, 1..=most)
+        .prop_map(|(region, start, len)| region + start..(region + start + len).min(region + PAGES))
 }
 
 fn pages() -> impl Strategy<Value = u64> {
@@ -319,7 +319,11 @@ fn run(machine: &'static Machine, calls: &[Call]) -> Result {
     }
     for region in [FIRST, SECOND] {
         for number in region..region + PAGES {
-            assert_eq!(cpu.load_u64(addr(number)).map_err(|t| t.error), oracle.read(number), "page {number:#x}");
+            assert_eq!(
+                cpu.load_u64(addr(number)).map_err(|t| t.error),
+                oracle.read(number),
+                "page {number:#x}"
+            );
         }
     }
     check(&s);

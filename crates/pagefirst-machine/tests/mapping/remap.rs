@@ -62,7 +62,10 @@ fn remap_anywhere_moves_only_if_it_must() -> Result {
     assert!(!VirtRange::sized(moved, 10 * PAGE_SIZE).ok_or("a range")?.overlaps(range(0, 8)));
     assert_eq!(b.vmas()[0], (6, 8, R));
     let words: Vec<_> = (0..10).map(|i| b.cpu.load_u64(page(moved, i)).ok()).collect();
-    assert_eq!(words, [Some(1), Some(2), Some(3), Some(4)].into_iter().chain([Some(0); 6]).collect::<Vec<_>>());
+    assert_eq!(
+        words,
+        [Some(1), Some(2), Some(3), Some(4)].into_iter().chain([Some(0); 6]).collect::<Vec<_>>()
+    );
     assert_eq!(b.words(0, 7), [None, None, None, None, None, None, Some(7)]);
     check(&b.s);
     b.end()

@@ -365,7 +365,8 @@ fn watched(step: Step) {
     }
 }
 
-impl Format for Watched {
+// SAFETY: every answer is that of the format it watches.
+unsafe impl Format for Watched {
     const LEVELS: u8 = X86_64::LEVELS;
     const BITS: u32 = X86_64::BITS;
     const USER_END: VirtAddr = X86_64::USER_END;

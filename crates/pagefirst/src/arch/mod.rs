@@ -32,8 +32,14 @@ bitflags::bitflags! {
 
 /// A page-table format. Level 0 is the table whose entries map small pages; `LEVELS - 1` is the root.
 ///
-/// Entries of user mappings only: user access is allowed unless [`Attrs::NONE`] says otherwise, global is never set. An all-zero entry is empty.
-pub trait Format: 'static {
+/// Entries of user mappings only: user access is allowed unless [`Attrs::NONE`] says otherwise, global is never set.
+/// An all-zero entry is empty. An entry with [`Attrs::NONE`] is not present for hardware, and no usable address stands
+/// in it (L1TF).
+///
+/// # Safety
+/// The library follows what the functions answer: `child(table(pfn), level)` is `pfn` at every level above 0 and
+/// `None` for every other entry, `frame(leaf(pfn, level, attrs), level)` is `pfn`, indexes are below `ENTRIES`.
+pub unsafe trait Format: 'static {
     /// Number of levels.
     const LEVELS: u8;
     /// Index bits of each level.

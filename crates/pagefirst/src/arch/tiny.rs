@@ -10,7 +10,8 @@ const TABLE: u64 = 2;
 #[derive(Clone, Copy, Debug)]
 pub struct Tiny;
 
-impl Format for Tiny {
+// SAFETY: what is written is read back; there is no hardware.
+unsafe impl Format for Tiny {
     const LEVELS: u8 = 2;
     const BITS: u32 = 2;
     const USER_END: VirtAddr = VirtAddr(0x1_0000);

@@ -10,6 +10,8 @@ const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 /// PS: in a directory entry, "maps a page".
 const LARGE: u64 = 1 << 7;
+/// Ours in an entry that is not present: user code may not touch the page that is there (`PROT_NONE`).
+const NONE: u64 = 1 << 8;
 /// Ignored by hardware (bits 11:9): ours.
 const SPECIAL: u64 = 1 << 9;
 const NO_EXEC: u64 = 1 << 63;
@@ -19,17 +21,24 @@ const FRAME: u64 = 0x000f_ffff_ffff_f000;
 #[derive(Clone, Copy, Debug)]
 pub struct X86_64;
 
+/// The address bits as they stand in an entry: inverted where the entry is not present, so that no usable address does
+/// (L1TF: Intel, "L1 Terminal Fault", 2018; a not-present entry's address may still be looked up in the cache).
+const fn address(raw: u64, phys: u64) -> u64 {
+    if raw & PRESENT == 0 { !phys & FRAME } else { phys & FRAME }
+}
+
 fn bits(attrs: Attrs) -> u64 {
     let on = |a, bit| if attrs.contains(a) { bit } else { 0 };
     on(Attrs::WRITE, WRITE)
         | on(Attrs::ACCESSED, ACCESSED)
         | on(Attrs::DIRTY, DIRTY)
         | on(Attrs::SPECIAL, SPECIAL)
-        | (USER ^ on(Attrs::NONE, USER))
+        | if attrs.contains(Attrs::NONE) { NONE } else { PRESENT | USER }
         | (NO_EXEC ^ on(Attrs::EXEC, NO_EXEC))
 }
 
-impl Format for X86_64 {
+// SAFETY: the bits are the manual's, read back as they were written; the tests below show both ways.
+unsafe impl Format for X86_64 {
     const LEVELS: u8 = 4;
     const BITS: u32 = 9;
     // The last page below the canonical hole stays unmapped, as on Linux: SYSRET to a non-canonical address
@@ -46,7 +55,8 @@ impl Format for X86_64 {
     }
     #[inline]
     fn leaf(pfn: Pfn, level: u8, attrs: Attrs) -> u64 {
-        pfn.phys() | PRESENT | bits(attrs) | if level > 0 { LARGE } else { 0 }
+        let bits = bits(attrs) | if level > 0 { LARGE } else { 0 };
+        bits | address(bits, pfn.phys())
     }
     #[inline]
     fn child(raw: u64, level: u8) -> Option<Pfn> {
@@ -54,7 +64,8 @@ impl Format for X86_64 {
     }
     #[inline]
     fn frame(raw: u64, level: u8) -> Option<Pfn> {
-        (raw & PRESENT != 0 && (level == 0 || raw & LARGE != 0)).then_some(Pfn(((raw & FRAME) >> 12) as u32))
+        let leaf = raw & (PRESENT | NONE) != 0 && (level == 0 || raw & LARGE != 0);
+        leaf.then_some(Pfn((address(raw, raw) >> 12) as u32))
     }
     #[inline]
     fn attrs(raw: u64) -> Attrs {
@@ -63,12 +74,15 @@ impl Format for X86_64 {
             | on(raw & ACCESSED, Attrs::ACCESSED)
             | on(raw & DIRTY, Attrs::DIRTY)
             | on(raw & SPECIAL, Attrs::SPECIAL)
-            | on(!raw & USER, Attrs::NONE)
+            | on(!raw & PRESENT, Attrs::NONE)
             | on(!raw & NO_EXEC, Attrs::EXEC)
     }
     #[inline]
     fn with_attrs(raw: u64, attrs: Attrs) -> u64 {
-        raw & !(WRITE | USER | ACCESSED | DIRTY | SPECIAL | NO_EXEC) | bits(attrs)
+        let phys = address(raw, raw);
+        let bits = raw & !(FRAME | PRESENT | NONE | WRITE | USER | ACCESSED | DIRTY | SPECIAL | NO_EXEC)
+            | bits(attrs);
+        bits | address(bits, phys)
     }
 }
 
@@ -84,7 +98,8 @@ mod tests {
         assert_eq!(X86_64::leaf(Pfn(1), 0, Attrs::EXEC), 0x1005);
         assert_eq!(X86_64::leaf(Pfn(1), 0, Attrs::empty()), 0x8000_0000_0000_1005);
         assert_eq!(X86_64::leaf(Pfn(1), 0, Attrs::SPECIAL | Attrs::EXEC), 0x1205);
-        assert_eq!(X86_64::leaf(Pfn(1), 0, Attrs::NONE | Attrs::EXEC), 0x1001);
+        assert_eq!(X86_64::leaf(Pfn(1), 0, Attrs::NONE | Attrs::EXEC), 0x000f_ffff_ffff_e100);
+        assert_eq!(X86_64::frame(0x000f_ffff_ffff_e100, 0), Some(Pfn(1)));
     }
     /// Table 4-18 "Format of a Page-Directory Entry that Maps a 2-MByte Page": PS is bit 7.
     #[test]

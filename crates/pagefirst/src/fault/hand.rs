@@ -133,6 +133,7 @@ impl<'a, P: Platform> Hand<'a, P> {
                     if turn % 2 == 1 {
                         return Err(Outcome::Blocked(Ticket(For::Writer(space, turn))));
                     }
+                    p.relax();
                 }
             },
         }

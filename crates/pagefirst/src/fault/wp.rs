@@ -1,11 +1,11 @@
 //! A write to a page that is mapped read-only.
 
 use super::hand::Need;
-use super::{Fault, Look, Outcome};
+use super::{Bus, Fault, FaultError, Look, Outcome};
 use crate::arch::{Attrs, Format};
 use crate::frame::{Frame, FrameFlags};
 use crate::platform::Platform;
-use crate::space::Vma;
+use crate::space::{Backing, Vma};
 use crate::table::{FaultKind, Seen, Slot};
 
 impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
@@ -27,7 +27,13 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
                 return Look::Need(Need::Cleared);
             }
         } else if !vma.is_private() || meta.flags().contains(FrameFlags::ANON | FrameFlags::EXCLUSIVE) {
-            if !vma.is_private() {
+            if let Backing::File { file, .. } = &vma.backing
+                && !vma.is_private()
+            {
+                // The file may have shrunk since the page was mapped.
+                if !file.is_attached(meta, vma.index_of(self.addr)) {
+                    return Look::error(FaultError::Bus(Bus::BeyondEnd));
+                }
                 meta.set(FrameFlags::DIRTY);
             }
             slot.widen(Attrs::WRITE | Attrs::ACCESSED | Attrs::DIRTY);

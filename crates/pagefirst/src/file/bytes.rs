@@ -1,10 +1,11 @@
 //! Bytes of pages that user code may write to meanwhile.
 //!
-//! Such a page is touched through its cells, word by word, never through a slice: a racing copy is torn at word
+//! Such a page is touched through its words, word by word, never through a slice: a racing copy is torn at word
 //! boundaries as it would be on hardware, and a part of a word is changed in one atomic step, so that a store by
 //! user code to its other part is not lost.
 
-use crate::sync::atomic::{AtomicU64, Relaxed};
+use crate::sync::atomic::Relaxed;
+use crate::sync::atomic::plain::AtomicU64;
 
 const WORD: usize = size_of::<u64>();
 

@@ -37,7 +37,7 @@ impl<P: Platform> FileCache<P> {
                 Err(_) if done > 0 => break,
                 Err(e) => return Err(e),
             };
-            bytes::read(p.cells(frame.pfn()), from, &mut to[done..done + n]);
+            bytes::read(frame.words(), from, &mut to[done..done + n]);
             done += n;
         }
         Ok(done)
@@ -83,9 +83,12 @@ impl<P: Platform> FileCache<P> {
             };
             // Grown first: growing zeroes what was beyond the end.
             self.grow_to(p, end)?;
-            bytes::write(p.cells(frame.pfn()), place, from);
+            bytes::write(frame.words(), place, from);
             frame.meta().set(FrameFlags::DIRTY);
-            return Ok(());
+            // A shrink that came between has taken the page out: what was written is gone with it.
+            if self.is_attached(frame.meta(), index) {
+                return Ok(());
+            }
         }
     }
 
@@ -115,7 +118,8 @@ impl<P: Platform> FileCache<P> {
         let mut frame = p.vm().frame(p)?;
         frame.clear();
         frame.bytes()[place..place + from.len()].copy_from_slice(from);
-        self.prepare(&frame, index, FrameFlags::UP_TO_DATE | FrameFlags::DIRTY);
+        // Valid only once it is in the index: a stale neighbour of a fault may have this frame's number.
+        self.prepare(&frame, index, FrameFlags::DIRTY);
         let mut nodes = Nodes::new();
         let mut need = 0;
         loop {
@@ -138,6 +142,7 @@ impl<P: Platform> FileCache<P> {
                 continue;
             }
             held.into_held();
+            frame.meta().set(FrameFlags::UP_TO_DATE);
             self.size.store(at + from.len() as u64, Release);
             return Ok(true);
         }

@@ -8,7 +8,7 @@ use super::bytes;
 use super::cache::{FileCache, LOOKED_AT, Outs, pages_of};
 use super::error::SizeError;
 use super::index::{LAST_INDEX, Writer};
-use crate::frame::FrameFlags;
+use crate::frame::{FrameFlags, words};
 use crate::platform::Platform;
 use crate::sync::atomic::{Relaxed, Release};
 use crate::sync::epoch::Pin;
@@ -86,7 +86,7 @@ impl<P: Platform> FileCache<P> {
             meta.set(FrameFlags::GOING);
             outs.push(self.detach(w, index, meta));
         } else {
-            bytes::zero_from(p.cells(pfn), at);
+            bytes::zero_from(words(p, pfn), at);
         }
     }
 
@@ -107,7 +107,7 @@ impl<P: Platform> FileCache<P> {
             && let Some(pfn) = self.index.get(w, size / PAGE_SIZE)
             && p.meta(pfn).flags().contains(FrameFlags::UP_TO_DATE)
         {
-            bytes::zero_from(p.cells(pfn), at);
+            bytes::zero_from(words(p, pfn), at);
         }
         Ok(())
     }

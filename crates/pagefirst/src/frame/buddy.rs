@@ -5,9 +5,9 @@
 
 use super::{FrameFlags, FrameMeta};
 use crate::platform::Platform;
-use crate::sync::{Spin, held};
 use crate::sync::atomic::Relaxed;
 use crate::sync::atomic::plain::AtomicU64;
+use crate::sync::{Spin, held};
 use crate::types::{PAGE_SIZE, Pfn};
 
 /// The largest block: 2^18 frames, 1 GiB.
@@ -52,11 +52,10 @@ impl<P: Platform> Frames<P> {
     pub(crate) fn new() -> Self {
         let none = Region { first: Pfn(0), frames: 0 };
         Frames {
-            lists: Spin::ranked(held::FRAMES, Lists {
-                heads: [Pfn(0); ORDERS],
-                regions: [none; MAX_REGIONS],
-                region_count: 0,
-            }),
+            lists: Spin::ranked(
+                held::FRAMES,
+                Lists { heads: [Pfn(0); ORDERS], regions: [none; MAX_REGIONS], region_count: 0 },
+            ),
             free: AtomicU64::new(0),
             total: AtomicU64::new(0),
         }
@@ -65,11 +64,13 @@ impl<P: Platform> Frames<P> {
     /// Takes a region over. Its metadata must be zeroed and readable through `P::meta`.
     ///
     /// # Panics
-    /// When more than 16 regions are given: that is a mistake at boot.
+    /// When more than 16 regions are given, or they overlap: that is a mistake at boot.
     pub(crate) fn add(&self, p: &'static P, region: Region) {
         {
             let mut l = self.lists.lock(p);
             assert!(l.region_count < MAX_REGIONS, "more than {MAX_REGIONS} regions of memory");
+            let overlaps = |r: &Region| r.contains(region.first) || region.contains(r.first);
+            assert!(!l.regions[..l.region_count].iter().any(overlaps), "regions of memory overlap");
             let n = l.region_count;
             l.regions[n] = region;
             l.region_count += 1;

@@ -2,9 +2,20 @@
 
 use super::{FrameFlags, FrameMeta, allocate, release};
 use crate::platform::Platform;
+use crate::sync::atomic::{Relaxed, plain};
 use crate::types::{NoMemory, PAGE_SIZE, Pfn};
 use core::fmt;
 use core::mem::ManuallyDrop;
+
+const WORDS: usize = PAGE_SIZE as usize / 8;
+
+/// The contents of a frame that the caller holds a reference to, for pages that others may use at the same time.
+pub(crate) fn words<P: Platform>(p: &'static P, pfn: Pfn) -> &'static [plain::AtomicU64; WORDS] {
+    // SAFETY: `Platform::page` answers with the frame's 4 KiB, page-aligned, at one address for ever; the reference
+    // keeps the frame a page; atomics may be shared with whoever else uses it, and user code's own accesses are
+    // outside the language.
+    unsafe { p.page(pfn).cast().as_ref() }
+}
 
 /// Possession proves a reference: the frame stays what it is until the handle is dropped.
 pub struct Frame<P: Platform> {
@@ -48,7 +59,7 @@ impl<P: Platform> Frame<P> {
         self.p.meta(self.pfn)
     }
     /// Zeroes the frame. Runs unlocked and unpinned.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         // SAFETY: `Platform::page` answers with the frame's 4 KiB in the direct map; the frame is not yet mapped or
         // shared (callers hold the only reference), so nobody else uses the bytes.
         unsafe { core::ptr::write_bytes(self.p.page(self.pfn).as_ptr(), 0, PAGE_SIZE as usize) }
@@ -57,11 +68,14 @@ impl<P: Platform> Frame<P> {
     ///
     /// User code may write to `from` meanwhile (a shared file page): such a racing copy is torn exactly as it
     /// would be on hardware.
-    pub fn copy_from(&mut self, from: &Frame<P>) {
-        let (to, from) = (self.p.cells(self.pfn), self.p.cells(from.pfn));
-        for (to, from) in to.iter().zip(from) {
-            to.store(from.load(core::sync::atomic::Ordering::Relaxed), core::sync::atomic::Ordering::Relaxed);
+    pub(crate) fn copy_from(&mut self, from: &Frame<P>) {
+        for (to, from) in self.words().iter().zip(from.words()) {
+            to.store(from.load(Relaxed), Relaxed);
         }
+    }
+    /// The frame's contents, for pages that others may use at the same time.
+    pub(crate) fn words(&self) -> &[plain::AtomicU64; WORDS] {
+        words(self.p, self.pfn)
     }
     /// The frame's bytes; for a frame that is not yet mapped or shared.
     pub(crate) fn bytes(&mut self) -> &mut [u8] {

@@ -88,7 +88,8 @@ impl FrameMeta {
     /// Makes the caller the only owner of a frame nobody refers to.
     pub(crate) fn adopt(&self) {
         debug_assert_eq!(self.counts.load(Relaxed), 0, "a frame handed out twice");
-        self.counts.store(REF, Relaxed);
+        // Release: who takes a reference sees the metadata of this life, not of the one before.
+        self.counts.store(REF, Ordering::Release);
     }
     /// Takes `delta` (REF, or REF + MAP) unless the frame is free.
     fn take(&self, delta: u64) -> bool {

@@ -13,6 +13,7 @@ mod meta;
 
 pub use buddy::{Frames, MAX_ORDER, Region};
 pub use handle::Frame;
+pub(crate) use handle::words;
 pub use meta::{Counts, FrameFlags, FrameMeta};
 
 use crate::platform::{Note, Platform};

@@ -231,7 +231,8 @@ impl<P: Platform, T: 'static> Link<P, T> {
     pub fn load<'e>(&self, _pin: &'e Pin<P>) -> Option<&'e T> {
         // SAFETY: whoever unlinks the object retires it after this pin was taken or before this load saw it; in the
         // first case its memory stays until the pin is gone (`sync::epoch`), the second cannot yield it.
-        NonNull::new(self.at.load(Acquire)).map(|at| unsafe { &*(&raw const (*at.as_ptr()).value).cast::<T>() })
+        NonNull::new(self.at.load(Acquire))
+            .map(|at| unsafe { &*(&raw const (*at.as_ptr()).value).cast::<T>() })
     }
     /// Another counted reference to what it links to. Whoever calls it keeps writers away (holds the writer's lock,
     /// or owns the link's object before it is published).
@@ -242,7 +243,8 @@ impl<P: Platform, T: 'static> Link<P, T> {
     /// Borrows what it links to; for writers, who alone replace it.
     pub(crate) fn get(&self) -> Option<&T> {
         // SAFETY: the link owns a count, and only the writer, who is the caller, could take it away.
-        NonNull::new(self.at.load(Acquire)).map(|at| unsafe { &*(&raw const (*at.as_ptr()).value).cast::<T>() })
+        NonNull::new(self.at.load(Acquire))
+            .map(|at| unsafe { &*(&raw const (*at.as_ptr()).value).cast::<T>() })
     }
     /// Puts `to` in place and returns what was there; readers see one or the other.
     pub fn replace(&self, to: Option<Shared<P, T>>) -> Option<Shared<P, T>> {

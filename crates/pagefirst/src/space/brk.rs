@@ -23,12 +23,12 @@ impl<P: Platform> AddressSpace<P> {
     /// Moves the end of the heap, mapping or unmapping whole pages; returns the new end.
     ///
     /// # Errors
-    /// [`MapError`] when that is below the start, or what would be mapped is not free; nothing has changed then.
+    /// [`MapError`] when there is no heap, that is below its start, or what would be mapped is not free; nothing has changed then.
     pub fn brk(&self, end: VirtAddr) -> Result<VirtAddr, MapError> {
         let mut writing = self.write();
         let heap = writing.state.heap;
         let wanted = VirtRange { start: heap.start, end };
-        if end < heap.start {
+        if end < heap.start || heap.start.0 == 0 {
             return Err(MapError::Invalid(VirtRange::new(end, heap.start)));
         }
         let up = |va: VirtAddr| va.align_up(PAGE_SIZE).ok_or(MapError::OutOfRange(wanted));

@@ -63,9 +63,8 @@ impl<'a, P: Platform> Change<'a, P> {
         );
         self.replaces(whole);
         self.remove(whole, state)?;
-        let part = |v: &Vma<P>, range: VirtRange| {
-            Vma::new(0, range, v.prot, v.flags, v.backing_at(range.start))
-        };
+        let part =
+            |v: &Vma<P>, range: VirtRange| Vma::new(0, range, v.prot, v.flags, v.backing_at(range.start));
         // The tail is put back at once; the head waits to be continued.
         if let Some(v) = &tail {
             self.emit(part(v, VirtRange::new(range.end, v.range.end)), state)?;

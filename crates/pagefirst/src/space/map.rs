@@ -130,7 +130,9 @@ impl<P: Platform> AddressSpace<P> {
         within.end = within.end.min(self.policy.map_top);
         let order = if self.policy.bottom_up { Order::BottomUp } else { Order::TopDown };
         let align = self.policy.align_large;
-        if large && align > PAGE_SIZE && len >= align
+        if large
+            && align > PAGE_SIZE
+            && len >= align
             && let Some(at) = self.tree.gap(len, align, within, order)
         {
             return Ok(VirtRange::new(at, VirtAddr(at.0 + len)));
@@ -150,6 +152,11 @@ impl<P: Platform> Writing<'_, P> {
             && first.checked_add(range.pages()).is_none_or(|end| end > u64::MAX / PAGE_SIZE)
         {
             return Err(MapError::Invalid(range));
+        }
+        // A file has no pages below its first, and what is shared does not grow.
+        let plain = matches!(map.backing, Backing::Anonymous) && !map.flags.contains(VmaFlags::SHARED);
+        if map.flags.contains(VmaFlags::GROWS_DOWN) && !plain {
+            return Err(MapError::Denied(range));
         }
         // Shared anonymous memory is a file of its own that has no name: the embedder supplies it.
         if matches!(map.backing, Backing::Anonymous) && map.flags.contains(VmaFlags::SHARED) {

@@ -26,8 +26,8 @@ mod zap;
 pub use error::{MapError, Unpopulated};
 pub use map::{Map, Mapped, Place};
 pub use remap::RemapTo;
-pub use tree::TreeNode;
 pub(crate) use stack::Grown;
+pub use tree::TreeNode;
 pub use vma::{Backing, Vma, VmaFlags};
 
 use crate::account::Failures;
@@ -42,7 +42,7 @@ use crate::tlb::Gather;
 use crate::types::{NoMemory, PAGE_SIZE, VirtAddr, VirtRange};
 use tree::{TreeReserve, VmaTree};
 
-/// Objects of each kind a mapping call frees when it is done, if their grace period is over.
+/// Objects of each kind freed in one step after a mapping call.
 const COLLECT: usize = 64;
 
 /// What only the writer touches.
@@ -114,7 +114,8 @@ impl<P: Platform> AddressSpace<P> {
     }
     /// The number of VMAs.
     pub fn vma_count(&self) -> usize {
-        self.tree.len()
+        let pin = Pin::new(self.p);
+        self.tree.count(&pin)
     }
     /// Walks the tables and counts; exact when nothing changes meanwhile.
     pub fn tables(&self) -> Tables {
@@ -140,14 +141,18 @@ impl<P: Platform> AddressSpace<P> {
 
     fn write(&self) -> Writing<'_, P> {
         let state = self.writer.lock(self.p);
-        self.begin(state)
+        self.begin(state, Some(Collect(self.p)))
     }
     fn try_write(&self) -> Option<Writing<'_, P>> {
-        Some(self.begin(self.writer.try_lock(self.p)?))
+        Some(self.begin(self.writer.try_lock(self.p)?, None))
     }
-    fn begin<'a>(&'a self, state: LockGuard<'a, P, P::WriterLock, State<P>>) -> Writing<'a, P> {
+    fn begin<'a>(
+        &'a self,
+        state: LockGuard<'a, P, P::WriterLock, State<P>>,
+        after: Option<Collect<P>>,
+    ) -> Writing<'a, P> {
         self.turn.store(self.turn.load(Relaxed) + 1, Release);
-        Writing { space: self, state }
+        Writing { space: self, state, _after: after }
     }
     /// A page-aligned, non-empty range of `len` bytes at `start`, in the usable part.
     fn check_range(&self, start: VirtAddr, len: u64) -> Result<VirtRange, MapError> {
@@ -167,12 +172,22 @@ impl<P: Platform> AddressSpace<P> {
 struct Writing<'a, P: Platform> {
     space: &'a AddressSpace<P>,
     state: LockGuard<'a, P, P::WriterLock, State<P>>,
+    /// Dropped last, unlocked; a fault that grows a stack does not collect.
+    _after: Option<Collect<P>>,
+}
+
+/// Dropped, it frees what mapping calls retired: as long as there is much of it and its grace period is over.
+struct Collect<P: Platform>(&'static P);
+
+impl<P: Platform> Drop for Collect<P> {
+    fn drop(&mut self) {
+        while self.0.vm().collect(self.0, COLLECT) >= COLLECT {}
+    }
 }
 
 impl<P: Platform> Drop for Writing<'_, P> {
     fn drop(&mut self) {
         self.space.turn.store(self.space.turn.load(Relaxed) + 1, Release);
-        self.space.p.vm().collect(self.space.p, COLLECT);
     }
 }
 

@@ -5,25 +5,28 @@ use super::{AddressSpace, MapError, Vma};
 use crate::arch::{Attrs, Format};
 use crate::frame::FrameFlags;
 use crate::platform::Platform;
-use crate::table::{Flow, Guard, Visitor};
+use crate::table::{Flow, Guard, PageTable, Visitor};
 use crate::tlb::Gather;
 use crate::types::{PAGE_SIZE, Prot, VirtAddr, VirtRange};
 
 /// Gives the entries of one VMA its new rights. Write is given at once where a write fault would give it without
 /// looking at anything but the page.
-struct Protect {
+struct Protect<'a, P: Platform> {
+    table: &'a PageTable<P>,
     prot: Prot,
     writable_in_place: bool,
 }
 
-impl Protect {
-    fn attrs<P: Platform>(&self, p: &'static P, raw: u64) -> Attrs {
+impl<P: Platform> Protect<'_, P> {
+    fn attrs(&self, p: &'static P, raw: u64) -> Attrs {
         let mut attrs = P::Format::attrs(raw);
         attrs.set(Attrs::NONE, self.prot.is_empty());
         attrs.set(Attrs::EXEC, self.prot.contains(Prot::EXEC));
         if !self.prot.contains(Prot::WRITE) {
             attrs.remove(Attrs::WRITE);
         } else if !attrs.contains(Attrs::SPECIAL)
+            // A copy that is not flushed must not become writable yet: the write fault sees to it.
+            && !self.table.is_unflushed()
             && let Some(pfn) = P::Format::frame(raw, 0)
         {
             let flags = p.meta(pfn).flags();
@@ -36,7 +39,7 @@ impl Protect {
     }
 }
 
-impl<P: Platform> Visitor<P> for Protect {
+impl<P: Platform> Visitor<P> for Protect<'_, P> {
     fn leaf(&mut self, guard: &mut Guard<'_, P>, range: VirtRange, gather: &mut Gather<'_, P>) -> Flow {
         let p = guard.table().platform();
         let mut va = range.start;
@@ -78,7 +81,8 @@ impl<P: Platform> AddressSpace<P> {
         ready.announce();
         let mut gather = Gather::new(&self.table);
         for vma in self.tree.overlapping(range) {
-            let mut visitor = Protect { prot, writable_in_place: vma.is_written_in_place() };
+            let writable_in_place = vma.is_written_in_place();
+            let mut visitor = Protect { table: &self.table, prot, writable_in_place };
             self.table.visit(vma.range.intersect(range), &mut visitor, &mut gather);
         }
         gather.flush();

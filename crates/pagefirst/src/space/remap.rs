@@ -14,7 +14,8 @@ use crate::frame::{self, FrameFlags};
 use crate::platform::Platform;
 use crate::sync::epoch::Pin;
 use crate::table::{
-    Batch, Counted, FaultKind, Flow, Guard, NewEntry, PageTable, Refused, Reserve, Stock, Visitor, Walk, install,
+    Batch, Counted, FaultKind, Flow, Guard, NewEntry, PageTable, Refused, Reserve, Stock, Visitor, Walk,
+    install,
 };
 use crate::tlb::Gather;
 use crate::types::{PAGE_SIZE, VirtAddr, VirtRange};

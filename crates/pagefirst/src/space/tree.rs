@@ -158,6 +158,10 @@ impl<P: Platform> VmaTree<P> {
     pub fn len(&self) -> usize {
         self.root.get().map_or(0, |n| n.count as usize)
     }
+    /// The number of VMAs, for readers.
+    pub fn count(&self, pin: &Pin<P>) -> usize {
+        self.root.load(pin).map_or(0, |n| n.count as usize)
+    }
     fn height(&self) -> usize {
         self.root.get().map_or(0, |n| n.height as usize)
     }

@@ -18,7 +18,8 @@ use super::held;
 use crate::platform::Platform;
 use core::marker::PhantomData;
 
-/// The global epoch.
+/// The global epoch, on a line of its own.
+#[repr(align(128))]
 pub struct Epoch {
     now: AtomicU64,
 }
@@ -94,7 +95,8 @@ impl<P: Platform> Pin<P> {
         held::take(p, held::PIN);
         let cpu = p.enter();
         let word = &p.local(cpu).epoch;
-        debug_assert_eq!(word.load(Relaxed) & 1, 0, "pins do not nest");
+        // The word is this CPU's own; were it set, dropping this pin would unpin the other too soon.
+        assert!(word.load(Relaxed) & 1 == 0, "pins do not nest");
         // Release: an advance that finds this CPU pinned again must have seen the end of its last pin; a plain store
         // does not continue the release sequence of the one in `drop`.
         let order = if cfg!(mutant = "repin_relaxed") { Relaxed } else { Release };

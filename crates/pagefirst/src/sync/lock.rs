@@ -119,7 +119,10 @@ pub(crate) mod held {
         if cfg!(debug_assertions) {
             let held = &p.local(p.enter()).held;
             let now = held.load(Relaxed);
-            assert!(now < rank, "lock order: {rank} wanted while holding {now} (1 pin, 2 table, 4 leaf, 8 frames)");
+            assert!(
+                now < rank,
+                "lock order: {rank} wanted while holding {now} (1 pin, 2 table, 4 leaf, 8 frames)"
+            );
             held.store(now | rank, Relaxed);
         }
     }

@@ -8,11 +8,11 @@ pub use lock::{Lock, LockGuard, RawLock, Spin, SpinGuard, Writer};
 
 /// The atomics the library is written with: loom's under `cfg(loom)`, `core`'s otherwise.
 pub mod atomic {
+    pub use core::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release, SeqCst};
     #[cfg(not(loom))]
     pub use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, fence};
     #[cfg(loom)]
     pub use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, fence};
-    pub use core::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release, SeqCst};
     /// Counters that decide nothing: never modelled, so that they do not widen a model's state.
     pub mod plain {
         pub use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize};

@@ -1,7 +1,7 @@
 //! Counting by a walk: what the tables hold now.
 
-use super::record::{FaultKind, Table};
 use super::PageTable;
+use super::record::{FaultKind, Table};
 use crate::arch::{Attrs, Format, MAX_LEVELS};
 use crate::platform::Platform;
 use crate::sync::atomic::Relaxed;

@@ -34,18 +34,20 @@ pub use account::Tables;
 pub(crate) use publish::install;
 #[cfg(feature = "__baseline")]
 pub(crate) use publish::publish_empty;
-pub(crate) use reserve::Stock;
-pub use publish::{Batch, Counted, Installed, NewEntry, Refused};
-pub use range::{Flow, Visitor};
-pub use record::{FaultKind, Guard, Table, TableRecord};
+pub(crate) use publish::{Batch, Counted, NewEntry, Refused};
+pub(crate) use range::{Flow, Visitor};
+pub use record::{FaultKind, TableRecord};
+pub(crate) use record::{Guard, Table};
 pub use reserve::Reserve;
+pub(crate) use reserve::Stock;
 pub(crate) use reserve::{TableCache, cached, drain};
 pub(crate) use retire::{collect, retire};
-pub use slot::{Locked, Nothing, Seen, Slot, Walk};
+pub(crate) use slot::Locked;
+pub use slot::{Nothing, Seen, Slot, Walk};
 
 use crate::arch::{Format, MAX_LEVELS};
 use crate::platform::Platform;
-use crate::sync::atomic::plain::{AtomicU64, AtomicU32};
+use crate::sync::atomic::plain::{AtomicU32, AtomicU64};
 use crate::sync::atomic::{AcqRel, Acquire, Relaxed, SeqCst, fence};
 use crate::sync::epoch::Pin;
 use crate::tlb::CpuMask;

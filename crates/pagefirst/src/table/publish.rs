@@ -16,7 +16,7 @@ use crate::types::{VirtAddr, VirtRange};
 
 /// As what an entry counts in the resident set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Counted {
+pub(crate) enum Counted {
     /// A page of private memory.
     Anon,
     /// A page of a file's cache.
@@ -27,7 +27,7 @@ pub enum Counted {
 
 /// An entry to be made visible. Its mapping is counted and its page validated.
 #[derive(Clone, Copy, Debug)]
-pub struct NewEntry {
+pub(crate) struct NewEntry {
     /// The entry's bits.
     pub raw: u64,
     /// As what it counts.
@@ -37,7 +37,7 @@ pub struct NewEntry {
 /// What is to be mapped: one page, a range, a fault with its neighbours.
 ///
 /// Called with the lock held of the table that holds the slot.
-pub trait Batch {
+pub(crate) trait Batch {
     /// The address of the page that must be mapped; its neighbours only may.
     fn va(&self) -> VirtAddr;
     /// The level of the table the entries go into.
@@ -59,7 +59,7 @@ pub trait Batch {
 
 /// What an install did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Installed {
+pub(crate) struct Installed {
     /// Neighbours mapped beside the page.
     pub around: u32,
     /// Tables published.
@@ -68,7 +68,7 @@ pub struct Installed {
 
 /// Why an install did nothing. The page is still the batch's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Refused {
+pub(crate) enum Refused {
     /// The reserve has fewer tables than the number given: drop every lock, refill, again.
     Short(u8),
     /// Another fault has filled the slot, or mapped a huge page over it.
@@ -241,4 +241,3 @@ pub(crate) fn publish_empty<P: Platform>(
     }
     Ok(())
 }
-

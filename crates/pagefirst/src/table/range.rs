@@ -16,7 +16,7 @@ use crate::types::{VirtAddr, VirtRange};
 
 /// How a visit to a table ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Flow {
+pub(crate) enum Flow {
     /// The range was visited.
     Done,
     /// The gather is full: unlock, unpin, flush, and go on at this address.
@@ -24,7 +24,7 @@ pub enum Flow {
 }
 
 /// What is done to the entries of a range.
-pub trait Visitor<P: Platform> {
+pub(crate) trait Visitor<P: Platform> {
     /// Visits the entries of a locked table of the lowest level that intersect `range`, which lies in its span.
     fn leaf(&mut self, guard: &mut Guard<'_, P>, range: VirtRange, gather: &mut Gather<'_, P>) -> Flow;
     /// Whether tables that span only addresses of this range need no longer be kept while empty.

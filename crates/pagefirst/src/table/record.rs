@@ -119,7 +119,7 @@ pub(super) fn make_root<P: Platform>(p: &'static P, pfn: Pfn) {
 }
 
 /// A table, found under a pin: its memory stays a table's until `'e` ends, alive or dead.
-pub struct Table<'e, P: Platform> {
+pub(crate) struct Table<'e, P: Platform> {
     p: &'static P,
     pfn: Pfn,
     level: u8,
@@ -186,7 +186,7 @@ impl<'e, P: Platform> Table<'e, P> {
 ///
 /// Dropping it unlocks. If the table has no entry left it is marked dead in the same store (protocol 3): no table
 /// can be unlocked empty and alive.
-pub struct Guard<'e, P: Platform> {
+pub(crate) struct Guard<'e, P: Platform> {
     table: Table<'e, P>,
     record: &'e TableRecord,
     /// The word to unlock with, lock bit clear; nobody else writes while we hold the lock.

@@ -12,7 +12,7 @@ pub struct Nothing;
 #[derive(Clone, Copy, Debug)]
 pub struct Seen(pub u64);
 /// State: the table is locked and alive, the entry is what was seen.
-pub struct Locked<'e, P: Platform>(pub(super) Guard<'e, P>);
+pub(crate) struct Locked<'e, P: Platform>(pub(super) Guard<'e, P>);
 
 /// A slot of the deepest live table on the way to an address.
 ///
