@@ -60,7 +60,7 @@ fn c41_a_fault_that_loses_leaves_every_count_alone() -> Result {
     s.map(at(AT, anonymous(1, RW)))?;
     let barrier = Barrier::new(2);
     let won = AtomicU64::new(0);
-    let write = || {
+    let write = |_| {
         for _ in 0..300 {
             barrier.wait();
             match fault(&s, AT, Access::Write) {
@@ -81,10 +81,7 @@ fn c41_a_fault_that_loses_leaves_every_count_alone() -> Result {
             barrier.wait();
         }
     };
-    std::thread::scope(|scope| {
-        scope.spawn(write);
-        scope.spawn(write);
-    });
+    together(2, write, || ());
     Ok(())
 }
 

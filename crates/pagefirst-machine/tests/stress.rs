@@ -34,6 +34,14 @@ impl Dice {
     }
 }
 
+/// Ends the vCPUs' loops when it is dropped, by a panic too: the scope waits for them.
+struct Stop<'a>(&'a AtomicBool);
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 /// Runs `user` on two vCPUs until `writer` has worked for a while on this thread.
 fn race<F: Format>(
     spaces: &[&Space<F>],
@@ -58,6 +66,7 @@ fn race<F: Format>(
     };
     let run = &run;
     std::thread::scope(|scope| {
+        let stopping = Stop(&stop);
         let users = [1, 2].map(|seed| scope.spawn(move || run(seed)));
         let end = Instant::now() + TIME;
         let mut n = 0;
@@ -66,7 +75,7 @@ fn race<F: Format>(
             worked = writer(n);
             n += 1;
         }
-        stop.store(true, Relaxed);
+        drop(stopping);
         for user in users {
             user.join().map_err(|_| "a vCPU panicked: see above")??;
         }

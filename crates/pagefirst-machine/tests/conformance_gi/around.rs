@@ -262,10 +262,7 @@ fn c59_what_is_left_of_a_reserve_returns_before_the_fault_ends() -> Result {
             barrier.wait();
         }
     };
-    std::thread::scope(|scope| {
-        scope.spawn(|| toucher(0));
-        scope.spawn(|| toucher(32));
-    });
+    together(2, |n| toucher(32 * n), || ());
     Ok(())
 }
 
