@@ -219,12 +219,12 @@ fn against_retire(main: usize) {
 
 // catches: lock_ignores_dead
 #[test]
-fn install_against_retire_main_0() {
+fn c24_install_against_retire_main_0() {
     against_retire(0);
 }
 // catches: lock_ignores_dead
 #[test]
-fn install_against_retire_main_1() {
+fn c24_install_against_retire_main_1() {
     against_retire(1);
 }
 

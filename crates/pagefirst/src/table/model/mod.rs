@@ -4,10 +4,10 @@
 //! |---|---|---|---|
 //! | `r01_…`, `r02_…` | `install` | one mapping, one table, the other table given back | 1: the slot is what the fault saw |
 //! | `r11_…` | `install` | an unmap that announced leaves nothing behind | 2: found before the lock, refused after it |
-//! | `install_against_retire` | `install` | an entry never lands in a dead table, the dead table has one owner | 3 |
+//! | `c24_install_against_retire` | `install` | an entry never lands in a dead table, the dead table has one owner | 3 |
 //! | `dead_table_hides_no_…` | `install` | a dead table says nothing about what came after it | 2 and 3 together |
 //! | `c35_…` | `install` | hardware and other walkers see no table before its entries | 1: one store publishes the chain |
-//! | `walk_against_retire_and_reuse` | `reuse` | a table found under a pin stays a table | 3: a grace period |
+//! | `c06_walk_against_retire_and_reuse` | `reuse` | a table found under a pin stays a table | 3: a grace period |
 //! | `retire_tags_in_order` | `reuse` | who retires late does not shorten another's grace period | 3 |
 //! | `epoch_…` | `epoch` | no reader is overtaken; what it read happened before the reuse | `sync::epoch` |
 //! | `link_against_replace` | `epoch` | the same for [`Link`](crate::mem::Link) and the slabs | `mem::shared` |

@@ -42,12 +42,12 @@ fn walk_against_reuse(main: usize) {
 
 // catches: retire_without_grace, epoch_ignores_pins, pin_without_fence, unlock_forgets_dead
 #[test]
-fn walk_against_retire_and_reuse_main_0() {
+fn c06_walk_against_retire_and_reuse_main_0() {
     walk_against_reuse(0);
 }
 // catches: retire_without_grace, epoch_ignores_pins, pin_without_fence, unlock_forgets_dead
 #[test]
-fn walk_against_retire_and_reuse_main_1() {
+fn c06_walk_against_retire_and_reuse_main_1() {
     walk_against_reuse(1);
 }
 
