@@ -109,7 +109,7 @@ fn faults_against_protecting() -> Result {
     let s = space(machine)?;
     s.map(at(AT, anonymous(PAGES, RW)))?;
     let added = AtomicU64::new(0);
-    let mut sums = |s: &Space| -> u64 {
+    let sums = |s: &Space| -> u64 {
         (0..PAGES).filter_map(|i| frame(s, page(AT, i))).map(|pfn| word(machine, pfn)).sum()
     };
     race(

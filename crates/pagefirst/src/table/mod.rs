@@ -42,8 +42,7 @@ pub use reserve::Reserve;
 pub(crate) use reserve::Stock;
 pub(crate) use reserve::{TableCache, cached, drain};
 pub(crate) use retire::{collect, retire};
-pub(crate) use slot::Locked;
-pub use slot::{Nothing, Seen, Slot, Walk};
+pub use slot::{Locked, Nothing, Seen, Slot, Walk};
 
 use crate::arch::{Format, MAX_LEVELS};
 use crate::platform::Platform;

@@ -12,7 +12,7 @@ pub struct Nothing;
 #[derive(Clone, Copy, Debug)]
 pub struct Seen(pub u64);
 /// State: the table is locked and alive, the entry is what was seen.
-pub(crate) struct Locked<'e, P: Platform>(pub(super) Guard<'e, P>);
+pub struct Locked<'e, P: Platform>(pub(super) Guard<'e, P>);
 
 /// A slot of the deepest live table on the way to an address.
 ///
@@ -33,11 +33,11 @@ pub(crate) struct Locked<'e, P: Platform>(pub(super) Guard<'e, P>);
 ///     write(slot);
 /// }
 /// ```
-/// and nobody makes a locked one without the table's [`Guard`].
+/// and nobody but the table's own code makes a locked one.
 /// ```compile_fail,E0423
-/// # use pagefirst::{platform::Platform, table::{Guard, Locked}};
-/// fn c04_a_lock_is_not_claimed<P: Platform>(guard: Guard<'_, P>) -> Locked<'_, P> {
-///     Locked(guard)
+/// # use pagefirst::{platform::Platform, table::Locked};
+/// fn c04_a_lock_is_not_claimed<'e, P: Platform>() -> Locked<'e, P> {
+///     Locked(todo!())
 /// }
 /// ```
 /// With the lock:

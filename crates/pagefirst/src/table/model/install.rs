@@ -5,9 +5,10 @@ use crate::arch::{Format, Tiny};
 use crate::platform::Platform;
 use crate::sync::atomic::{Acquire, Relaxed};
 use crate::sync::epoch::Pin;
+use crate::table::publish::Installed;
 use crate::table::publish::install;
 use crate::table::{
-    Batch, Counted, FaultKind, Flow, Guard, Installed, NewEntry, Refused, Reserve, Table, Visitor, Walk,
+    Batch, Counted, FaultKind, Flow, Guard, NewEntry, Refused, Reserve, Table, Visitor, Walk,
 };
 use crate::tlb::Gather;
 use crate::types::{PAGE_SIZE, VirtAddr, VirtRange};
