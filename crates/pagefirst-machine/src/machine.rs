@@ -175,6 +175,12 @@ impl<F: Format> Machine<F> {
         lines.collect()
     }
 
+    /// Makes every CPU panic the next time it waits. For a test that fails in the middle of a call: what its other
+    /// CPUs wait for would never come.
+    pub fn give_up(&self) {
+        self.failed.store(true, SeqCst);
+    }
+
     /// Panics when `check` found something.
     #[inline]
     pub(crate) fn require(&self, check: Result<(), String>) {
@@ -187,7 +193,7 @@ impl<F: Format> Machine<F> {
     #[inline]
     pub(crate) fn stop_if_failed(&self) {
         if self.failed.load(Relaxed) && !std::thread::panicking() {
-            panic!("another CPU of the machine has found a mistake");
+            panic!("another CPU of the machine has found a mistake, or its test has given up");
         }
     }
 }

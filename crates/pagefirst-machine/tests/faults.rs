@@ -345,7 +345,7 @@ fn faults_two_cpus_hammer_what_a_third_unmaps() -> Result {
         Ok(served)
     };
     let calls = std::thread::scope(|scope| -> Result<u64> {
-        let stopping = Stop(&stop);
+        let stopping = Stop(&stop, machine);
         let both = [1, 2].map(|seed| {
             let hammer = &hammer;
             scope.spawn(move || hammer(seed))
@@ -368,10 +368,13 @@ fn faults_two_cpus_hammer_what_a_third_unmaps() -> Result {
 }
 
 /// Ends the vCPUs' loops when it is dropped, by a panic too: the scope waits for them.
-struct Stop<'a>(&'a AtomicBool);
+struct Stop<'a>(&'a AtomicBool, &'static Machine);
 impl Drop for Stop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Relaxed);
+        if std::thread::panicking() {
+            self.1.give_up();
+        }
     }
 }
 

@@ -167,6 +167,25 @@ fn r06_a_stack_that_cannot_grow_for_want_of_memory_says_so() -> Result {
 }
 
 #[test]
+fn a_file_opened_for_reading_is_never_made_writable() -> Result {
+    let stage = Stage::new(256);
+    let s = stage.space()?;
+    let file = stage.cache(&MachineFile::zeros(), 1)?;
+    let map = |prot| Map {
+        place: Place::Fixed(BASE),
+        backing: Backing::File { file: file.clone(), first: 0 },
+        flags: VmaFlags::SHARED | VmaFlags::NEVER_WRITE,
+        ..Map::anonymous(PAGE_SIZE, prot)
+    };
+    assert!(matches!(s.map(map(RW)), Err(MapError::Denied(_))));
+    s.map(map(R))?;
+    assert!(matches!(s.protect(BASE, PAGE_SIZE, RW), Err(MapError::Denied(_))));
+    assert!(fault(&s, BASE, Access::Write).contains("Access"));
+    assert_eq!(s.protect(BASE, PAGE_SIZE, R | Prot::EXEC), Ok(()));
+    Ok(())
+}
+
+#[test]
 #[should_panic]
 fn pins_do_not_nest() {
     let stage = Stage::new(256);

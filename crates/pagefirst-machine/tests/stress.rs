@@ -35,10 +35,13 @@ impl Dice {
 }
 
 /// Ends the vCPUs' loops when it is dropped, by a panic too: the scope waits for them.
-struct Stop<'a>(&'a AtomicBool);
-impl Drop for Stop<'_> {
+struct Stop<'a, F: Format>(&'a AtomicBool, &'static Machine<F>);
+impl<F: Format> Drop for Stop<'_, F> {
     fn drop(&mut self) {
         self.0.store(true, Relaxed);
+        if std::thread::panicking() {
+            self.1.give_up();
+        }
     }
 }
 
@@ -66,7 +69,7 @@ fn race<F: Format>(
     };
     let run = &run;
     std::thread::scope(|scope| {
-        let stopping = Stop(&stop);
+        let stopping = Stop(&stop, spaces[0].platform());
         let users = [1, 2].map(|seed| scope.spawn(move || run(seed)));
         let end = Instant::now() + TIME;
         let mut n = 0;

@@ -79,6 +79,10 @@ pub unsafe trait Platform: Sync + Sized + 'static {
     fn shootdown(&'static self, flush: &Flush<'_>);
     /// What this CPU needs before it retries the access at `addr`; `tables` says that a table was published.
     fn sync_local(&'static self, addr: VirtAddr, tables: bool);
+    /// Called before the page in frame `pfn` can be executed. Nothing to do where instruction fetches see stores
+    /// (x86); elsewhere the data cache is cleaned and the instruction cache invalidated for it.
+    #[inline]
+    fn sync_instructions(&'static self, _pfn: Pfn) {}
     /// Called in every spin; must answer pending shootdowns.
     fn relax(&'static self);
     /// Random bits for placement.

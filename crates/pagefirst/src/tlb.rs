@@ -1,6 +1,6 @@
 //! What must be flushed, and what may be freed only afterwards.
 //!
-//! A [`Gather`] collects, while tables are locked, the pages and tables that were taken away. Its flush comes first,
+//! A `Gather` collects, while tables are locked, the pages and tables that were taken away. Its flush comes first,
 //! with no lock and no pin held; then mappings' references are dropped and tables go to limbo. So no frame is
 //! freed, called clean or reused while a translation to it can be used.
 

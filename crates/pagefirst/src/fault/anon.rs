@@ -50,6 +50,9 @@ pub(super) struct Private<'f, P: Platform> {
 
 /// The entry of a page of private memory, written at once. Its reference becomes the mapping's.
 pub(super) fn private_entry<P: Platform>(vma: &Vma<P>, va: VirtAddr, page: Frame<P>) -> u64 {
+    if vma.prot.contains(Prot::EXEC) {
+        page.platform().sync_instructions(page.pfn());
+    }
     page.make_anonymous(va.0 >> PAGE_SHIFT);
     page.meta().map_held();
     P::Format::leaf(page.into_held(), 0, readable(vma) | Attrs::WRITE | Attrs::DIRTY)

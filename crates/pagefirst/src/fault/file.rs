@@ -50,6 +50,9 @@ impl<P: Platform> Batch for Pages<'_, P> {
             frame::unmap(self.p, pfn);
             return None;
         }
+        if self.vma.prot.contains(Prot::EXEC) {
+            self.p.sync_instructions(pfn);
+        }
         let mut attrs = readable(self.vma);
         if !faulted && !self.young {
             attrs.remove(Attrs::ACCESSED);

@@ -50,6 +50,10 @@ impl<P: Platform> Frame<P> {
     pub(crate) fn into_held(self) -> Pfn {
         ManuallyDrop::new(self).pfn
     }
+    /// The platform.
+    pub(crate) fn platform(&self) -> &'static P {
+        self.p
+    }
     /// The frame's number.
     pub fn pfn(&self) -> Pfn {
         self.pfn

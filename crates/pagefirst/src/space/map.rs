@@ -97,11 +97,10 @@ impl<P: Platform> AddressSpace<P> {
         None
     }
 
-    pub(super) fn check_prot(&self, prot: Prot, range: VirtRange) -> Result<(), MapError> {
-        if self.policy.deny_wx && prot.contains(Prot::WRITE | Prot::EXEC) {
-            return Err(MapError::Denied(range));
-        }
-        Ok(())
+    pub(super) fn check_prot(&self, prot: Prot, flags: VmaFlags, range: VirtRange) -> Result<(), MapError> {
+        let never = flags.contains(VmaFlags::NEVER_WRITE) && prot.contains(Prot::WRITE);
+        let both = self.policy.deny_wx && prot.contains(Prot::WRITE | Prot::EXEC);
+        if never || both { Err(MapError::Denied(range)) } else { Ok(()) }
     }
 
     /// Where a mapping of `len` bytes goes.
@@ -146,7 +145,7 @@ impl<P: Platform> Writing<'_, P> {
     pub(super) fn map(&mut self, map: Map<P>) -> Result<VirtRange, MapError> {
         let space = self.space;
         let range = space.place(map.len, map.place, matches!(map.backing, Backing::Anonymous))?;
-        space.check_prot(map.prot, range)?;
+        space.check_prot(map.prot, map.flags, range)?;
         // Index arithmetic on a file must not wrap anywhere in the mapping.
         if let Backing::File { first, .. } = &map.backing
             && first.checked_add(range.pages()).is_none_or(|end| end > u64::MAX / PAGE_SIZE)

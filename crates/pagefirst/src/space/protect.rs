@@ -49,6 +49,11 @@ impl<P: Platform> Visitor<P> for Protect<'_, P> {
                 let new = |raw| P::Format::with_attrs(raw, self.attrs(p, raw));
                 let old = guard.update(index, new);
                 if new(old) != old {
+                    let gained =
+                        !P::Format::attrs(old).contains(Attrs::EXEC) && self.prot.contains(Prot::EXEC);
+                    if let Some(pfn) = P::Format::frame(old, 0).filter(|_| gained) {
+                        p.sync_instructions(pfn);
+                    }
                     gather.touch(VirtRange::page_of(va));
                 }
             }
@@ -65,9 +70,11 @@ impl<P: Platform> AddressSpace<P> {
     /// [`MapError`], [`NotMapped`](MapError::NotMapped) with the first hole among them; nothing has changed then.
     pub fn protect(&self, start: VirtAddr, len: u64, prot: Prot) -> Result<(), MapError> {
         let range = self.check_range(start, len)?;
-        self.check_prot(prot, range)?;
         let mut writing = self.write();
         self.check_mapped(range)?;
+        for vma in self.tree.overlapping(range) {
+            self.check_prot(prot, vma.flags, vma.range.intersect(range))?;
+        }
         if self.tree.overlapping(range).all(|v| v.prot == prot) {
             return Ok(());
         }

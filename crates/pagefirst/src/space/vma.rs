@@ -19,6 +19,8 @@ bitflags::bitflags! {
         const GROWS_DOWN = 2;
         /// The heap that `brk` moves.
         const HEAP = 4;
+        /// Shared, of a file that was not opened for writing: never to be made writable.
+        const NEVER_WRITE = 8;
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | file | job | protocol of `lib.rs` |
 //! |---|---|---|
-//! | `record` | a table's lock, dead bit and counts; [`Guard`] | 3 |
+//! | `record` | a table's lock, dead bit and counts; `Guard` | 3 |
 //! | `slot` | the lock-free walk and the typed states of a slot | 1 |
 //! | `reserve` | tables owned and not yet published; the caches of zeroed tables | |
 //! | `publish` | `install`: the only way an entry comes into being | 1 |
