@@ -13,8 +13,8 @@ use pagefirst::space::RemapTo;
 use pagefirst::sync::epoch::Pin;
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr};
 use std::sync::Barrier;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 const AT: VirtAddr = VirtAddr(1 << 30);
 const RX: Prot = Prot::READ.union(Prot::EXEC);
@@ -110,51 +110,59 @@ fn c42_a_mapped_page_of_a_file_counts_as_file_memory_whoever_maps_it() -> Result
 
 #[test]
 fn c43_an_entry_that_can_be_seen_is_counted_and_counts_fall_again() -> Result {
+    const PAGES: u64 = 512;
     let machine = machine();
-    let c = cache(machine, &marked(), 16)?;
-    warm(machine, &c, 0..16)?;
-    let s = space(machine)?;
-    s.map(at(AT, private(&c, 0, 16, R)))?;
+    let c = cache(machine, &marked(), PAGES)?;
+    // The largest window: neighbours are checked long after they were found.
+    let s = space_with(machine, policy().with_fault_around(LEAF).ok_or("a window")?)?;
+    s.map(at(AT, private(&c, 0, PAGES, R)))?;
     // Odd while entries are being taken away.
     let turn = AtomicU64::new(0);
     let seen = AtomicU64::new(0);
-    let stop = AtomicU64::new(0);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while stop.load(SeqCst) == 0 {
-                for i in 0..16 {
-                    let _pin = Pin::new(machine); // the tables stay readable
-                    let before = turn.load(SeqCst);
-                    let Some(pfn) = frame(&s, page(AT, i)) else { continue };
-                    let (refs, maps) = counts(machine, pfn);
-                    if before.is_multiple_of(2) && turn.load(SeqCst) == before {
-                        assert!(maps >= 1 && refs > maps, "page {i} is mapped and counts {refs}, {maps}");
-                        seen.fetch_add(1, SeqCst);
-                    }
-                }
+    let stop = AtomicBool::new(false);
+    let looks = || {
+        let mut dice = 0;
+        while !stop.load(SeqCst) {
+            let _pin = Pin::new(machine); // the tables stay readable
+            dice = (dice * 5 + 3) % PAGES;
+            let before = turn.load(SeqCst);
+            let Some(pfn) = frame(&s, page(AT, dice)) else { continue };
+            let (refs, maps) = counts(machine, pfn);
+            if before.is_multiple_of(2) && turn.load(SeqCst) == before {
+                assert!(maps >= 1 && refs > maps, "page {dice} is mapped and counts {refs}, {maps}");
+                seen.fetch_add(1, SeqCst);
             }
-        });
-        scope.spawn(|| {
-            // The file loses its end and gets it back: neighbours fail when they are checked.
-            while stop.load(SeqCst) == 0 {
-                c.set_size(machine, 9 * PAGE_SIZE).expect("shrinking never fails");
-                let _ = c.set_size(machine, 16 * PAGE_SIZE); // refused while one of them is mapped
-                c.evict(machine);
-                std::thread::yield_now();
+        }
+    };
+    let shrinks = || {
+        // The file loses its end and gets it back, its pages change places: neighbours fail when they are checked.
+        while !stop.load(SeqCst) {
+            c.set_size(machine, 40 * PAGE_SIZE).expect("shrinking never fails");
+            c.evict(machine);
+            if c.set_size(machine, PAGES * PAGE_SIZE).is_ok() {
+                let _ = warm(machine, &c, (0..PAGES).rev()); // a page that the fault reads in is its own
             }
-        });
-        for round in 0..1_000_000 {
-            if round >= 300 && seen.load(SeqCst) >= 20 {
+        }
+    };
+    let user = |number| {
+        let _stopping = StopAtEnd(&stop);
+        if number == 0 { looks() } else { shrinks() }
+    };
+    together(2, user, || {
+        let _stopping = StopAtEnd(&stop);
+        for round in 0..100_000 {
+            if round >= 300 && seen.load(SeqCst) >= 20 || stop.load(SeqCst) {
                 break;
             }
-            if let End::Mapped(..) = fault(&s, page(AT, round % 12), Access::Read) {
-                std::thread::yield_now(); // lets the other look
+            if let End::Mapped(..) = fault(&s, page(AT, round % 30), Access::Read) {
+                for i in mapped(&s, AT, PAGES) {
+                    assert_eq!(first_byte(&s, page(AT, i)), Some(mark(i)), "page {i}");
+                }
             }
             turn.fetch_add(1, SeqCst);
-            s.discard(AT, 16 * PAGE_SIZE).expect("mapped");
+            s.discard(AT, PAGES * PAGE_SIZE).expect("mapped");
             turn.fetch_add(1, SeqCst);
         }
-        stop.store(1, SeqCst);
     });
     assert!(seen.load(SeqCst) >= 20, "seen {seen:?} times");
     // Nothing is mapped and no fault is under way: no page has a count left, so all of them can go.

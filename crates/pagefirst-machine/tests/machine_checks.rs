@@ -1,6 +1,6 @@
 //! Each check of the machine fires when the thing it looks for happens.
 
-use pagefirst::arch::{Format, X86_64};
+use pagefirst::arch::{Attrs, Format, X86_64};
 use pagefirst::frame::Frame;
 use pagefirst::platform::{Note, Platform};
 use pagefirst::policy::Policy;
@@ -192,8 +192,10 @@ fn machine_finds_a_translation_on_a_cpu_that_left() -> Result {
 fn machine_finds_a_livelock() -> Result {
     let (machine, space, at, mut cpu) = one_page(Config { livelock: 1_000, ..Config::default() })?;
     let path = machine.hook_path(space.page_table().root_frame(), at);
-    // Hardware refuses the page, and the library sees nothing to do: bit 2, user, is clear.
-    machine.hook_entry(path[3], 0, at).fetch_and(!4, Relaxed);
+    // Hardware refuses the page, and the library, by whose mapping it may be read, sees nothing to do.
+    let entry = machine.hook_entry(path[3], 0, at);
+    let raw = entry.load(Relaxed);
+    entry.store(X86_64::with_attrs(raw, X86_64::attrs(raw) | Attrs::NONE), Relaxed);
     machine.hook_flush_all(space.page_table().tag());
     let text = found(|| cpu.touch(at, Access::Read))?;
     contains(&text, &format!("Read at {at}: 1000 faults in a row did nothing"));

@@ -42,11 +42,12 @@ fn race(s: &Space, users: u64, user: impl Fn(&mut Vcpu, &mut Dice, u64) + Sync, 
         let threads: Vec<_> = (0..users).map(|n| scope.spawn(move || run(n))).collect();
         let end = Instant::now() + TIME;
         let mut rounds = 0;
+        let stopping = StopAtEnd(&stop);
         while (Instant::now() < end || rounds < 50) && !threads.iter().any(|t| t.is_finished()) {
             writer(rounds);
             rounds += 1;
         }
-        stop.store(true, Relaxed);
+        drop(stopping);
         assert!(threads.into_iter().all(|t| t.join().is_ok()), "a CPU found something wrong: see above");
     });
 }
@@ -268,35 +269,43 @@ fn r14_moving_a_file_against_faults_at_both_ends() -> Result {
 /// One CPU writes pages that others have read, and tells them how far it has come: they never read the old page again.
 fn copies(machine: &'static Machine, s: &Space, pages: u64, old: impl Fn(u64) -> u64 + Sync) -> Result {
     for _ in 0..6 {
-        let (written, ready) = (AtomicU64::new(0), AtomicU64::new(0));
-        let reader = |_| {
-            let mut cpu = machine.vcpu();
-            cpu.switch_to(s);
+        // Both write every page, each its own word.
+        let written = [AtomicU64::new(0), AtomicU64::new(0)];
+        let (ready, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+        let reader = |cpu: &mut Vcpu| {
             (0..pages).for_each(|i| assert_eq!(cpu.load_u64(page(AT, i)), Ok(old(i))));
             ready.fetch_add(1, Release);
             let mut dice = Dice(3);
-            loop {
-                let before = written.load(Acquire);
+            while !stop.load(Acquire) && written.iter().any(|w| w.load(Acquire) < pages) {
+                let which = dice.roll(2);
+                let before = written[which as usize].load(Acquire);
                 let i = (before + dice.roll(5)).saturating_sub(2).min(pages - 1);
-                let found = cpu.load_u64(page(AT, i)).expect("mapped");
+                let found = cpu.load_u64(VirtAddr(page(AT, i).0 + 8 * which)).expect("mapped");
                 assert!(found == !i || found == old(i), "page {i}: {found:#x}");
                 assert!(i >= before || found == !i, "page {i} was written before, and reads {found:#x}");
-                if before == pages {
-                    return;
-                }
             }
         };
-        together(2, reader, || {
-            let mut cpu = machine.vcpu();
-            cpu.switch_to(s);
-            while ready.load(Acquire) < 2 {
+        let writer = |cpu: &mut Vcpu, which: u64| {
+            while ready.load(Acquire) < 2 && !stop.load(Acquire) {
                 std::thread::yield_now();
             }
             for i in 0..pages {
-                cpu.store_u64(page(AT, i), !i).expect("mapped");
-                written.store(i + 1, Release);
+                cpu.store_u64(VirtAddr(page(AT, i).0 + 8 * which), !i).expect("mapped");
+                written[which as usize].store(i + 1, Release);
             }
-        });
+        };
+        let user = |number| {
+            let mut stopping = Some(StopAtEnd(&stop));
+            let mut cpu = machine.vcpu();
+            cpu.switch_to(s);
+            if number < 2 {
+                reader(&mut cpu)
+            } else {
+                writer(&mut cpu, number % 2)
+            }
+            stopping.take().map(std::mem::forget); // it went well
+        };
+        together(4, user, || ());
         check(s);
         s.discard(AT, pages * PAGE_SIZE)?;
     }
@@ -408,6 +417,9 @@ fn eviction_and_write_back_against_faults_lose_no_write() -> Result {
             |cpu, dice, _| {
                 let i = dice.roll(PAGES);
                 let before = added[i as usize].load(Acquire);
+                if dice.roll(2) == 0 {
+                    cpu.load_u64(page(AT, i)).expect("mapped"); // the write that follows may need no fault
+                }
                 let found = cpu.load_u64(page(read_only, i)).expect("mapped");
                 assert!(found >= before, "page {i} reads {found} after {before} additions");
                 cpu.fetch_add_u64(page(AT, i), 1).expect("mapped");

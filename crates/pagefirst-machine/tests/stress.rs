@@ -152,9 +152,8 @@ fn stress_private_copies() -> Result {
 }
 
 #[test]
-#[ignore = "a copied page is only as long as a table of the format: Frame::copy_from goes by Platform::cells"]
 fn stress_private_copies_on_tiny() -> Result {
-    private_copies::<Tiny>(Config { memory: 1 << 20, ..Config::default() }, 6)
+    private_copies::<Tiny>(Config::default(), 6)
 }
 
 /// Two spaces share a file and take turns on the CPUs; translations stay by tag. Sums of atomic additions through

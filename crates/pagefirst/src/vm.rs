@@ -43,6 +43,9 @@ impl<P: Platform> Default for Local<P> {
     }
 }
 
+/// Turns of waiting for a grace period that does not come, before memory is called out.
+const PATIENCE: u32 = 20_000;
+
 /// The library's state: frames, slabs, epoch. One for a machine, embedded in the platform.
 pub struct Vm<P: Platform> {
     /// The frame allocator.
@@ -161,11 +164,15 @@ impl<P: Platform> Vm<P> {
     /// cached frames. Returns how many frames went back to the allocator. Done before anybody is told `NoMemory`.
     pub fn drain(&'static self, p: &'static P) -> usize {
         crate::sync::held::none(p, "drain");
-        // Three steps bring what was retired past its grace period, if nobody is pinned; what is freed then may retire
-        // what it referred to, so three steps that free nothing end it.
+        // A grace period lasts as long as the longest pinned section, which is short: wait for it, but not for ever.
         let mut idle = 0;
-        while idle < 3 && self.in_limbo(p) > 0 {
-            idle = if self.collect(p, usize::MAX) > 0 { 0 } else { idle + 1 };
+        while idle < PATIENCE && self.in_limbo(p) > 0 {
+            if self.collect(p, usize::MAX) > 0 {
+                idle = 0;
+            } else {
+                idle += 1;
+                p.relax();
+            }
         }
         let tables = crate::table::drain(p);
         let slabs = self.vmas.trim()

@@ -13,7 +13,8 @@ use pagefirst::space::{AddressSpace, Backing, Map, Place, VmaFlags};
 use pagefirst::types::{Access, PAGE_SIZE, Pfn, Prot, VirtAddr};
 use pagefirst_machine::{Config, Found, Machine, MachineFile};
 use std::error::Error;
-use std::sync::atomic::Ordering::Acquire;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
@@ -32,7 +33,7 @@ pub fn machine() -> &'static Machine {
 }
 
 pub fn machine_of<F: Format>() -> &'static Machine<F> {
-    Machine::new(Config { checks: true, memory: 16 << 20, ..Config::default() })
+    Machine::new(Config { checks: true, memory: 16 << 20, cpus: 6, ..Config::default() })
 }
 
 pub fn small_machine(frames: u64) -> &'static Machine {
@@ -233,4 +234,13 @@ pub fn together(users: u64, user: impl Fn(u64) + Sync, here: impl FnOnce()) {
         here();
         assert!(threads.into_iter().all(|t| t.join().is_ok()), "a thread found something wrong: see above");
     });
+}
+
+/// Sets a flag when it goes, so that threads end also when a check here fails.
+pub struct StopAtEnd<'a>(pub &'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Release);
+    }
 }
