@@ -2,6 +2,8 @@
 
 #[path = "conformance_gi/around.rs"]
 mod around;
+#[path = "conformance_gi/between.rs"]
+mod between;
 #[path = "conformance_gi/kinds.rs"]
 mod kinds;
 mod kit;
