@@ -103,6 +103,11 @@ impl Account {
 }
 
 impl<P: Platform> AddressSpace<P> {
+    /// Resident set, in bytes, summed over tables: the entries of leaf tables are not read.
+    pub fn resident_bytes(&self) -> u64 {
+        let (anon, file) = self.page_table().resident();
+        (anon + file) * PAGE_SIZE
+    }
     /// Walks the tables and counts; exact when nothing changes meanwhile.
     pub fn account(&self) -> Account {
         let t = self.tables();

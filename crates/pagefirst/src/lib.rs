@@ -4,7 +4,7 @@
 //! **The page first, the tables after.** A fault first obtains what it will map. Only then does it build the tables
 //! that are missing, of every level, privately, with the entry already in them, and makes the whole chain visible
 //! with one store. So no live table is ever empty (the root excepted); a fault that fails leaves no table behind, and
-//! allocates none; the table that loses its last entry is dead in the same moment.
+//! allocates none unless what fails is the allocation of a table; the table that loses its last entry is dead in the same moment.
 //!
 //! An embedder implements [`Platform`](platform::Platform), gives memory to [`Vm::init`], makes an
 //! [`AddressSpace`](space::AddressSpace), maps into it, and passes page faults to

@@ -9,12 +9,12 @@ use super::{Checked, Placement, Tables};
 use indicatif::ProgressBar;
 use pagefirst::Held;
 use pagefirst::account::Account;
-use pagefirst::fault::Signal;
+use pagefirst::fault::{FaultError, Signal};
 use pagefirst::file::FileCache;
 use pagefirst::mem::Shared;
 use pagefirst::policy::{Policy, TablePolicy};
 use pagefirst::space::{
-    AddressSpace, Backing as Shows, Map as Mapping, MapError, Place as At, RemapTo, VmaFlags,
+    AddressSpace, Backing as Shows, Map as Mapping, MapError, Place as At, RemapTo, Unpopulated, VmaFlags,
 };
 use pagefirst::types::{Access as Do, NoMemory, PAGE_SIZE, Prot as Rights, VirtAddr};
 use pagefirst_machine::{Config, Counts, Machine, MachineFile, Trap, Vcpu};
@@ -193,9 +193,9 @@ impl Engine {
 
     /// Resident set and tables only grow between calls: looked at before each call and at the end, the peaks are exact.
     fn sample(&mut self) {
-        let account = self.space.account();
-        self.run.peak_tables = self.run.peak_tables.max(account.tables_bytes());
-        self.run.peak_resident = self.run.peak_resident.max(account.resident_bytes());
+        let tables: u64 = self.space.page_table().table_bytes().iter().sum();
+        self.run.peak_tables = self.run.peak_tables.max(tables);
+        self.run.peak_resident = self.run.peak_resident.max(self.space.resident_bytes());
     }
 
     fn call(&mut self, event: Event) -> Result<(), NoMemory> {
@@ -209,16 +209,20 @@ impl Engine {
             Event::FileSize { file, size } => {
                 if let Some(file) = self.files.get(&file) {
                     // Refused only while pages beyond an earlier end are mapped: the file keeps its size then.
-                    let _ = file.set_size(self.machine, size);
+                    file.set_size(self.machine, size)
+                        .map_err(|_| Failed::Unknown("growth over pages still mapped"))
+                } else {
+                    Ok(())
                 }
-                Ok(())
             }
             Event::ThreadStart { .. }
             | Event::ThreadExit { .. }
             | Event::Stray { .. }
             | Event::Touch { .. } => Ok(()),
             call => {
-                self.sample();
+                if !matches!(call, Event::Protect { .. }) {
+                    self.sample();
+                }
                 self.run.calls += 1;
                 self.perform(call)
             }
@@ -324,6 +328,9 @@ impl Engine {
             place: start.map_or(At::Anywhere, fixed),
             populate: map.populate,
         })?;
+        if let Some(Unpopulated { why: FaultError::NoMemory, .. }) = mapped.unpopulated {
+            return Err(Failed::Map(MapError::NoMemory));
+        }
         if !matches!(map.place, Place::At(_)) {
             let start = mapped.range.start.0;
             self.born(map.id, if map.grows_down { start + map.len - map.reserve } else { start });
@@ -338,7 +345,9 @@ fn warm(machine: &'static Machine, file: &File, offset: u64, len: u64) {
     let mut at = offset;
     while at < end {
         // What cannot be had now will be asked for by a fault.
-        let _ = file.read_at(machine, at, &mut [0]);
+        if file.read_at(machine, at, &mut [0]).is_err() {
+            return;
+        }
         at += PAGE_SIZE;
     }
 }

@@ -65,8 +65,8 @@ pub struct ReplayArgs {
     /// On how many CPUs the recorded threads run
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub cpus: u16,
-    /// The machine's memory
-    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = parse_size)]
+    /// The machine's memory, from 64K to 8T
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = parse_memory)]
     pub memory: u64,
     /// Let the machine check the library while it runs it
     #[arg(long)]
@@ -77,7 +77,7 @@ pub struct ReplayArgs {
 }
 
 fn parse_size(text: &str) -> Result<u64, String> {
-    let wrong = || format!("{text:?} is not a size: a number, and K, M, G or nothing behind it");
+    let wrong = || format!("{text:?} is not a size: a number above 0, and K, M, G, T or nothing behind it");
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: u64 = digits.parse().map_err(|_| wrong())?;
     let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
@@ -85,10 +85,17 @@ fn parse_size(text: &str) -> Result<u64, String> {
         "K" | "KB" | "KIB" => 10,
         "M" | "MB" | "MIB" => 20,
         "G" | "GB" | "GIB" => 30,
+        "T" | "TB" | "TIB" => 40,
         _ => return Err(wrong()),
     };
     let bytes = number.checked_shl(shift).filter(|b| b >> shift == number).ok_or_else(wrong)?;
     if bytes == 0 { Err(wrong()) } else { Ok(bytes) }
+}
+
+fn parse_memory(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text)?;
+    let fits = (64 << 10..=8 << 40).contains(&bytes);
+    if fits { Ok(bytes) } else { Err(format!("{text:?} is not from 64K to 8T")) }
 }
 
 fn parse_window(text: &str) -> Result<u64, String> {
@@ -97,11 +104,16 @@ fn parse_window(text: &str) -> Result<u64, String> {
     if fits { Ok(bytes) } else { Err(format!("{text:?} is not a power of two from 4K to 2M")) }
 }
 
+/// The most bytes of a recording that are read, compressed.
+const LARGEST: u64 = 1 << 30;
+
 /// Why a recording was not replayed.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("{name}: {source}")]
     Open { name: String, source: std::io::Error },
+    #[error("{name}: larger than {LARGEST} bytes, the most a recording may have")]
+    TooLarge { name: String },
     #[error("{name}: {source}")]
     Format { name: String, source: FormatError },
     #[error("{name}: {unexplained} of {touches} touches are unexplained: nothing that is mapped allows them")]
@@ -136,8 +148,12 @@ fn read(args: &ReplayArgs) -> Result<Checked, Error> {
         Some(b) => b.bytes.to_vec(),
         None => {
             let mut bytes = Vec::new();
-            let read = std::fs::File::open(&args.file).and_then(|mut f| f.read_to_end(&mut bytes));
+            let file = std::fs::File::open(&args.file);
+            let read = file.and_then(|f| f.take(LARGEST + 1).read_to_end(&mut bytes));
             read.map_err(|source| Error::Open { name: name.clone(), source })?;
+            if bytes.len() as u64 > LARGEST {
+                return Err(Error::TooLarge { name });
+            }
             bytes
         }
     };
@@ -161,8 +177,16 @@ fn read(args: &ReplayArgs) -> Result<Checked, Error> {
 pub fn run(args: ReplayArgs) -> ExitCode {
     match replay(&args) {
         Ok(text) => {
-            print!("{text}");
-            ExitCode::SUCCESS
+            use std::io::Write;
+            match std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush()) {
+                // Whoever read it has read enough.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("pagefirst: standard output: {error}");
+                    ExitCode::FAILURE
+                }
+                Ok(()) => ExitCode::SUCCESS,
+            }
         }
         Err(error) => {
             eprintln!("pagefirst: {error}");
@@ -221,6 +245,8 @@ mod tests {
         assert_eq!(parse_size("64K"), Ok(64 << 10));
         assert_eq!(parse_size("4G"), Ok(4 << 30));
         assert_eq!(parse_size("123"), Ok(123));
+        assert_eq!(parse_memory("1T"), Ok(1 << 40));
+        assert!(parse_memory("4K").is_err() && parse_memory("9T").is_err());
         for wrong in ["", "K", "12X", "-1", "0", "99999999999G"] {
             assert!(parse_size(wrong).is_err(), "{wrong:?}");
         }

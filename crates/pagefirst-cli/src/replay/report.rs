@@ -2,6 +2,7 @@
 
 use super::engine::Run;
 use super::{Checked, ReplayArgs};
+use pagefirst_record::LossKind;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -62,6 +63,12 @@ impl Comparison<'_> {
         for (what, a, b) in self.rows() {
             writeln!(out, "{what:<34}{:>14}{:>14}{:>9}", thousands(a), thousands(b), ratio(a, b))?;
         }
+        if (a.peak_tables, a.account.table_bytes) == (b.peak_tables, b.account.table_bytes) {
+            writeln!(
+                out,
+                "Every table got a page, so both ways came to the same; they differ where faults fail or pages go."
+            )?;
+        }
         writeln!(out)?;
         match r.native() {
             Some(n) => writeln!(
@@ -89,12 +96,17 @@ impl Comparison<'_> {
             }
         }
         for loss in &r.trailer.losses {
-            writeln!(out, "not in the recording: {:?} {} ({} times)", loss.kind, loss.name, loss.count)?;
+            let what = match loss.kind {
+                LossKind::Fork => "what a child process did",
+                LossKind::Exec => "what the program it became did:",
+                LossKind::Cut => "what came after the emulator was cut off",
+            };
+            writeln!(out, "not in the recording: {what} {} ({} times)", loss.name, loss.count)?;
         }
         for run in [a, b] {
             writeln!(
                 out,
-                "left after exit, tables {}: {} frames, {} tables, {} slab objects",
+                "left after exit, tables {}: {} frames besides the zero page, {} tables, {} slab objects",
                 name(run),
                 run.left.frames - ZERO_PAGE,
                 run.left.tables,
@@ -162,6 +174,7 @@ fn run(run: &Run) -> Value {
         "touches": run.touches,
         "calls": run.calls,
         "calls_failed": run.failed,
+        "first_failed": run.first_failed,
         "sigsegv": run.refused.0,
         "sigbus": run.refused.1,
         "faults": {

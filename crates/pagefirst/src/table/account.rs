@@ -47,6 +47,24 @@ impl<P: Platform> PageTable<P> {
     }
 }
 
+impl<P: Platform> PageTable<P> {
+    /// Entries of anonymous and of file pages, summed over the tables' records.
+    pub(crate) fn resident(&self) -> (u64, u64) {
+        resident(self.root(&Pin::new(self.p)))
+    }
+}
+
+fn resident<P: Platform>(table: Table<'_, P>) -> (u64, u64) {
+    let mut sum = table.record().resident();
+    if table.level() > 0 {
+        for child in (0..P::Format::ENTRIES).filter_map(|i| table.child(table.entry(i))) {
+            let (anon, file) = resident(child);
+            sum = (sum.0 + anon, sum.1 + file);
+        }
+    }
+    sum
+}
+
 fn visit<P: Platform>(table: Table<'_, P>, sum: &mut Tables) {
     let record = table.record();
     if record.is_dead() {
