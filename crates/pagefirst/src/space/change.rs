@@ -90,7 +90,7 @@ impl<'a, P: Platform> Change<'a, P> {
     fn remove(&mut self, range: VirtRange, state: &mut State<P>) -> Result<(), MapError> {
         let p = self.space.p;
         state.reserve.refill(p, &self.next, 0)?;
-        self.next.replace(p, range, None, &mut state.reserve);
+        self.next.replace(range, None, &mut state.reserve);
         Ok(())
     }
 
@@ -101,7 +101,7 @@ impl<'a, P: Platform> Change<'a, P> {
         let slot = p.vm().or_drain(p, || p.vm().vmas.reserve())?;
         let vma = slot.fill(piece);
         state.reserve.refill(p, &self.next, 1)?;
-        self.next.replace(p, range, Some(vma), &mut state.reserve);
+        self.next.replace(range, Some(vma), &mut state.reserve);
         Ok(())
     }
 
@@ -177,7 +177,7 @@ impl<P: Platform> Ready<'_, P> {
                 let again = Vma::new(p.vm().new_id(), vma.range, vma.prot, vma.flags, vma.backing.clone());
                 let slot = p.vm().or_drain(p, || p.vm().vmas.reserve())?;
                 reserve.refill(p, &tree, 1)?;
-                tree.replace(p, vma.range, Some(slot.fill(again)), &mut reserve);
+                tree.replace(vma.range, Some(slot.fill(again)), &mut reserve);
             }
         }
         Ok(tree)

@@ -244,7 +244,6 @@ impl<P: Platform> VmaTree<P> {
     /// When the reserve was not filled for this tree and this many VMAs: never half-way, never for want of memory.
     pub fn replace(
         &self,
-        _p: &'static P,
         range: VirtRange,
         new: impl IntoIterator<Item = Mapping<P>>,
         reserve: &mut TreeReserve<P>,
