@@ -10,6 +10,7 @@ mod licence;
 mod metadata;
 mod models;
 mod no_alloc;
+mod oracle;
 mod rust_source;
 
 use std::process::ExitCode;
@@ -30,6 +31,7 @@ Usage: cargo xtask TASK
   test [ARGS]            every test, documentation included; ARGS go to `cargo test`
   no-alloc               prove that the library links neither std nor alloc
   models [FILTER]        the loom models, and each planted mistake that they must catch
+  oracle --minutes N     random sequences at fresh seeds against the oracle of the tests, for so long
   conformance [--check]  write docs/conformance.md from the names of the tests, or check it
   deps                   docs/dependencies.md is complete and true, and every licence one we can use";
 
@@ -56,6 +58,7 @@ fn run(args: &[String]) -> Result {
         ("no-alloc", []) => no_alloc::run(),
         ("models", []) => models::run(None),
         ("models", [filter]) => models::run(Some(filter)),
+        ("oracle", ["--minutes", minutes]) => oracle::run(minutes),
         ("conformance", []) => conformance::write(),
         ("conformance", ["--check"]) => conformance::check(),
         ("deps", []) => deps::run(),

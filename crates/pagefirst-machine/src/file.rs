@@ -34,10 +34,17 @@ struct Inner {
 }
 
 enum Body {
-    /// What `unwritten` says at an offset, except for pages that were stored.
-    Memory { stored: Mutex<BTreeMap<u64, Vec<u8>>>, unwritten: Box<dyn Fn(u64) -> u8 + Send + Sync> },
+    /// What `unwritten` says at an offset, except for pages that were stored, and zero from the smallest size on that
+    /// the file was cut to.
+    Memory { stored: Mutex<Stored>, unwritten: Box<dyn Fn(u64) -> u8 + Send + Sync> },
     /// A file of the host.
     Host(std::fs::File),
+}
+
+/// What a file in memory was told to keep.
+struct Stored {
+    pages: BTreeMap<u64, Vec<u8>>,
+    cut: u64,
 }
 
 impl MachineFile {
@@ -56,7 +63,8 @@ impl MachineFile {
 
     /// In memory, with this function's value at each offset until written. It does not track writes.
     pub fn pattern(unwritten: impl Fn(u64) -> u8 + Send + Sync + 'static) -> Self {
-        Self::new(Body::Memory { stored: Mutex::default(), unwritten: Box::new(unwritten) }, false)
+        let stored = Mutex::new(Stored { pages: BTreeMap::new(), cut: u64::MAX });
+        Self::new(Body::Memory { stored, unwritten: Box::new(unwritten) }, false)
     }
 
     /// In memory, with these contents and zeros after them. It does not track writes.
@@ -103,8 +111,29 @@ impl MachineFile {
     /// What was stored for this page; empty for a page never stored, and for a file of the host.
     pub fn stored(&self, index: u64) -> Vec<u8> {
         match &self.0.body {
-            Body::Memory { stored, .. } => stored.lock().get(&index).cloned().unwrap_or_default(),
+            Body::Memory { stored, .. } => stored.lock().pages.get(&index).cloned().unwrap_or_default(),
             Body::Host(_) => Vec::new(),
+        }
+    }
+
+    /// Forgets what is stored from `size` on: it reads as zero when the file grows again.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn truncate(&self, size: u64) -> std::io::Result<()> {
+        match &self.0.body {
+            Body::Memory { stored, .. } => {
+                let mut stored = stored.lock();
+                stored.cut = stored.cut.min(size);
+                stored.pages.retain(|index, _| index * PAGE_SIZE < size);
+                if let Some(mut last) = stored.pages.last_entry() {
+                    let below = size.saturating_sub(last.key() * PAGE_SIZE).min(PAGE_SIZE);
+                    last.get_mut().truncate(below as usize);
+                }
+                Ok(())
+            }
+            Body::Host(file) if file.metadata()?.len() > size => file.set_len(size),
+            Body::Host(_) => Ok(()),
         }
     }
 }
@@ -139,10 +168,13 @@ impl File for MachineFile {
         let start = index * PAGE_SIZE;
         match &self.0.body {
             Body::Memory { stored, unwritten } => {
-                let known = stored.lock().get(&index).cloned().unwrap_or_default();
+                let (known, cut) = {
+                    let stored = stored.lock();
+                    (stored.pages.get(&index).cloned().unwrap_or_default(), stored.cut)
+                };
                 let n = known.len().min(page.len());
                 page[..n].copy_from_slice(&known[..n]);
-                for (at, byte) in (start..).zip(page.iter_mut()).skip(n) {
+                for (at, byte) in (start..cut).zip(page.iter_mut()).skip(n) {
                     *byte = unwritten(at);
                 }
                 Io::Ready
@@ -166,7 +198,7 @@ impl File for MachineFile {
         self.0.writes.fetch_add(1, Relaxed);
         match &self.0.body {
             Body::Memory { stored, .. } => {
-                stored.lock().insert(index, bytes.to_vec());
+                stored.lock().pages.insert(index, bytes.to_vec());
                 Ok(())
             }
             Body::Host(file) => file.write_all_at(bytes, index * PAGE_SIZE).map_err(|_| IoError),

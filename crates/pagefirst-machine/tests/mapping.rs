@@ -4,8 +4,6 @@
 mod kit;
 #[path = "mapping/limits.rs"]
 mod limits;
-#[path = "mapping/random.rs"]
-mod random;
 #[path = "mapping/remap.rs"]
 mod remap;
 

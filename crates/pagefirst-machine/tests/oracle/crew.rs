@@ -1,0 +1,71 @@
+//! Up to four CPUs, each a thread, of which one at a time is at work: so steps are in a total order, and yet each CPU
+//! has its own translations, caches and epoch.
+
+use pagefirst_machine::{Machine, Vcpu};
+use std::sync::mpsc::{Sender, channel, sync_channel};
+use std::thread::JoinHandle;
+
+type Job = Box<dyn FnOnce(&mut Vcpu) + Send>;
+
+struct Worker {
+    jobs: Sender<Job>,
+    thread: JoinHandle<()>,
+}
+
+pub struct Crew {
+    machine: &'static Machine,
+    /// CPU 0 is this thread.
+    here: Vcpu,
+    others: Vec<Worker>,
+}
+
+impl Crew {
+    pub fn new(machine: &'static Machine, cpus: usize) -> Crew {
+        let here = machine.vcpu();
+        let worker = |_| {
+            let (jobs, queue) = channel::<Job>();
+            let work = move || {
+                let mut cpu = machine.vcpu();
+                queue.into_iter().for_each(|job| job(&mut cpu));
+            };
+            Worker { jobs, thread: std::thread::spawn(work) }
+        };
+        Crew { machine, here, others: (1..cpus).map(worker).collect() }
+    }
+
+    /// Runs `job` on one of the CPUs, while the others rest. Its panic becomes one here.
+    pub fn on<T: Send + 'static>(
+        &mut self,
+        cpu: usize,
+        job: impl FnOnce(&mut Vcpu) -> T + Send + 'static,
+    ) -> T {
+        let Some(at) = cpu.checked_sub(1) else { return job(&mut self.here) };
+        let (send, receive) = sync_channel(1);
+        let job = move |cpu: &mut Vcpu| {
+            // The other side waits for it.
+            let _ = send.send(job(cpu));
+        };
+        let sent = self.others[at].jobs.send(Box::new(job)).is_ok();
+        match receive.recv() {
+            Ok(done) if sent => done,
+            _ => match self.others.swap_remove(at).thread.join() {
+                Err(panic) => std::panic::resume_unwind(panic),
+                Ok(()) => unreachable!("a CPU that left its work"),
+            },
+        }
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Whatever a CPU waits for will not come.
+            self.machine.give_up();
+        }
+        for Worker { jobs, thread } in self.others.drain(..) {
+            drop(jobs);
+            let joined = thread.join();
+            assert!(joined.is_ok() || std::thread::panicking(), "a CPU ended with a panic");
+        }
+    }
+}

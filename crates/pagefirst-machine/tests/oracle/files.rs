@@ -1,0 +1,80 @@
+//! Files as the oracle sees them: their bytes, and which of their pages are in memory.
+
+use pagefirst::types::PAGE_SIZE;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The bytes of a page; copied when one of several owners writes.
+pub type Bytes = Arc<[u8; PAGE_SIZE as usize]>;
+
+/// The byte that file `id` holds at `at` until it is written or cut off: never 0, different for neighbours, in the
+/// page and between pages.
+pub fn mark(id: usize, at: u64) -> u8 {
+    ((at / PAGE_SIZE * 31 + at % PAGE_SIZE * 7 + id as u64 * 101) % 251 + 1) as u8
+}
+
+pub fn zeros() -> Bytes {
+    Arc::new([0; PAGE_SIZE as usize])
+}
+
+pub fn pages_of(size: u64) -> u64 {
+    size.div_ceil(PAGE_SIZE)
+}
+
+pub struct File {
+    id: usize,
+    pub size: u64,
+    /// From here on there are no marks: the file had this size once.
+    marked: u64,
+    /// Pages whose bytes are not marks alone.
+    changed: BTreeMap<u64, Bytes>,
+    /// The pages in memory, and whether they are to be stored before they may go.
+    pub cached: BTreeMap<u64, bool>,
+    /// Shared pages are mapped read-only until they are written.
+    pub tracks: bool,
+}
+
+impl File {
+    pub fn new(id: usize, size: u64, tracks: bool) -> File {
+        File { id, size, marked: size, changed: BTreeMap::new(), cached: BTreeMap::new(), tracks }
+    }
+    pub fn pages(&self) -> u64 {
+        pages_of(self.size)
+    }
+    /// The bytes of a page.
+    pub fn bytes(&self, index: u64) -> Bytes {
+        if let Some(bytes) = self.changed.get(&index) {
+            return bytes.clone();
+        }
+        let mut bytes = [0; PAGE_SIZE as usize];
+        for (at, byte) in (index * PAGE_SIZE..self.marked).zip(&mut bytes) {
+            *byte = mark(self.id, at);
+        }
+        Arc::new(bytes)
+    }
+    /// Bytes below the end, in one page.
+    pub fn write(&mut self, at: u64, from: &[u8]) {
+        let (index, place) = (at / PAGE_SIZE, (at % PAGE_SIZE) as usize);
+        let mut bytes = self.bytes(index);
+        Arc::make_mut(&mut bytes)[place..place + from.len()].copy_from_slice(from);
+        self.changed.insert(index, bytes);
+        self.cached.insert(index, true);
+    }
+    /// Reads a page in, if it is not in memory.
+    pub fn fetch(&mut self, index: u64) {
+        self.cached.entry(index).or_insert(false);
+    }
+    /// Gives the file another size; none of its pages beyond it is mapped.
+    pub fn resize(&mut self, size: u64) {
+        let last = size / PAGE_SIZE;
+        if size < self.size {
+            let mut bytes = self.bytes(last);
+            Arc::make_mut(&mut bytes)[(size % PAGE_SIZE) as usize..].fill(0);
+            self.changed.retain(|index, _| *index < last);
+            self.changed.insert(last, bytes);
+            self.cached.retain(|index, _| *index < pages_of(size));
+            self.marked = self.marked.min(size);
+        }
+        self.size = size;
+    }
+}

@@ -1,0 +1,117 @@
+//! Runs cases from a seed that is printed, and shrinks the one that fails.
+
+use proptest::prelude::*;
+use proptest::test_runner::{FileFailurePersistence, RngAlgorithm, TestError, TestRng, TestRunner};
+use std::cell::Cell;
+use std::error::Error;
+use std::fmt::Debug;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::panic;
+use std::str::FromStr;
+use std::sync::Once;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+pub type End = Result<(), Box<dyn Error>>;
+
+fn variable<T: FromStr>(name: &str) -> Result<Option<T>, Box<dyn Error>>
+where
+    T::Err: Error + 'static,
+{
+    std::env::var(name).ok().map(|text| text.parse().map_err(Into::into)).transpose()
+}
+
+/// Tests at work: a panic in a case is printed once, with the shrunk case, and not each time one is tried.
+static AT_WORK: AtomicU64 = AtomicU64::new(0);
+
+struct Quiet;
+
+impl Quiet {
+    fn new() -> Quiet {
+        static HOOK: Once = Once::new();
+        HOOK.call_once(|| {
+            let usual = panic::take_hook();
+            panic::set_hook(Box::new(move |info| {
+                if AT_WORK.load(Relaxed) == 0 {
+                    usual(info);
+                }
+            }));
+        });
+        AT_WORK.fetch_add(1, Relaxed);
+        Quiet
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        AT_WORK.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Runs `cases` cases of a seed, or seeds for so many minutes as were asked for. `case` says how many steps it made.
+pub fn run<S: Strategy>(
+    name: &'static str,
+    cases: u32,
+    strategy: &S,
+    case: impl Fn(S::Value) -> Result<usize, TestCaseError>,
+) -> End
+where
+    S::Value: Debug,
+{
+    let cases = variable("PAGEFIRST_CASES")?.unwrap_or(cases);
+    let asked = variable("PAGEFIRST_SEED")?;
+    let time = Duration::from_secs_f64(variable::<f64>("PAGEFIRST_MINUTES")?.unwrap_or(0.0) * 60.0);
+    let start = Instant::now();
+    let (mut all, mut steps) = (0, 0);
+    loop {
+        let seed: u64 = asked.unwrap_or_else(|| RandomState::new().build_hasher().finish());
+        steps += run_seed(name, cases, seed, strategy, &case)?;
+        all += cases;
+        let seconds = start.elapsed().as_secs();
+        println!("{name}: PAGEFIRST_SEED={seed} passed; {all} cases, {steps} steps in {seconds} s");
+        if asked.is_some() || start.elapsed() >= time {
+            return Ok(());
+        }
+    }
+}
+
+fn run_seed<S: Strategy>(
+    name: &'static str,
+    cases: u32,
+    seed: u64,
+    strategy: &S,
+    case: &impl Fn(S::Value) -> Result<usize, TestCaseError>,
+) -> Result<u64, Box<dyn Error>>
+where
+    S::Value: Debug,
+{
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let config = ProptestConfig {
+        cases,
+        max_shrink_iters: 1500,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
+            "proptest-regressions/oracle.txt",
+        ))),
+        test_name: Some(name),
+        ..ProptestConfig::default()
+    };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    let steps = Cell::new(0);
+    let outcome = {
+        let _quiet = Quiet::new();
+        runner.run(strategy, |value| {
+            steps.set(steps.get() + case(value)? as u64);
+            Ok(())
+        })
+    };
+    let (why, value) = match outcome {
+        Ok(()) => return Ok(steps.get()),
+        Err(TestError::Fail(why, value)) => (why, format!("{value:#?}")),
+        Err(TestError::Abort(why)) => (why, String::new()),
+    };
+    eprintln!("{name}: PAGEFIRST_SEED={seed} PAGEFIRST_CASES={cases} fails: {why}\n{value}");
+    Err(format!("rerun with PAGEFIRST_SEED={seed} PAGEFIRST_CASES={cases} cargo test --test oracle {name}")
+        .into())
+}
