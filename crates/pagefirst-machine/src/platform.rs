@@ -93,13 +93,9 @@ unsafe impl<F: Format> Platform for Machine<F> {
         self.cpus[me].counters.shootdown(ipis);
     }
 
-    fn sync_local(&'static self, addr: VirtAddr, _tables: bool) {
+    fn sync_local(&'static self, tag: u64, addr: VirtAddr, _tables: bool) {
         // x86: nothing for not-present to present; what this CPU translated read-only went with its fault.
-        let cpu = &self.cpus[self.this_cpu()];
-        let tag = cpu.tag.load(Relaxed);
-        if tag != 0 {
-            cpu.tlb.lock().drop_page(tag, addr.0 >> PAGE_SHIFT);
-        }
+        self.cpus[self.this_cpu()].tlb.lock().drop_page(tag, addr.0 >> PAGE_SHIFT);
     }
 
     #[inline]

@@ -108,6 +108,7 @@ fn x07_who_lost_the_race_drops_what_its_cpu_remembers() -> Result {
     let synced = |steps: &[Step]| -> Vec<Step> {
         steps.iter().filter(|s| matches!(s, Step::Sync { .. })).copied().collect()
     };
+    let tag = s.page_table().tag();
     // Lost to a write that came between; then an access that finds the page there already. Both, and the access that
     // maps, drop what is remembered of the address; of all levels, if a table appeared.
     let meanwhile = s.clone();
@@ -117,11 +118,11 @@ fn x07_who_lost_the_race_drops_what_its_cpu_remembers() -> Result {
     });
     assert_eq!(fault(&s, BASE, Access::Write), "spurious");
     assert!(stage.is_done());
-    assert_eq!(synced(&stage.steps()), [Step::Sync { addr: BASE, tables: true }]);
+    assert_eq!(synced(&stage.steps()), [Step::Sync { tag, addr: BASE, tables: true }]);
     assert_eq!(fault(&s, BASE, Access::Read), "spurious");
-    assert_eq!(synced(&stage.steps()), [Step::Sync { addr: BASE, tables: true }]);
+    assert_eq!(synced(&stage.steps()), [Step::Sync { tag, addr: BASE, tables: true }]);
     assert_eq!(fault(&s, page(BASE, 1), Access::Read), "mapped");
-    assert_eq!(synced(&stage.steps()), [Step::Sync { addr: page(BASE, 1), tables: false }]);
+    assert_eq!(synced(&stage.steps()), [Step::Sync { tag, addr: page(BASE, 1), tables: false }]);
     Ok(())
 }
 

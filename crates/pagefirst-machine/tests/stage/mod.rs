@@ -44,7 +44,7 @@ pub enum Step {
     /// A flush.
     Flush { range: VirtRange, tables: bool },
     /// What this CPU needs before it tries again.
-    Sync { addr: VirtAddr, tables: bool },
+    Sync { tag: u64, addr: VirtAddr, tables: bool },
     /// It spins.
     Relax,
     /// It looks at a frame's metadata.
@@ -337,8 +337,8 @@ unsafe impl Platform for Stage {
     fn shootdown(&'static self, flush: &Flush<'_>) {
         self.step(Step::Flush { range: flush.range, tables: flush.tables });
     }
-    fn sync_local(&'static self, addr: VirtAddr, tables: bool) {
-        self.step(Step::Sync { addr, tables });
+    fn sync_local(&'static self, tag: u64, addr: VirtAddr, tables: bool) {
+        self.step(Step::Sync { tag, addr, tables });
     }
     fn relax(&'static self) {
         let turns = self.turns.fetch_add(1, Relaxed);

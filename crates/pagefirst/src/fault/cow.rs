@@ -63,8 +63,8 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         fence(SeqCst);
         let alone = table.cpus().is_only(p.cpu());
         if alone {
-            // This CPU's own stale translation goes before another thread can run here.
-            p.sync_local(va, false);
+            // This CPU's own stale translation goes before another thread can run here, in this space or, by tag, out of it.
+            p.sync_local(table.tag(), va, false);
             slot.widen(Attrs::WRITE | Attrs::DIRTY);
             table.end_unflushed();
         } else {

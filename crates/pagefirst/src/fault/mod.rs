@@ -65,13 +65,13 @@ impl<P: Platform> AddressSpace<P> {
                 }
             }
         };
-        let tables = hand.published;
+        let (tables, tag) = (hand.published, self.page_table().tag());
         drop(hand); // flushes what is to be flushed, returns what is not used
         match &outcome {
-            Outcome::Mapped { .. } => self.platform().sync_local(addr, tables),
+            Outcome::Mapped { .. } => self.platform().sync_local(tag, addr, tables),
             Outcome::Spurious => {
                 self.failures.spurious.fetch_add(1, Relaxed);
-                self.platform().sync_local(addr, true);
+                self.platform().sync_local(tag, addr, true);
             }
             Outcome::Blocked(_) => {
                 self.failures.blocked.fetch_add(1, Relaxed);

@@ -94,7 +94,6 @@ impl FaultError {
 }
 
 /// What a blocked fault waits for. Holds nothing but a reference to it.
-#[derive(Debug)]
 pub struct Ticket<'a, P: Platform>(pub(super) For<'a, P>);
 
 pub(super) enum For<'a, P: Platform> {
@@ -111,6 +110,12 @@ impl<P: Platform> Ticket<'_, P> {
             For::Writer(space, turn) => space.turn() != *turn,
             For::Page(page) => !page.meta().flags().contains(FrameFlags::FILLING),
         }
+    }
+}
+
+impl<P: Platform> core::fmt::Debug for Ticket<'_, P> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        self.0.fmt(f)
     }
 }
 

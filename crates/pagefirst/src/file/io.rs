@@ -1,11 +1,11 @@
 //! Reading and writing files through the cache, write-back, and dropping what nobody uses.
 
+use super::File as _;
 use super::cache::{FileCache, LOOKED_AT, Lookup, Outs, pages_of};
 use super::error::{IoError, ReadError, SizeError, WriteBackError, WriteError};
 use super::index::{LAST_INDEX, Nodes, Short};
 use super::size::Left;
-use super::{File as _, bytes};
-use crate::frame::{Frame, FrameFlags};
+use crate::frame::{Frame, FrameFlags, bytes};
 use crate::platform::Platform;
 use crate::sync::atomic::{Relaxed, Release};
 use crate::sync::epoch::Pin;

@@ -28,7 +28,6 @@
 //!
 //! Pages are single frames yet. Dropped pages that hardware reported as bad are freed like others.
 
-mod bytes;
 mod cache;
 mod error;
 mod fill;

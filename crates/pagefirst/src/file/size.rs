@@ -4,11 +4,10 @@
 //! file. Pages that are mapped beyond the end keep their mappings: to take those away through the reverse map is
 //! truncation's work, to come; until then such a page refuses the growth that would make it valid again.
 
-use super::bytes;
 use super::cache::{FileCache, LOOKED_AT, Outs, pages_of};
 use super::error::SizeError;
 use super::index::{LAST_INDEX, Writer};
-use crate::frame::{FrameFlags, words};
+use crate::frame::{FrameFlags, bytes, words};
 use crate::platform::Platform;
 use crate::sync::atomic::{Relaxed, Release};
 use crate::sync::epoch::Pin;

@@ -102,7 +102,7 @@ unsafe impl Platform for Machine {
         NonNull::from(self.cells(pfn)).cast()
     }
     fn shootdown(&'static self, _: &Flush<'_>) {}
-    fn sync_local(&'static self, _: VirtAddr, _: bool) {}
+    fn sync_local(&'static self, _: u64, _: VirtAddr, _: bool) {}
     fn relax(&'static self) {
         std::thread::yield_now();
     }

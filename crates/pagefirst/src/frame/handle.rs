@@ -7,7 +7,8 @@ use crate::types::{NoMemory, PAGE_SIZE, Pfn};
 use core::fmt;
 use core::mem::ManuallyDrop;
 
-const WORDS: usize = PAGE_SIZE as usize / 8;
+/// 64-bit words in a frame.
+pub(crate) const WORDS: usize = PAGE_SIZE as usize / 8;
 
 /// The contents of a frame that the caller holds a reference to, for pages that others may use at the same time.
 pub(crate) fn words<P: Platform>(p: &'static P, pfn: Pfn) -> &'static [plain::AtomicU64; WORDS] {

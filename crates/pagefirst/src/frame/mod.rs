@@ -8,12 +8,13 @@
 //! A frame in a cache or in the allocator has no reference; [`Note::FrameFreed`] marks that moment.
 
 mod buddy;
+pub(crate) mod bytes;
 mod handle;
 mod meta;
 
 pub use buddy::{Frames, MAX_ORDER, Region};
 pub use handle::Frame;
-pub(crate) use handle::words;
+pub(crate) use handle::{WORDS, words};
 pub use meta::{Counts, FrameFlags, FrameMeta};
 
 use crate::platform::{Note, Platform};

@@ -9,6 +9,8 @@
 //! | fault | the table's lock | sees `retired` under the table's lock, or its entry is found by the zap | may refill |
 //! | mapping call | | the writer lock | both zap; idempotent |
 //! | DontNeed | | | idempotent |
+//!
+//! User copies (`user`) are neither: they use entries that are there, and go by their table's lock alone.
 
 mod advise;
 mod brk;
@@ -20,6 +22,7 @@ mod remap;
 mod stack;
 mod tree;
 mod unmap;
+mod user;
 mod vma;
 mod zap;
 
@@ -28,6 +31,7 @@ pub use map::{Map, Mapped, Place};
 pub use remap::RemapTo;
 pub(crate) use stack::Grown;
 pub use tree::TreeNode;
+pub use user::{Stopped, Why};
 pub use vma::{Backing, Vma, VmaFlags};
 
 use crate::account::Failures;

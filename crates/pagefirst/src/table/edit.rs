@@ -1,9 +1,14 @@
-//! Changes to one entry that is there: widen it, or put another page in its place.
+//! Changes to one entry that is there: widen it, put another page in its place, use it as the MMU would.
 
+use super::PageTable;
 use super::record::FaultKind;
-use super::slot::{Locked, Seen, Slot};
+use super::slot::{Locked, Seen, Slot, Walk};
 use crate::arch::{Attrs, Format};
+use crate::frame::{WORDS, words};
 use crate::platform::Platform;
+use crate::sync::atomic::plain::AtomicU64;
+use crate::sync::epoch::Pin;
+use crate::types::{Access, PAGE_SHIFT, VirtAddr};
 
 /// The slot is not what was seen any more, or what the change rests on is going away: look again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,5 +55,43 @@ impl<P: Platform> Slot<'_, P, Locked<'_, P>> {
     /// Counts a fault of this kind in the table's record.
     pub(crate) fn tally(&self, kind: FaultKind) {
         self.state.0.tally(kind, 1);
+    }
+}
+
+impl<P: Platform> PageTable<P> {
+    /// Does to the page at `va` what an MMU does that has just read its entry: if the entry allows a load, or a store,
+    /// `f` gets the page's contents, under the lock of the table that holds the entry, and the entry is marked. `None`
+    /// where the MMU would fault.
+    ///
+    /// The mapping's own reference keeps the page: it is not given back before the entry is taken out under this lock.
+    pub(crate) fn access<R>(
+        &self,
+        pin: &Pin<P>,
+        va: VirtAddr,
+        access: Access,
+        f: impl FnOnce(&[AtomicU64; WORDS]) -> R,
+    ) -> Option<R> {
+        let mark = match access {
+            Access::Write => Attrs::ACCESSED | Attrs::DIRTY,
+            Access::Read | Access::Execute => Attrs::ACCESSED,
+        };
+        loop {
+            let (Walk::Seen(slot) | Walk::Huge(slot)) = self.walk(pin, va) else { return None };
+            // The entry alone decides, as for an MMU: whoever announces something has yet to come for this entry.
+            let Ok(mut slot) = slot.lock(|| true) else {
+                self.p.relax();
+                continue;
+            };
+            let (raw, level) = (slot.state.0.entry(slot.index()), slot.level());
+            let head = P::Format::frame(raw, level)?;
+            let attrs = P::Format::attrs(raw);
+            if attrs.contains(Attrs::NONE) || access == Access::Write && !attrs.contains(Attrs::WRITE) {
+                return None;
+            }
+            let inside = (va.0 & (P::Format::span(level) - 1)) >> PAGE_SHIFT;
+            let done = f(words(self.p, head.add(inside as u32)));
+            slot.widen(mark);
+            return Some(done);
+        }
     }
 }

@@ -1,5 +1,5 @@
-use super::super::bytes;
 use super::{AtomicU64, Random, Relaxed, std};
+use crate::frame::bytes;
 use std::vec;
 use std::vec::Vec;
 
@@ -29,4 +29,12 @@ fn words_and_parts_of_words_are_copied_and_zeroed() {
         model[at..].fill(0);
         assert_eq!(all(&cells), model);
     }
+}
+
+#[test]
+fn a_part_of_a_word_is_exchanged_and_the_rest_left() {
+    let cells = cells(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
+    assert_eq!(bytes::compare_exchange(&cells, 12, [13, 14, 15, 16], [0; 4]), Ok([13, 14, 15, 16]));
+    assert_eq!(bytes::compare_exchange(&cells, 8, [13, 14, 15, 16], [0; 4]), Err([9, 10, 11, 12]));
+    assert_eq!(all(&cells), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0, 0, 0, 0]);
 }

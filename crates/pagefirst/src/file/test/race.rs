@@ -165,7 +165,7 @@ fn no_write_is_lost_to_eviction() {
                 write(p, &cache, at, &model[i..=i]);
             } else if let Some(pfn) = map(p, &cache, at / PAGE_SIZE) {
                 // Through a mapping, as hardware does; the dirty bit is handed over when it is unmapped.
-                super::super::bytes::write(p.cells(pfn), (at % PAGE_SIZE) as usize, &model[i..=i]);
+                crate::frame::bytes::write(p.cells(pfn), (at % PAGE_SIZE) as usize, &model[i..=i]);
                 let below = at < cache.size();
                 p.meta(pfn).set(crate::frame::FrameFlags::DIRTY);
                 frame::unmap(p, pfn);

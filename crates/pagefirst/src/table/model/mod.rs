@@ -189,7 +189,7 @@ unsafe impl Platform for Machine {
         unreachable!("no model touches a page")
     }
     fn shootdown(&'static self, _: &Flush<'_>) {}
-    fn sync_local(&'static self, _: VirtAddr, _: bool) {}
+    fn sync_local(&'static self, _: u64, _: VirtAddr, _: bool) {}
     fn relax(&'static self) {
         loom::thread::yield_now();
     }
