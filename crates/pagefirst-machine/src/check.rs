@@ -3,11 +3,14 @@
 //! The one thing taken from the library's layout: a table's record is what the second word of its frame's metadata
 //! points to (`FrameMeta` is `repr(C)`: counts, owner).
 
+use crate::inner::Points;
 use crate::machine::Machine;
+use crate::tlb::{Entry, Rights};
 use pagefirst::arch::{Attrs, Format, MAX_LEVELS};
+use pagefirst::frame::FrameFlags;
 use pagefirst::space::AddressSpace;
 use pagefirst::table::{PageTable, TableRecord};
-use pagefirst::types::{PAGE_SIZE, Pfn, VirtAddr};
+use pagefirst::types::{PAGE_SIZE, Pfn, VirtAddr, VirtRange};
 use std::collections::HashMap;
 use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::Ordering::Acquire;
@@ -54,14 +57,15 @@ impl<F: Format> Machine<F> {
         }
     }
 
-    /// Compares the tables of a space, as they lie in the arena, with what the library says of them. For moments in
-    /// which nothing changes.
+    /// Compares the tables of a space, as they lie in the arena, with what the library says of them and with what the
+    /// CPUs have cached. For moments in which nothing changes.
     ///
     /// # Errors
     /// What differs.
     pub fn compare(&'static self, table: &PageTable<Machine<F>>) -> Result<Found, String> {
         let mut found = Found::default();
         self.visit(table.root_frame(), F::LEVELS - 1, VirtAddr(0), &mut found)?;
+        self.compare_cached(table.tag(), table.root_frame())?;
         let says = table.count();
         let bytes = table.table_bytes().map(|b| b / PAGE_SIZE);
         same("tables by a walk", found.tables, says.tables)?;
@@ -76,6 +80,71 @@ impl<F: Format> Machine<F> {
             }
         }
         Ok(found)
+    }
+
+    /// Every CPU's translations of a space say no more than its tables.
+    fn compare_cached(&'static self, tag: u64, root: Pfn) -> Result<(), String> {
+        for (cpu, state) in self.cpus.iter().enumerate() {
+            let mmu = state.mmu.lock();
+            let all = VirtRange { start: VirtAddr(0), end: VirtAddr(u64::MAX) };
+            for (va, e) in mmu.translations(tag, all) {
+                let (raw, level, rights) = self.look(root, va);
+                let inside = (va.0 & (F::span(level) - 1)) / PAGE_SIZE;
+                let there = F::frame(raw, level).filter(|_| !F::attrs(raw).contains(Attrs::NONE));
+                let name = format!("CPU {cpu} still translates {va} to {:?}", Pfn(e.frame));
+                if there.map(|first| first.add(inside as u32)) != Some(Pfn(e.frame)) {
+                    return Err(format!("{name}, and the tables to {there:?}"));
+                }
+                for (what, cached, allowed) in
+                    [("stores", e.rights.write, rights.write), ("fetches", e.rights.exec, rights.exec)]
+                {
+                    if cached && !allowed {
+                        return Err(format!("{name} for {what}, which the tables do not allow"));
+                    }
+                }
+                if self.is_mark_lost(va, e) {
+                    return Err(mark_lost(va, e));
+                }
+            }
+            for (span, e) in mmu.inner.of_tag(tag) {
+                if let Points::Table(table, _) = e.to
+                    && !self.hook_path(root, span.start).contains(&table)
+                {
+                    return Err(format!(
+                        "CPU {cpu} still goes from {span:?} to {table:?}, which is not there"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The last entry on the way to an address, its level, and what all entries down to it allow.
+    fn look(&self, root: Pfn, va: VirtAddr) -> (u64, u8, Rights) {
+        let mut rights = Rights { write: true, exec: true, dirty: false };
+        let (mut table, mut level) = (root, F::LEVELS - 1);
+        loop {
+            let raw = self.hook_entry(table, level, va).load(Acquire);
+            let child = F::child(raw, level);
+            let allows = child.map_or_else(|| F::attrs(raw), |_| F::allows(raw));
+            rights.write &= allows.contains(Attrs::WRITE);
+            rights.exec &= allows.contains(Attrs::EXEC);
+            let Some(child) = child else { return (raw, level, rights) };
+            (table, level) = (child, level - 1);
+        }
+    }
+
+    /// The page was written through this translation, which hardware marked in its entry first; and neither the entry,
+    /// which is still there, nor the page's metadata says so. Whoever changes an entry keeps the mark or moves it to
+    /// the page, in one step: it went if that step was a load and a store.
+    pub(crate) fn is_mark_lost(&self, va: VirtAddr, e: &Entry) -> bool {
+        let raw = self.hook_entry(Pfn(e.table), e.level, va).load(Acquire);
+        let Some(first) = F::frame(raw, e.level) else { return false };
+        let inside = (va.0 & (F::span(e.level) - 1)) / PAGE_SIZE;
+        e.rights.dirty
+            && first.add(inside as u32) == Pfn(e.frame)
+            && !F::attrs(raw).contains(Attrs::DIRTY)
+            && !self.arena.meta(first).flags().contains(FrameFlags::DIRTY)
     }
 
     /// [`compare`](Machine::compare), for a space, as a check: panics with the history.
@@ -127,6 +196,14 @@ impl<F: Format> Machine<F> {
             None => Err(format!("{name} is locked")),
         }
     }
+}
+
+/// What [`Machine::is_mark_lost`] found, in words.
+pub(crate) fn mark_lost(va: VirtAddr, e: &Entry) -> String {
+    format!(
+        "hardware marked {va} as dirty, mapped to {:?}, and its entry was overwritten without",
+        Pfn(e.frame)
+    )
 }
 
 fn same<T: PartialEq + std::fmt::Debug>(what: &str, found: T, says: T) -> Result<(), String> {

@@ -32,12 +32,28 @@ pub struct Config {
     /// Check the library while it runs: shadow states of frames, poison, translations after each flush. Panics with
     /// the history when something is wrong. On in debug builds unless said otherwise.
     pub checks: bool,
-    /// The TLB of each CPU.
+    /// The TLB of each CPU for small pages.
     pub tlb: TlbShape,
+    /// The TLB of each CPU for huge pages, one translation for each; without it they are kept in pieces, in `tlb`.
+    pub huge_tlb: Option<TlbShape>,
+    /// Entries of each level in the paging-structure cache of each CPU; 0 for none (Intel SDM volume 3A, 4.10.3).
+    pub walk_cache: usize,
+    /// A flush of pages leaves inner entries in the paging-structure cache unless it says that tables went, and a fault
+    /// invalidates nothing by itself: RISC-V and AArch64, not x86. See `mmu.rs`.
+    pub lean_flush: bool,
+    /// Entries that are not present are cached too, in the paging-structure cache: RISC-V without Svvptc (Arm ARM
+    /// D8.16.1 and Intel SDM volume 3A, 4.10.2.3, rule it out).
+    pub caches_nothing: bool,
+    /// Hardware sets accessed and dirty: x86, RISC-V with Svadu, AArch64 with FEAT_HAFDBS. Otherwise it faults where
+    /// they are missing (RISC-V Svade), and the library sets them.
+    pub sets_accessed: bool,
+    /// A CPU answers a shootdown up to so many turns of a waiting loop late, by chance, and uses its old translations
+    /// until then.
+    pub late_shootdown: u32,
     /// Translations of a space stay, by tag, when a CPU leaves it, as with PCIDs; the CPU then stays in the space's
     /// mask. Otherwise leaving a space flushes its tag.
     pub keep_tags: bool,
-    /// Where the random numbers for placement start.
+    /// Where the random numbers for placement and for late shootdowns start.
     pub seed: u64,
     /// So many faults in a row that find nothing to do, for one access, are a livelock (X08): the machine panics.
     pub livelock: u32,
@@ -47,17 +63,43 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// 64 MiB, four CPUs; checks in debug builds.
+    /// 64 MiB, four CPUs as x86-64 has them; checks in debug builds.
     fn default() -> Self {
         Config {
             memory: 64 << 20,
             cpus: 4,
             checks: cfg!(debug_assertions),
             tlb: TlbShape::default(),
+            huge_tlb: Some(TlbShape { sets: 8, ways: 4 }),
+            walk_cache: 16,
+            lean_flush: false,
+            caches_nothing: false,
+            sets_accessed: true,
+            late_shootdown: 0,
             keep_tags: false,
             seed: 1,
             livelock: 1_000_000,
             plant: None,
+        }
+    }
+}
+
+impl Config {
+    /// All at once that a manual allows hardware to do to us, with checks: tiny TLBs, lean flushes, cached entries that
+    /// are not present, accessed and dirty left to software, tags kept, late shootdowns.
+    pub fn harsh(seed: u64) -> Self {
+        Config {
+            checks: true,
+            tlb: TlbShape { sets: 4, ways: 2 },
+            huge_tlb: Some(TlbShape { sets: 1, ways: 2 }),
+            walk_cache: 4,
+            lean_flush: true,
+            caches_nothing: true,
+            sets_accessed: false,
+            late_shootdown: 100,
+            keep_tags: true,
+            seed,
+            ..Config::default()
         }
     }
 }

@@ -39,6 +39,6 @@ impl<F: Format> Machine<F> {
     /// Forgets every translation, as a CPU may at any time.
     #[doc(hidden)]
     pub fn hook_flush_all(&self, tag: u64) {
-        self.cpus.iter().for_each(|cpu| cpu.tlb.lock().drop_tag(tag));
+        self.cpus.iter().for_each(|cpu| cpu.mmu.lock().drop_tag(tag));
     }
 }

@@ -6,14 +6,29 @@
 //! and dirty bits as x86 does, and takes page faults to the library. [`Counts`] is what happened, counted here and not
 //! by the library. [`MachineFile`] is a file for file mappings.
 //!
+//! # Hardware
+//! [`Config`] says what the hardware does, within what manuals allow. By default it is x86-64: a TLB for small pages and
+//! one for huge ones, a paging-structure cache, accessed and dirty set by the walker. [`Config::harsh`] is all at once
+//! that a manual allows: entries that are not present cached too, flushes that take no more than they must, accessed
+//! and dirty left to software, CPUs that answer shootdowns late and use what they have until then.
+//!
+//! | file | what it models |
+//! |---|---|
+//! | `walk` | the walker: rights of all levels, accessed and dirty |
+//! | `tlb`, `inner` | one buffer of translations; the paging-structure cache |
+//! | `mmu` | a CPU's buffers together, and what takes things out of them |
+//! | `vcpu`, `platform` | accesses and faults; shootdowns |
+//!
 //! # Checks
 //! With [`Config::checks`] the machine checks the library while it runs it, and panics with the history of the last
 //! events when it finds
 //! - a table that is alive and empty (the walker looks at each it passes; [`Machine::check_space`] at all);
 //! - a frame or table touched, walked or locked that is free, or freed or handed out twice;
-//! - a frame freed or handed out while a TLB still translates to it, or written to while it was free;
+//! - a frame or table freed or handed out while a CPU has cached the way to it, or written to while it was free;
 //! - a cached zeroed table that is not zero;
-//! - a translation that is left, on any CPU, after the flush that should have taken it;
+//! - something cached, on any CPU, that is left after the flush that should have taken it; when nothing is under way
+//!   ([`Machine::check_space`]), a translation that says more than the tables do;
+//! - an entry that hardware marked dirty and that was overwritten without the mark;
 //! - faults at one address that go on finding nothing to do.
 //!
 //! # Locks
@@ -22,10 +37,9 @@
 //! | access | its own CPU's TLB lock, over translation, walk and data | waits for that one access | called with no TLB lock |
 //! | shootdown | | each CPU's TLB lock in turn | called with no lock of the library |
 //!
-//! # What it does not do yet
-//! Cache inner entries of tables or entries that are not present, delay shootdowns, leave accessed and dirty bits to
-//! software. Blocks of more than one frame are not followed: [`Note`](pagefirst::platform::Note) does not tell their
-//! size.
+//! # What it does not do
+//! Walk without an access (speculation), reorder memory accesses beyond what the host does. Blocks of more than one
+//! frame are not followed: [`Note`](pagefirst::platform::Note) does not tell their size.
 
 mod arena;
 mod bytes;
@@ -36,8 +50,10 @@ mod cpu;
 mod file;
 mod history;
 mod hooks;
+mod inner;
 mod lock;
 mod machine;
+mod mmu;
 mod platform;
 mod shadow;
 mod tlb;

@@ -6,21 +6,21 @@ use crate::counts::{Counters, Counts};
 use crate::cpu::CpuSet;
 use crate::history::{Event, History};
 use crate::lock::Mostly;
+use crate::mmu::Mmu;
 use crate::shadow::Shadow;
-use crate::tlb::Tlb;
 use crossbeam_utils::CachePadded;
 use pagefirst::arch::{Format, X86_64};
 use pagefirst::frame::Frame;
 use pagefirst::platform::MAX_CPUS;
-use pagefirst::types::{PAGE_SHIFT, Pfn, VirtAddr};
+use pagefirst::types::Pfn;
 use pagefirst::{Held, Local, Vm};
 
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-/// One CPU: its TLB, the space it runs, its counters.
+/// One CPU: its translations, the space it runs, its counters.
 pub(crate) struct Cpu {
-    pub tlb: Mostly<Tlb>,
+    pub mmu: Mostly<Mmu>,
     /// The tag of the space that runs here; 0 for none.
     pub tag: AtomicU64,
     /// A [`Vcpu`](crate::Vcpu) of it lives.
@@ -39,6 +39,8 @@ pub struct Machine<F: Format = X86_64> {
     pub(crate) cpus: Box<[CachePadded<Cpu>]>,
     pub(crate) set: CpuSet,
     pub(crate) random: AtomicU64,
+    /// As `random`, for how late shootdowns arrive.
+    pub(crate) lateness: AtomicU64,
     pub(crate) shadow: Option<Shadow>,
     pub(crate) history: History,
     /// Counts shootdowns, so that a translation can be older than one.
@@ -58,7 +60,7 @@ impl<F: Format> Machine<F> {
         let mapped = shadow.as_ref().map(|s| s.mapped);
         let cpu = |_| {
             CachePadded::new(Cpu {
-                tlb: Mostly::new(Tlb::new(config.tlb, mapped)),
+                mmu: Mostly::new(Mmu::new(&config, F::BITS, mapped)),
                 tag: AtomicU64::new(0),
                 running: AtomicBool::new(false),
                 counters: Counters::default(),
@@ -71,6 +73,7 @@ impl<F: Format> Machine<F> {
             cpus: (0..config.cpus).map(cpu).collect(),
             set: CpuSet::new(config.cpus),
             random: AtomicU64::new(config.seed),
+            lateness: AtomicU64::new(config.seed),
             shadow,
             history: History::new(),
             clock: AtomicU64::new(1),
@@ -168,9 +171,7 @@ impl<F: Format> Machine<F> {
     /// Who translates to this frame, in words.
     pub(crate) fn translations_to(&self, pfn: Pfn) -> String {
         let lines = self.cpus.iter().enumerate().filter_map(|(cpu, state)| {
-            let e = state.tlb.lock().to_frame(pfn)?;
-            let page = VirtAddr(e.page << PAGE_SHIFT);
-            Some(format!("\nCPU {cpu} translates {page} of space {} to {pfn:?}", e.tag))
+            state.mmu.lock().leads_to(pfn).map(|how| format!("\nCPU {cpu} {how}"))
         });
         lines.collect()
     }

@@ -1,5 +1,6 @@
 //! What the library asks of a platform, answered by the machine.
 
+use crate::check::mark_lost;
 use crate::config::Mistake;
 use crate::file::MachineFile;
 use crate::history::Event;
@@ -9,7 +10,7 @@ use pagefirst::arch::Format;
 use pagefirst::frame::FrameMeta;
 use pagefirst::platform::{Note, Platform};
 use pagefirst::tlb::Flush;
-use pagefirst::types::{PAGE_SHIFT, Pfn, VirtAddr};
+use pagefirst::types::{Pfn, VirtAddr};
 use pagefirst::{Local, Vm};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
@@ -69,33 +70,38 @@ unsafe impl<F: Format> Platform for Machine<F> {
             if !named && self.shadow.is_none() {
                 continue;
             }
-            let mut tlb = state.tlb.lock();
-            if named {
-                ipis += (cpu != me) as u64;
-                if self.config.plant != Some(Mistake::SkipCpu(cpu)) {
-                    tlb.drop_range(flush.tag, flush.range);
+            if named && cpu != me {
+                ipis += 1;
+                self.be_late();
+            }
+            let mut mmu = state.mmu.lock();
+            if self.shadow.is_some() {
+                let lost = mmu.translations(flush.tag, flush.range).find(|(va, e)| self.is_mark_lost(*va, e));
+                let lost = lost.map(|(va, e)| mark_lost(va, e));
+                if let Some(what) = lost {
+                    drop(mmu);
+                    self.fail(&what);
                 }
             }
+            if named && self.config.plant != Some(Mistake::SkipCpu(cpu)) {
+                mmu.flush(flush.tag, flush.range, flush.tables);
+            }
             if self.shadow.is_some()
-                && let Some(old) = tlb.older_than(flush.tag, flush.range, stamp)
+                && let Some(old) = mmu.older_than(flush.tag, flush.range, flush.tables, stamp)
             {
-                drop(tlb);
+                drop(mmu);
                 let why = if named { "named in it" } else { "not in the space's mask" };
-                let page = VirtAddr(old.page << PAGE_SHIFT);
                 self.fail(&format!(
-                    "after the flush of {:?} in space {} CPU {cpu}, {why}, still translates {page} to {:?}",
-                    flush.range,
-                    flush.tag,
-                    Pfn(old.frame)
+                    "after the flush of {:?} in space {} CPU {cpu}, {why}, still {old}",
+                    flush.range, flush.tag
                 ));
             }
         }
         self.cpus[me].counters.shootdown(ipis);
     }
 
-    fn sync_local(&'static self, tag: u64, addr: VirtAddr, _tables: bool) {
-        // x86: nothing for not-present to present; what this CPU translated read-only went with its fault.
-        self.cpus[self.this_cpu()].tlb.lock().drop_page(tag, addr.0 >> PAGE_SHIFT);
+    fn sync_local(&'static self, tag: u64, addr: VirtAddr, tables: bool) {
+        self.cpus[self.this_cpu()].mmu.lock().sync(tag, addr, tables);
     }
 
     #[inline]
@@ -105,11 +111,7 @@ unsafe impl<F: Format> Platform for Machine<F> {
     }
 
     fn random(&'static self) -> u64 {
-        // SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
-        let mut z = self.random.fetch_add(0x9e37_79b9_7f4a_7c15, Relaxed).wrapping_add(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
+        next(&self.random)
     }
 
     #[inline]
@@ -129,4 +131,23 @@ unsafe impl<F: Format> Platform for Machine<F> {
             }
         }
     }
+}
+
+impl<F: Format> Machine<F> {
+    /// Waits until a CPU takes an interrupt: it goes on with its own accesses meanwhile.
+    fn be_late(&'static self) {
+        let most = self.config.late_shootdown as u64;
+        if most > 0 {
+            (0..next(&self.lateness) % (most + 1)).for_each(|_| self.relax());
+        }
+    }
+}
+
+/// SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
+fn next(state: &AtomicU64) -> u64 {
+    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut z = state.fetch_add(STEP, Relaxed).wrapping_add(STEP);
+    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31
 }

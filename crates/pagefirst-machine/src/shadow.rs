@@ -72,6 +72,7 @@ impl Shadow {
             }
             Note::TableFreed(pfn) => {
                 is_zero(arena, pfn, "given back")?;
+                self.no_translation(pfn, "given back as a table")?;
                 self.go(pfn, &[TABLE], CACHED, "given back as a table").map(drop)
             }
             Note::TableLocked(pfn, _) => self.is_table(pfn, "locked"),

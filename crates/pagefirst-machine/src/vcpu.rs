@@ -123,7 +123,7 @@ impl<F: Format> Vcpu<F> {
         self.machine.record(Event::Leave { tag: at.tag });
         if !self.machine.config.keep_tags {
             if self.machine.config.plant != Some(Mistake::LeaveWithoutFlush) {
-                cpu.tlb.lock().drop_tag(at.tag);
+                cpu.mmu.lock().drop_tag(at.tag);
             }
             space.page_table().deactivate(self.cpu);
         }
@@ -238,8 +238,8 @@ impl<F: Format> Vcpu<F> {
         let mut spurious = 0;
         loop {
             {
-                let mut tlb = machine.cpus[self.cpu].tlb.lock();
-                if let Ok(pfn) = machine.translate(self.cpu, &mut tlb, at, addr, access) {
+                let mut mmu = machine.cpus[self.cpu].mmu.lock();
+                if let Ok(pfn) = machine.translate(self.cpu, &mut mmu, at, addr, access) {
                     if let Some(shadow) = &machine.shadow {
                         machine.require(shadow.is_page(pfn, "used"));
                     }

@@ -2,12 +2,16 @@
 
 use pagefirst::arch::{Attrs, Format, Tiny, X86_64};
 use pagefirst::fault::{FaultError, Segv, Signal};
+use pagefirst::platform::Platform;
 use pagefirst::policy::Policy;
-use pagefirst::space::{AddressSpace, Map};
-use pagefirst::types::{Access, PAGE_SIZE, Pfn, Prot, VirtAddr};
-use pagefirst_machine::{Config, Machine, TlbShape};
+use pagefirst::space::{AddressSpace, Map, Place};
+use pagefirst::tlb::Flush;
+use pagefirst::types::{Access, PAGE_SIZE, Pfn, Prot, VirtAddr, VirtRange};
+use pagefirst_machine::{Config, Machine, TlbShape, Vcpu};
 use std::error::Error;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
 const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -19,7 +23,6 @@ fn space<F: Format>(machine: &'static Machine<F>) -> Result<Arc<AddressSpace<Mac
 
 /// The leaf entry for an address, read as hardware would.
 fn entry<F: Format>(machine: &'static Machine<F>, root: Pfn, va: VirtAddr) -> u64 {
-    use pagefirst::platform::Platform;
     let mut table = root;
     for level in (0..F::LEVELS).rev() {
         let raw = machine.cells(table)[F::index(va, level)].load(std::sync::atomic::Ordering::Acquire);
@@ -43,7 +46,6 @@ fn machine_accessed_and_dirty_are_set_as_hardware_does() -> Result {
     let attrs = X86_64::attrs(entry(machine, root, at));
     assert!(attrs.contains(Attrs::ACCESSED | Attrs::DIRTY | Attrs::WRITE));
     // The root's entry was used as well.
-    use pagefirst::platform::Platform;
     let top = machine.cells(root)[X86_64::index(at, 3)].load(std::sync::atomic::Ordering::Acquire);
     assert!(X86_64::attrs(top).contains(Attrs::ACCESSED));
     machine.compare(s.page_table())?;
@@ -81,7 +83,7 @@ fn machine_leaving_a_space_flushes_it_unless_tags_are_kept() -> Result {
         let machine = Machine::<X86_64>::new(Config { keep_tags, ..Config::default() });
         let (a, b) = (space(machine)?, space(machine)?);
         let at = a.map(Map::anonymous(1 << 20, RW))?.range.start;
-        b.map(Map { place: pagefirst::space::Place::Fixed(at), ..Map::anonymous(1 << 20, RW) })?;
+        b.map(Map { place: Place::Fixed(at), ..Map::anonymous(1 << 20, RW) })?;
         let mut cpu = machine.vcpu();
         cpu.switch_to(&a);
         cpu.store_u64(at, 1)?;
@@ -234,7 +236,6 @@ fn machine_tiny_runs_the_library() -> Result {
 
 #[test]
 fn machine_random_is_seeded() {
-    use pagefirst::platform::Platform;
     let draw = |seed| {
         let machine = Machine::<X86_64>::new(Config { seed, memory: 1 << 20, ..Config::default() });
         [machine.random(), machine.random()]
@@ -256,5 +257,93 @@ fn machine_memory_is_committed_as_it_is_touched() -> Result {
     assert_eq!(machine.vm().frames.total_frames(), (4 << 30) / PAGE_SIZE - (32 << 20) / PAGE_SIZE);
     let grown = resident()?.saturating_sub(before);
     assert!(grown < 128 << 20, "4 GiB of memory cost {grown} bytes at boot");
+    Ok(())
+}
+
+/// A space with one page mapped on its own machine, on whose entries tests play.
+fn one_page(config: Config) -> Result<(&'static Machine, Arc<AddressSpace<Machine>>, VirtAddr)> {
+    let machine = Machine::<X86_64>::new(Config { livelock: 100, ..config });
+    let s = space(machine)?;
+    let at =
+        s.map(Map { place: Place::Fixed(VirtAddr(1 << 30)), ..Map::anonymous(4 << 20, RW) })?.range.start;
+    let mut cpu = machine.vcpu();
+    cpu.switch_to(&s);
+    cpu.store_u64(at, 1)?;
+    Ok((machine, s, at))
+}
+
+#[test]
+fn machine_an_access_needs_the_rights_of_every_level() -> Result {
+    const WRITE: u64 = 1 << 1;
+    const USER: u64 = 1 << 2;
+    for (bit, level) in [(WRITE, 3), (WRITE, 2), (WRITE, 1), (USER, 3), (USER, 1)] {
+        let (machine, s, at) = one_page(Config::default())?;
+        let path = machine.hook_path(s.page_table().root_frame(), at);
+        let entry = machine.hook_entry(path[3 - level as usize], level, at);
+        entry.fetch_and(!bit, Relaxed);
+        machine.hook_flush_all(s.page_table().tag());
+        let mut cpu = machine.vcpu();
+        cpu.switch_to(&s);
+        let mut refused = |access| {
+            catch_unwind(AssertUnwindSafe(|| cpu.touch(at, access))).is_err() // fault after fault does nothing
+        };
+        assert_eq!(refused(Access::Read), bit == USER, "level {level}");
+        assert!(bit == USER || refused(Access::Write), "level {level}");
+    }
+    Ok(())
+}
+
+#[test]
+fn machine_a_walk_starts_at_the_lowest_inner_entry_it_knows() -> Result {
+    for walk_cache in [0, 16] {
+        let (machine, s, at) = one_page(Config { walk_cache, ..Config::default() })?;
+        let mut cpu = machine.vcpu();
+        cpu.switch_to(&s);
+        cpu.touch(at, Access::Read)?;
+        // Without the flush that the library would have sent, the old way down is still taken.
+        let path = machine.hook_path(s.page_table().root_frame(), at);
+        let leaf = machine.hook_entry(path[3], 0, at).load(Relaxed);
+        let next = VirtAddr(at.0 + PAGE_SIZE);
+        machine.hook_entry(path[3], 0, next).store(leaf, Relaxed);
+        machine.hook_entry(path[1], 2, at).store(0, Relaxed);
+        let before = machine.counts();
+        let read = cpu.load_u64(next)?;
+        let faults = (machine.counts() - before).faults;
+        assert_eq!((faults, read), if walk_cache == 0 { (1, 0) } else { (0, 1) });
+        std::mem::forget(cpu);
+        std::mem::forget(s);
+    }
+    Ok(())
+}
+
+#[test]
+fn machine_a_huge_page_is_one_translation_or_many_and_goes_as_one() -> Result {
+    const HUGE: u64 = 2 << 20;
+    for (huge_tlb, misses) in [(Some(TlbShape { sets: 1, ways: 1 }), 1), (None, 512)] {
+        let (machine, s, at) = one_page(Config { huge_tlb, checks: false, ..Config::default() })?;
+        let table = s.page_table();
+        let huge = VirtAddr(at.0 + HUGE);
+        let path = machine.hook_path(table.root_frame(), at);
+        let attrs = Attrs::WRITE | Attrs::ACCESSED;
+        machine.hook_entry(path[2], 1, huge).store(X86_64::leaf(Pfn(4096), 1, attrs), Relaxed);
+        let mut cpu = machine.vcpu();
+        cpu.switch_to(&s);
+        let touch_all = |cpu: &mut Vcpu| -> Result<u64> {
+            let before = machine.counts();
+            for i in 0..512 {
+                cpu.touch(VirtAddr(huge.0 + i * PAGE_SIZE), Access::Write)?;
+            }
+            Ok((machine.counts() - before).tlb_misses)
+        };
+        assert_eq!((touch_all(&mut cpu)?, touch_all(&mut cpu)?), (misses, 0));
+        assert!(X86_64::attrs(entry(machine, table.root_frame(), huge)).contains(Attrs::DIRTY));
+        cpu.store_u64(VirtAddr(huge.0 + 7 * PAGE_SIZE), 77)?;
+        assert_eq!(machine.cells(Pfn(4096 + 7))[0].load(Relaxed), 77);
+        // A flush of one page in it takes it all.
+        let range = VirtRange::page_of(VirtAddr(huge.0 + 300 * PAGE_SIZE));
+        machine.shootdown(&Flush { cpus: table.cpus(), tag: table.tag(), range, tables: false });
+        assert_eq!(touch_all(&mut cpu)?, misses);
+        machine.hook_entry(path[2], 1, huge).store(0, Relaxed);
+    }
     Ok(())
 }

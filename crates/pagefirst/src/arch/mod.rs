@@ -60,6 +60,12 @@ pub unsafe trait Format: 'static {
     fn frame(raw: u64, level: u8) -> Option<Pfn>;
     /// What a present leaf entry says beside its frame.
     fn attrs(raw: u64) -> Attrs;
+    /// What an entry that points to a table allows below it: write and execute, unless the format has rights at every
+    /// level, all of which an access needs.
+    #[inline]
+    fn allows(_raw: u64) -> Attrs {
+        Attrs::WRITE.union(Attrs::EXEC)
+    }
     /// The same entry with other attributes; whatever else it says stays.
     fn with_attrs(raw: u64, attrs: Attrs) -> u64;
 

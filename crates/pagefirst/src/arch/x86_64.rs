@@ -77,6 +77,12 @@ unsafe impl Format for X86_64 {
             | on(!raw & PRESENT, Attrs::NONE)
             | on(!raw & NO_EXEC, Attrs::EXEC)
     }
+    /// Section 4.6.1 "Determination of Access Rights": user access, write and fetch need every entry on the way.
+    #[inline]
+    fn allows(raw: u64) -> Attrs {
+        let on = |bit, a| if bit != 0 { a } else { Attrs::empty() };
+        on(raw & WRITE, Attrs::WRITE) | on(!raw & NO_EXEC, Attrs::EXEC) | on(!raw & USER, Attrs::NONE)
+    }
     #[inline]
     fn with_attrs(raw: u64, attrs: Attrs) -> u64 {
         let phys = address(raw, raw);
@@ -116,6 +122,8 @@ mod tests {
         assert_eq!(X86_64::frame(0xabcd_e007, 1), None);
         assert_eq!(X86_64::child(0xabcd_e007, 0), None);
         assert_eq!(X86_64::child(0, 3), None);
+        assert_eq!(X86_64::allows(0xabcd_e007), Attrs::WRITE | Attrs::EXEC);
+        assert_eq!(X86_64::allows(0x8000_0000_abcd_e001), Attrs::NONE);
     }
     /// Section 4.5.4: bits 47:39 select the PML4 entry, 38:30, 29:21, 20:12 the rest.
     #[test]
