@@ -18,11 +18,9 @@ use pagefirst::{Held, Local, Vm};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-/// One CPU: its translations, the space it runs, its counters.
+/// One CPU: what it has cached, its counters.
 pub(crate) struct Cpu {
     pub mmu: Mostly<Mmu>,
-    /// The tag of the space that runs here; 0 for none.
-    pub tag: AtomicU64,
     /// A [`Vcpu`](crate::Vcpu) of it lives.
     pub running: AtomicBool,
     pub counters: Counters,
@@ -61,7 +59,6 @@ impl<F: Format> Machine<F> {
         let cpu = |_| {
             CachePadded::new(Cpu {
                 mmu: Mostly::new(Mmu::new(&config, F::BITS, mapped)),
-                tag: AtomicU64::new(0),
                 running: AtomicBool::new(false),
                 counters: Counters::default(),
             })

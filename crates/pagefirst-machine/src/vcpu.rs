@@ -19,7 +19,7 @@ use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
+use std::sync::atomic::Ordering::{AcqRel, Release};
 
 /// What faults of one vCPU came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -111,7 +111,6 @@ impl<F: Format> Vcpu<F> {
         self.leave();
         let table = space.page_table();
         let at = Context { tag: table.tag(), root: table.activate(self.cpu) };
-        self.machine.cpus[self.cpu].tag.store(at.tag, Relaxed);
         self.machine.record(Event::Enter { tag: at.tag });
         self.running = Some(Running { space: space.clone(), at });
     }
@@ -127,7 +126,6 @@ impl<F: Format> Vcpu<F> {
             }
             space.page_table().deactivate(self.cpu);
         }
-        cpu.tag.store(0, Relaxed);
     }
 
     /// Performs an access to one byte, without its data.
