@@ -49,15 +49,13 @@ pub fn run(machine: &'static Machine, setting: &Setting, steps: &[Step]) -> Resu
     let mut case = Case::new(machine, *setting);
     for (n, step) in steps.iter().enumerate() {
         case.step(step);
-        for (real, model) in case.real.spaces.iter().zip(&case.spaces) {
-            case.compare(real, model, step, n);
-            if n % LOOK == 0 {
-                case.compare_entries(real, model, 1);
-            }
+        case.compare(step, n);
+        if n % LOOK == 0 {
+            case.compare_entries(step.space, 1);
         }
     }
-    for (real, model) in case.real.spaces.iter().zip(&case.spaces) {
-        case.compare_entries(real, model, PAGE_SIZE as usize / 8);
+    for space in 0..case.spaces.len() {
+        case.compare_entries(space, PAGE_SIZE as usize / 8);
     }
     let Case { crew, real, stores, .. } = case;
     drop(crew);
@@ -348,7 +346,8 @@ impl Case {
     }
 
     /// What the library says of a space, and what it should.
-    fn compare(&self, real: &Real, model: &model::Space, step: &Step, n: usize) {
+    fn compare(&self, step: &Step, n: usize) {
+        let (real, model) = (&self.real.spaces[step.space], &self.spaces[step.space]);
         let found = real.account();
         let (anon_bytes, file_bytes) = model.resident();
         let mut table_bytes = found.table_bytes.map(|_| 0);
@@ -387,7 +386,8 @@ impl Case {
     }
 
     /// What lies in the tables, and what should; of each page the first `words` words are compared.
-    fn compare_entries(&self, real: &Real, model: &model::Space, words: usize) {
+    fn compare_entries(&self, space: usize, words: usize) {
+        let (real, model) = (&self.real.spaces[space], &self.spaces[space]);
         let found = check(real);
         assert_eq!(found.present, model.entries.len() as u64, "entries");
         for (&page, expected) in &model.entries {

@@ -2,7 +2,7 @@
 
 use pagefirst::types::PAGE_SIZE;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// The bytes of a page; copied when one of several owners writes.
 pub type Bytes = Arc<[u8; PAGE_SIZE as usize]>;
@@ -14,7 +14,19 @@ pub fn mark(id: usize, at: u64) -> u8 {
 }
 
 pub fn zeros() -> Bytes {
-    Arc::new([0; PAGE_SIZE as usize])
+    static ZEROS: LazyLock<Bytes> = LazyLock::new(|| Arc::new([0; PAGE_SIZE as usize]));
+    ZEROS.clone()
+}
+
+/// A page of file `id`, marked throughout. Repeated after so many pages, so that they can be kept.
+fn marks(id: usize, index: u64) -> Bytes {
+    const PAGES: u64 = 251;
+    static MARKS: [LazyLock<Vec<Bytes>>; 2] = [LazyLock::new(|| all(0)), LazyLock::new(|| all(1))];
+    fn all(id: usize) -> Vec<Bytes> {
+        let page = |index| Arc::new(std::array::from_fn(|i| mark(id, index * PAGE_SIZE + i as u64)));
+        (0..PAGES).map(page).collect()
+    }
+    MARKS[id][(index % PAGES) as usize].clone()
 }
 
 pub fn pages_of(size: u64) -> u64 {
@@ -46,11 +58,15 @@ impl File {
         if let Some(bytes) = self.changed.get(&index) {
             return bytes.clone();
         }
-        let mut bytes = [0; PAGE_SIZE as usize];
-        for (at, byte) in (index * PAGE_SIZE..self.marked).zip(&mut bytes) {
-            *byte = mark(self.id, at);
+        match self.marked.saturating_sub(index * PAGE_SIZE) {
+            0 => zeros(),
+            PAGE_SIZE.. => marks(self.id, index),
+            below => {
+                let mut bytes = marks(self.id, index);
+                Arc::make_mut(&mut bytes)[below as usize..].fill(0);
+                bytes
+            }
         }
-        Arc::new(bytes)
     }
     /// Bytes below the end, in one page.
     pub fn write(&mut self, at: u64, from: &[u8]) {
