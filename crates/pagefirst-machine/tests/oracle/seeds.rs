@@ -13,6 +13,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+/// How often a long run says where it is.
+const NEWS: Duration = Duration::from_secs(10);
+
 pub type End = Result<(), Box<dyn Error>>;
 
 fn variable<T: FromStr>(name: &str) -> Result<Option<T>, Box<dyn Error>>
@@ -64,13 +67,18 @@ where
     let time = Duration::from_secs_f64(variable::<f64>("PAGEFIRST_MINUTES")?.unwrap_or(0.0) * 60.0);
     let start = Instant::now();
     let (mut all, mut steps) = (0, 0);
+    let mut told = start;
     loop {
         let seed: u64 = asked.unwrap_or_else(|| RandomState::new().build_hasher().finish());
         steps += run_seed(name, cases, seed, strategy, &case)?;
         all += cases;
-        let seconds = start.elapsed().as_secs();
-        println!("{name}: PAGEFIRST_SEED={seed} passed; {all} cases, {steps} steps in {seconds} s");
-        if asked.is_some() || start.elapsed() >= time {
+        let is_last = asked.is_some() || start.elapsed() >= time;
+        if is_last || told.elapsed() >= NEWS {
+            told = Instant::now();
+            let seconds = start.elapsed().as_secs();
+            println!("{name}: {all} cases, {steps} steps in {seconds} s, up to PAGEFIRST_SEED={seed}");
+        }
+        if is_last {
             return Ok(());
         }
     }
@@ -98,11 +106,16 @@ where
         ..ProptestConfig::default()
     };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
-    let steps = Cell::new(0);
+    let (steps, failed, passed) = (Cell::new(0), Cell::new(false), Cell::new(0));
     let outcome = {
         let _quiet = Quiet::new();
         runner.run(strategy, |value| {
+            let first = !failed.replace(true);
             steps.set(steps.get() + case(value)? as u64);
+            if first {
+                failed.set(false);
+                passed.set(passed.get() + 1);
+            }
             Ok(())
         })
     };
@@ -111,7 +124,10 @@ where
         Err(TestError::Fail(why, value)) => (why, format!("{value:#?}")),
         Err(TestError::Abort(why)) => (why, String::new()),
     };
-    eprintln!("{name}: PAGEFIRST_SEED={seed} PAGEFIRST_CASES={cases} fails: {why}\n{value}");
+    eprintln!(
+        "{name}: PAGEFIRST_SEED={seed} PAGEFIRST_CASES={cases} fails after {} cases: {why}\n{value}",
+        passed.get()
+    );
     Err(format!("rerun with PAGEFIRST_SEED={seed} PAGEFIRST_CASES={cases} cargo test --test oracle {name}")
         .into())
 }
