@@ -5,10 +5,14 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use pagefirst_record::{Event, Loss, LossKind, Reason, RecordOptions, Summary, record};
+use pagefirst_record::{
+    Event, Loss, LossKind, ProcessReport, Reason, RecordOptions, Summary, Unexplained, record,
+};
 
 /// The exit status of a recording that lacks something.
 const INCOMPLETE: u8 = 3;
+/// The most processes that are listed.
+const PROCESSES: usize = 20;
 /// The exit status when nothing could be recorded, or the check of the recording fails.
 const FAILED: u8 = 1;
 
@@ -18,10 +22,11 @@ pub struct RecordArgs {
     /// The recording to write [default: the program's name with .pfrec]
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Don't run the program a second time, without the emulator, for Linux's own figures
-    #[arg(long)]
-    pub no_native: bool,
-    /// Exit with the program's status even if it started other programs, which are not recorded
+    /// How often to run the program again, without the emulator, for Linux's own figures
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub native_runs: u32,
+    /// Exit with the program's status even if the recording lacks something: a program that the emulator can't run
+    /// was executed, or a process was killed
     #[arg(long)]
     pub allow_untraced: bool,
     /// How hard to compress, from 1 to 19
@@ -46,7 +51,7 @@ pub fn run(args: RecordArgs) -> ExitCode {
         program,
         arguments: command.collect(),
         output,
-        native: !args.no_native,
+        native_runs: args.native_runs,
         level: args.level,
     };
     let summary = match record(&options) {
@@ -87,7 +92,16 @@ fn describe(options: &RecordOptions, summary: &Summary) -> String {
         format!("{} touches by a live mapping; {} not", group(report.explained), group(report.unexplained));
     line("explained", explained);
     for example in &report.examples {
-        line("", format!("event {}: {}", example.event, unexplained(&example.touch, example.reason)));
+        let Unexplained { event, process, ref touch, reason } = *example;
+        line("", format!("event {event}, of process {}: {}", process.0, unexplained(touch, reason)));
+    }
+    if report.processes.len() > 1 {
+        for (number, process) in report.processes.iter().enumerate().take(PROCESSES) {
+            line(if number == 0 { "processes" } else { "" }, of_process(number, process));
+        }
+        if report.processes.len() > PROCESSES {
+            line("", format!("and {} more", group((report.processes.len() - PROCESSES) as u64)));
+        }
     }
     let seconds = |duration: std::time::Duration| format!("{:.2} s", duration.as_secs_f64());
     let native_time =
@@ -95,18 +109,22 @@ fn describe(options: &RecordOptions, summary: &Summary) -> String {
     line("time", format!("{} under the emulator{native_time}", seconds(summary.emulated)));
     line("exit status", trailer.exit_status.to_string());
     if let Some(native) = &trailer.native {
+        let median = native.median();
         line(
             "Linux took",
             format!(
                 "{} minor and {} major faults, {} KiB resident at the peak, {} KiB of page tables at the end",
-                group(native.minor_faults),
-                group(native.major_faults),
-                group(native.vm_hwm_kib),
-                group(native.vm_pte_kib)
+                group(median.minor_faults),
+                group(median.major_faults),
+                group(median.vm_hwm_kib),
+                group(median.vm_pte_kib)
             ),
         );
-        if native.exit_status != trailer.exit_status {
-            line("note", format!("the native run ended with status {}", native.exit_status));
+        let (runs, several) = (native.runs.len(), report.processes.len() > 1);
+        let whose = if several { ", of the first process alone" } else { "" };
+        line("", format!("(median of {runs} runs on Linux {}{whose})", native.kernel));
+        if let Some(other) = native.runs.iter().find(|run| run.exit_status != trailer.exit_status) {
+            line("note", format!("a native run ended with status {}", other.exit_status));
         }
     }
     for loss in &trailer.losses {
@@ -118,12 +136,22 @@ fn describe(options: &RecordOptions, summary: &Summary) -> String {
     format!("pagefirst: recorded {}\n{text}", options.program.display())
 }
 
+/// A process: who made it, what it ran, what was found of it.
+fn of_process(number: usize, process: &ProcessReport) -> String {
+    let origin = process.parent.map_or_else(String::new, |parent| format!(", made by {}", parent.0));
+    format!(
+        "{number}{origin}: {}; {} touches, {} unexplained",
+        process.programs.join(", then "),
+        group(process.touches),
+        group(process.unexplained)
+    )
+}
+
 fn lost(loss: &Loss) -> String {
+    let process = loss.process.0;
     match loss.kind {
-        LossKind::Fork if loss.count == 1 => "what a child process did".into(),
-        LossKind::Fork => format!("what {} child processes did", group(loss.count)),
-        LossKind::Exec => format!("what happened after the program replaced itself by {}", loss.name),
-        LossKind::Cut => "perhaps the last events, since the program was killed".into(),
+        LossKind::Exec => format!("what happened after process {process} replaced itself by {}", loss.name),
+        LossKind::Cut => format!("perhaps the last events of process {process}, which was killed"),
     }
 }
 

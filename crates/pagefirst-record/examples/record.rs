@@ -10,8 +10,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (Some(output), Some(program)) = (words.next(), words.next()) else {
         return Err("usage: record OUTPUT PROGRAM ARGS…".into());
     };
-    let options =
-        RecordOptions { program, arguments: words.collect(), output: output.into(), native: true, level: 19 };
+    let options = RecordOptions {
+        program,
+        arguments: words.collect(),
+        output: output.into(),
+        native_runs: 1,
+        level: 19,
+    };
     let summary = record(&options)?;
     println!("{summary:#?}");
     Ok(())

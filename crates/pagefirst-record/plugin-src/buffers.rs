@@ -38,20 +38,48 @@ fn read(address: u64, buffer: &mut [u8]) -> usize {
     usize::try_from(read).unwrap_or(0)
 }
 
-/// Reads a string that ends with a zero.
-pub fn read_string(address: u64) -> Vec<u8> {
-    let mut text = vec![0; 4096];
-    let len = match read(address, &mut text) {
-        // The string may end before a page that can't be read.
-        0 => read(address, &mut text[..4096 - address as usize % 4096]),
-        len => len,
-    };
-    text.truncate(len);
-    text.truncate(text.iter().position(|&byte| byte == 0).unwrap_or(len));
-    text
+/// Reads a string that ends with a zero, of less than `limit` bytes; `None` if there is none.
+pub fn read_string(address: u64, limit: usize) -> Option<Vec<u8>> {
+    let mut text = Vec::new();
+    while text.len() < limit {
+        // Never beyond a page: the next one may not be readable.
+        let at = address.checked_add(text.len() as u64)?;
+        let mut page = vec![0; 4096 - at as usize % 4096];
+        let len = read(at, &mut page);
+        let end = page[..len].iter().position(|&byte| byte == 0);
+        text.extend(&page[..end.unwrap_or(len)]);
+        match end {
+            Some(_) => return Some(text).filter(|text| text.len() < limit),
+            None if len == 0 => return None,
+            None => {}
+        }
+    }
+    None
 }
 
-fn number(address: u64) -> u64 {
+/// Reads a list of pointers to strings that ends with a null pointer, as `execve` takes it.
+pub fn read_strings(address: u64, limit: usize) -> Option<Vec<Vec<u8>>> {
+    /// No list may be longer: its strings would not fit on a stack.
+    const LONGEST: u64 = 1 << 20;
+    let mut strings = Vec::new();
+    if address == 0 {
+        return Some(strings);
+    }
+    for index in 0..LONGEST {
+        let mut pointer = [0; 8];
+        if read(address.checked_add(index * 8)?, &mut pointer) < 8 {
+            return None;
+        }
+        match u64::from_le_bytes(pointer) {
+            0 => return Some(strings),
+            pointer => strings.push(read_string(pointer, limit)?),
+        }
+    }
+    None
+}
+
+/// Reads a number; 0 if there is none.
+pub fn number(address: u64) -> u64 {
     let mut bytes = [0; 8];
     read(address, &mut bytes);
     u64::from_le_bytes(bytes)

@@ -13,7 +13,7 @@ use std::os::unix::fs::MetadataExt;
 use crate::buffers::{self, Side};
 use crate::raw::number::{BRK, MADVISE, MMAP, MPROTECT, MREMAP, MUNMAP, PKEY_MPROTECT};
 use crate::stream::{self, Sized, Stream};
-use crate::{accesses, filter, raw, touch};
+use crate::{filter, processes, raw, touch};
 
 const WRITE: u64 = 1;
 const CLOSE: u64 = 3;
@@ -25,7 +25,9 @@ const CLONE: u64 = 56;
 const FORK: u64 = 57;
 const VFORK: u64 = 58;
 const EXECVE: u64 = 59;
+const EXIT: u64 = 60;
 const FTRUNCATE: u64 = 77;
+const EXIT_GROUP: u64 = 231;
 const FALLOCATE: u64 = 285;
 const DUP3: u64 = 292;
 const PWRITEV: u64 = 296;
@@ -42,15 +44,20 @@ thread_local! {
 /// A call begins.
 pub fn enter(cpu: u32, number: u64, arguments: [u64; 6]) {
     ARGUMENTS.set(arguments);
-    let [a, b, ..] = arguments;
-    let Some(mut stream) = stream::lock() else { return };
+    let [a, b, c, d, ..] = arguments;
+    match number {
+        EXECVE => processes::exec(cpu, None, a, b, c),
+        EXECVEAT => processes::exec(cpu, Some(a as i32), b, c, d),
+        FORK | VFORK | CLONE | CLONE3 => processes::enter_fork(cpu, shares_memory(number, a)),
+        EXIT_GROUP | EXIT => crate::note_status(a),
+        _ => {}
+    }
+    let mut stream = stream::lock();
     match number {
         MUNMAP | MREMAP => {
             stream.enter(cpu, number, &arguments);
             filter::forget(a, b);
         }
-        EXECVE => stream.exec(&program(a), accesses()),
-        EXECVEAT => stream.exec(&program(b), accesses()),
         _ if closes(number, a, b) => stream.step_aside(),
         _ => {}
     }
@@ -64,7 +71,7 @@ pub fn leave(cpu: u32, number: u64, result: i64) {
     let failed = (-4095..0).contains(&result);
     match number {
         MMAP | MPROTECT | PKEY_MPROTECT | MREMAP | MADVISE | BRK => {
-            let Some(mut stream) = stream::lock() else { return };
+            let mut stream = stream::lock();
             if !failed && number == MMAP {
                 name_file(&mut stream, cpu, &arguments);
             }
@@ -87,17 +94,9 @@ pub fn leave(cpu: u32, number: u64, result: i64) {
                 _ => filter::forget(a, b),
             }
         }
-        FORK | VFORK | CLONE | CLONE3 if !failed => forked(number, a, result),
-        EXECVE | EXECVEAT => {
-            if let Some(mut stream) = stream::lock() {
-                stream.exec_failed();
-            }
-        }
-        CLOSE | DUP2 | DUP3 | CLOSE_RANGE => {
-            if let Some(mut stream) = stream::lock() {
-                stream.step_back();
-            }
-        }
+        FORK | VFORK | CLONE | CLONE3 => processes::leave_fork(failed),
+        EXECVE | EXECVEAT => stream::lock().exec_failed(),
+        CLOSE | DUP2 | DUP3 | CLOSE_RANGE => stream::lock().step_back(),
         WRITE | WRITEV | PWRITE | PWRITEV | FTRUNCATE | FALLOCATE | SENDFILE if !failed => resized(a),
         COPY_FILE_RANGE if !failed => resized(c),
         _ => {}
@@ -132,23 +131,17 @@ fn closes(number: u64, a: u64, b: u64) -> bool {
     }
 }
 
-fn forked(number: u64, flags: u64, result: i64) {
+/// Whether a new process has the memory of its parent until it executes a program, and the parent waits for that.
+fn shares_memory(number: u64, first: u64) -> bool {
     const CLONE_VM: u64 = 0x100;
     const CLONE_VFORK: u64 = 0x4000;
-    if number == CLONE && flags & CLONE_VM != 0 && flags & CLONE_VFORK == 0 {
-        return;
-    }
-    if result == 0 {
-        stream::abandon();
-    } else if let Some(mut stream) = stream::lock() {
-        stream.fork();
-    }
-}
-
-/// The last part of the path of a program about to be executed.
-fn program(address: u64) -> Vec<u8> {
-    let path = buffers::read_string(address);
-    path.rsplit(|&byte| byte == b'/').next().unwrap_or_default().to_vec()
+    let flags = match number {
+        CLONE => first,
+        CLONE3 => buffers::number(first),
+        VFORK => return true,
+        _ => return false,
+    };
+    flags & (CLONE_VM | CLONE_VFORK) == CLONE_VM | CLONE_VFORK
 }
 
 /// Says which file an `mmap` has mapped.
@@ -171,7 +164,7 @@ fn name_file(stream: &mut Stream, cpu: u32, arguments: &[u64; 6]) {
 
 /// Says a file's size if the file was mapped and the size has changed.
 fn resized(descriptor: u64) {
-    let Some(mut stream) = stream::lock() else { return };
+    let mut stream = stream::lock();
     if stream.sized.is_empty() {
         return;
     }

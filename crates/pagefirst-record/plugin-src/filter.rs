@@ -84,3 +84,10 @@ pub fn forget(start: u64, len: u64) {
         page = next;
     }
 }
+
+/// Forgets what was reported of every page. The caller holds the stream's lock.
+pub fn forget_all() {
+    for first in (0..PAGES).step_by(CHUNK).filter(|&page| chunk(page).is_some()) {
+        forget(first << 12, (CHUNK as u64) << 12);
+    }
+}

@@ -7,6 +7,7 @@
 mod buffers;
 mod calls;
 mod filter;
+mod processes;
 mod qemu;
 mod raw;
 mod stream;
@@ -35,6 +36,8 @@ struct Count(AtomicU64);
 
 const COUNTS: usize = 64;
 static ACCESSES: [Count; COUNTS] = [const { Count(AtomicU64::new(0)) }; COUNTS];
+/// The exit status that the program asked for last.
+static STATUS: AtomicU64 = AtomicU64::new(raw::UNKNOWN);
 
 /// What QEMU calls when it has loaded the plugin.
 ///
@@ -51,8 +54,15 @@ pub unsafe extern "C" fn qemu_plugin_install(
         // SAFETY: the caller says that there are `argc` strings.
         unsafe { CStr::from_ptr(*argv.add(index)) }.to_string_lossy()
     });
-    let path = arguments.into_iter().find_map(|argument| argument.strip_prefix("stream=").map(str::to_owned));
-    if path.is_none_or(|path| stream::open(path).is_err()) {
+    let (mut path, mut process) = (None, raw::FIRST_PROCESS);
+    for argument in arguments {
+        match argument.split_once('=') {
+            Some(("stream", value)) => path = Some(value.to_owned()),
+            Some(("process", value)) => process = value.parse().unwrap_or(process),
+            _ => {}
+        }
+    }
+    if path.is_none_or(|path| stream::open(path, process).is_err()) || !processes::install() {
         return 1;
     }
     // SAFETY: the callbacks have the signatures that QEMU's interface asks for, and live as long as the process:
@@ -69,21 +79,26 @@ pub unsafe extern "C" fn qemu_plugin_install(
 }
 
 extern "C" fn on_start(_: qemu::Id, cpu: c_uint) {
-    if let Some(mut stream) = stream::lock() {
-        stream.thread_start(cpu);
-    }
+    stream::lock().thread_start(cpu);
 }
 
 extern "C" fn on_exit(_: qemu::Id, cpu: c_uint) {
-    if let Some(mut stream) = stream::lock() {
-        stream.thread_exit(cpu);
-    }
+    stream::lock().thread_exit(cpu);
 }
 
 extern "C" fn on_end(_: qemu::Id, _: *mut c_void) {
-    if let Some(mut stream) = stream::lock() {
-        stream.end(accesses());
-    }
+    stream::lock().end(accesses(), STATUS.load(Ordering::Relaxed));
+}
+
+/// The program is about to end with this status, if all goes well.
+fn note_status(status: u64) {
+    STATUS.store(status & 0xff, Ordering::Relaxed);
+}
+
+/// In a new process: it has done nothing yet.
+fn count_from_zero() {
+    ACCESSES.iter().for_each(|count| count.0.store(0, Ordering::Relaxed));
+    STATUS.store(raw::UNKNOWN, Ordering::Relaxed);
 }
 
 /// The accesses so far.
@@ -95,9 +110,7 @@ extern "C" fn on_translate(_: qemu::Id, block: *mut qemu::Block) {
     static FIRST: Once = Once::new();
     FIRST.call_once(|| {
         let maps = std::fs::read("/proc/self/maps").unwrap_or_default();
-        if let Some(mut stream) = stream::lock() {
-            stream.maps(&maps);
-        }
+        stream::lock().maps(&maps);
     });
     // SAFETY: QEMU passes a block that lives during this call; the indices are below its number of instructions.
     let (first, last) = unsafe {
@@ -165,9 +178,8 @@ fn touch(cpu: u32, page: u64, bit: u8, flags: u8) {
 
 #[cold]
 fn report(cpu: u32, page: u64, bit: u8, flags: u8) {
-    if let Some(mut stream) = stream::lock()
-        && filter::mark(page, bit)
-    {
+    let mut stream = stream::lock();
+    if filter::mark(page, bit) {
         stream.touch(cpu, flags, page);
     }
 }

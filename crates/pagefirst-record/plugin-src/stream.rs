@@ -2,13 +2,13 @@
 //!
 //! - The recorded program shares the emulator's file descriptors. Ours has a high number; a call that would close it
 //!   makes us close it first and open the pipe again afterwards.
-//! - A child process shares nothing with us but the pipe, which it must not write: `abandon` closes it there
-//!   for good. It must not take the lock, which another thread may have held when the process was copied.
+//! - A child process writes to the same pipe, under a key of its own. The lock is held while the process is copied, so
+//!   that what the parent reports before is what the child begins with.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::raw;
@@ -16,12 +16,11 @@ use crate::raw;
 /// Bytes gathered before they are written.
 const BUFFER: usize = 1 << 16;
 
-/// This process is a child of the recorded one.
-static ABANDONED: AtomicBool = AtomicBool::new(false);
 /// The pipe's descriptor, or -1, for those who can't take the lock.
 static DESCRIPTOR: AtomicI32 = AtomicI32::new(-1);
 static STREAM: Mutex<Stream> = Mutex::new(Stream {
     path: String::new(),
+    process: raw::FIRST_PROCESS,
     file: None,
     buffer: Vec::new(),
     threads: Vec::new(),
@@ -33,7 +32,7 @@ static STREAM: Mutex<Stream> = Mutex::new(Stream {
 
 unsafe extern "C" {
     safe fn fcntl(fd: i32, command: i32, argument: i64) -> i32;
-    safe fn close(fd: i32) -> i32;
+    fn getrandom(buffer: *mut u64, len: usize, flags: u32) -> isize;
 }
 
 /// A file that was mapped, and its size when last seen.
@@ -46,6 +45,8 @@ pub struct Sized {
 /// What the lock protects.
 pub struct Stream {
     path: String,
+    /// This process's key.
+    process: u64,
     file: Option<File>,
     buffer: Vec<u8>,
     /// By index of the virtual CPU, which are reused: the number of the thread that it is now.
@@ -59,26 +60,25 @@ pub struct Stream {
 }
 
 /// Opens the pipe.
-pub fn open(path: String) -> std::io::Result<()> {
-    let mut stream = STREAM.lock().unwrap_or_else(PoisonError::into_inner);
-    stream.path = path;
+pub fn open(path: String, process: u64) -> std::io::Result<()> {
+    let mut stream = lock();
+    (stream.path, stream.process) = (path, process);
     stream.buffer.reserve(BUFFER + 4096);
     stream.reopen()
 }
 
-/// The stream, unless this process is a child of the recorded one.
-pub fn lock() -> Option<MutexGuard<'static, Stream>> {
-    if ABANDONED.load(Ordering::Relaxed) {
-        return None;
-    }
-    Some(STREAM.lock().unwrap_or_else(PoisonError::into_inner))
+/// The stream.
+pub fn lock() -> MutexGuard<'static, Stream> {
+    STREAM.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// In a child process: nothing is recorded any more.
-pub fn abandon() {
-    if !ABANDONED.swap(true, Ordering::Relaxed) {
-        close(DESCRIPTOR.load(Ordering::Relaxed));
-    }
+/// A key that no other process has.
+fn key() -> u64 {
+    let mut key = 0;
+    // SAFETY: `key` can be written, for 8 bytes.
+    let got = unsafe { getrandom(&mut key, size_of::<u64>(), 0) };
+    // Only kernels older than 3.17 have no random numbers.
+    if got == size_of::<u64>() as isize { key } else { u64::from(std::process::id()) << 32 }
 }
 
 /// The pipe's descriptor.
@@ -122,10 +122,12 @@ impl Stream {
         if self.buffer.is_empty() {
             return;
         }
-        if let Some(file) = &mut self.file
-            && file.write_all(&self.buffer).is_err()
-        {
-            self.ended = true;
+        if let Some(file) = &mut self.file {
+            for piece in self.buffer.chunks(raw::FRAME - raw::FRAME_HEADER) {
+                let head = [&self.process.to_le_bytes()[..], &(piece.len() as u16).to_le_bytes()].concat();
+                // One call for one frame, so that frames of several processes don't mix.
+                self.ended |= file.write_all(&[&head, piece].concat()).is_err();
+            }
         }
         self.buffer.clear();
     }
@@ -139,13 +141,17 @@ impl Stream {
     }
 
     fn kind(&mut self, kind: u8) -> &mut Self {
-        self.buffer.push(kind);
-        self
+        self.byte(kind)
     }
 
     fn thread(&mut self, cpu: u32) -> &mut Self {
         let thread = self.threads.get(cpu as usize).copied().unwrap_or(0);
         self.buffer.extend(thread.to_le_bytes());
+        self
+    }
+
+    fn byte(&mut self, byte: u8) -> &mut Self {
+        self.buffer.push(byte);
         self
     }
 
@@ -200,21 +206,42 @@ impl Stream {
         self.kind(raw::THREAD_EXIT).thread(cpu).done();
     }
 
-    pub fn fork(&mut self) {
-        self.kind(raw::FORK).done();
+    /// Before the process is copied: the child's key.
+    pub fn fork(&mut self, cpu: u32, shares_memory: bool) -> u64 {
+        let child = key();
+        self.kind(raw::FORK).thread(cpu).numbers(&[child]).byte(shares_memory.into());
+        self.flush();
+        child
     }
 
-    pub fn exec(&mut self, name: &[u8], accesses: u64) {
-        self.kind(raw::EXEC).numbers(&[accesses]).text(name).done();
+    /// In the copy. Of the threads only the one that made it is there.
+    pub fn become_child(&mut self, key: u64) {
+        self.process = key;
+        self.buffer.clear();
+        self.threads.clear();
+        self.started = 1;
+    }
+
+    pub fn fork_failed(&mut self, child: u64) {
+        self.kind(raw::FORK_FAILED).numbers(&[child]).done();
+    }
+
+    pub fn exec(&mut self, cpu: u32, accesses: u64, argument_bytes: u64, name: &[u8]) {
+        self.kind(raw::EXEC).thread(cpu).numbers(&[accesses, argument_bytes]).text(name).flush();
     }
 
     pub fn exec_failed(&mut self) {
         self.kind(raw::EXEC_FAILED).done();
     }
 
-    pub fn end(&mut self, accesses: u64) {
+    /// This process's key.
+    pub fn process(&self) -> u64 {
+        self.process
+    }
+
+    pub fn end(&mut self, accesses: u64, status: u64) {
         if !self.ended {
-            self.kind(raw::END).numbers(&[accesses]);
+            self.kind(raw::END).numbers(&[accesses, status]);
             self.flush();
             self.ended = true;
         }

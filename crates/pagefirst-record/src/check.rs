@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 
 use crate::error::FormatError;
-use crate::event::{Access, Address, Backing, Event, FileId, Map, MapKind, MappingId, Place, Prot};
+use crate::event::{
+    Access, Address, Backing, Event, FileId, Map, MapKind, MappingId, Place, ProcessId, Prot,
+};
 use crate::read::Recording;
 use crate::wire::PAGE;
 
@@ -23,6 +25,12 @@ struct Piece {
 /// What is live in one reservation, by offset of the first byte.
 type Pieces = BTreeMap<u64, Piece>;
 
+/// What is live in a process.
+#[derive(Clone, Debug, Default)]
+struct Memory {
+    mappings: HashMap<MappingId, Pieces>,
+}
+
 /// What a check found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
@@ -36,12 +44,27 @@ pub struct Report {
     pub unexplained: u64,
     /// The first few of them.
     pub examples: Vec<Unexplained>,
+    /// By number: what was found of each process.
+    pub processes: Vec<ProcessReport>,
+}
+
+/// What a check found of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessReport {
+    /// The process that made it; `None` for the first.
+    pub parent: Option<ProcessId>,
+    /// The programs that it ran, in order. The first is that of its parent.
+    pub programs: Vec<String>,
+    /// The events that are touches.
+    pub touches: u64,
+    /// The touches that no live mapping allows.
+    pub unexplained: u64,
 }
 
 impl Report {
-    /// At most one touch in 10,000 is unexplained.
+    /// Of each process, at most one touch in 10,000 is unexplained.
     pub fn passes(&self) -> bool {
-        self.unexplained.saturating_mul(10_000) <= self.touches
+        self.processes.iter().all(|process| process.unexplained.saturating_mul(10_000) <= process.touches)
     }
 }
 
@@ -50,6 +73,8 @@ impl Report {
 pub struct Unexplained {
     /// The event's number, from 0.
     pub event: u64,
+    /// Whose.
+    pub process: ProcessId,
     /// The event, an [`Event::Touch`] or [`Event::Stray`].
     pub touch: Event,
     /// Why.
@@ -71,9 +96,9 @@ pub enum Reason {
 const EXAMPLES: usize = 16;
 
 /// Follows the events of a recording.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Checker {
-    mappings: HashMap<MappingId, Pieces>,
+    living: HashMap<ProcessId, Memory>,
     files: HashMap<FileId, u64>,
     report: Report,
 }
@@ -83,24 +108,90 @@ pub struct Checker {
 /// # Errors
 /// When it can't be read.
 pub fn check<R: Read>(recording: &mut Recording<R>) -> Result<Report, FormatError> {
-    let mut checker = Checker::default();
-    while let Some(event) = recording.next_event()? {
-        checker.event(&event);
+    let mut checker = Checker::new(&recording.header().program);
+    while let Some((process, event)) = recording.next_event()? {
+        checker.event(process, &event);
     }
     Ok(checker.report)
 }
 
 impl Checker {
+    /// No event yet, of a recording of this program.
+    pub fn new(program: &str) -> Self {
+        let first =
+            ProcessReport { parent: None, programs: vec![program.to_owned()], touches: 0, unexplained: 0 };
+        Self {
+            living: HashMap::from([(ProcessId(0), Memory::default())]),
+            files: HashMap::new(),
+            report: Report { processes: vec![first], ..Report::default() },
+        }
+    }
+
+    /// Takes the next event into account, which is of this process.
+    pub fn event(&mut self, process: ProcessId, event: &Event) {
+        let number = process.0 as usize;
+        match *event {
+            Event::File(ref info) => drop(self.files.insert(info.number, info.size)),
+            Event::FileSize { file, size } => drop(self.files.insert(file, size)),
+            Event::Fork { child, .. } => {
+                let memory = self.living.get(&process).cloned().unwrap_or_default();
+                self.living.insert(child, memory);
+                let program = self.report.processes.get(number).and_then(|parent| parent.programs.last());
+                let programs = program.cloned().into_iter().collect();
+                let born = ProcessReport { parent: Some(process), programs, touches: 0, unexplained: 0 };
+                self.report.processes.push(born);
+            }
+            Event::Exec { ref program, .. } => {
+                self.living.insert(process, Memory::default());
+                if let Some(report) = self.report.processes.get_mut(number) {
+                    report.programs.push(program.clone());
+                }
+            }
+            Event::End { .. } => drop(self.living.remove(&process)),
+            Event::Touch { at, access, .. } => {
+                let memory = self.living.entry(process).or_default();
+                let problem = memory.why_not(at, access, &self.files);
+                if problem.is_none() {
+                    memory.grow(at);
+                }
+                self.touch(process, event, problem);
+            }
+            Event::Stray { .. } => self.touch(process, event, Some(Reason::NotMapped)),
+            _ => self.living.entry(process).or_default().call(event),
+        }
+        self.report.events += 1;
+    }
+
+    fn touch(&mut self, process: ProcessId, touch: &Event, problem: Option<Reason>) {
+        self.report.touches += 1;
+        let mut of_process = self.report.processes.get_mut(process.0 as usize);
+        if let Some(report) = &mut of_process {
+            report.touches += 1;
+        }
+        let Some(reason) = problem else {
+            self.report.explained += 1;
+            return;
+        };
+        self.report.unexplained += 1;
+        if let Some(report) = of_process {
+            report.unexplained += 1;
+        }
+        if self.report.examples.len() < EXAMPLES {
+            let event = self.report.events;
+            self.report.examples.push(Unexplained { event, process, touch: touch.clone(), reason });
+        }
+    }
+
     /// What was found so far.
     pub fn report(&self) -> &Report {
         &self.report
     }
+}
 
-    /// Takes the next event into account.
-    pub fn event(&mut self, event: &Event) {
+impl Memory {
+    /// Takes a call into account.
+    fn call(&mut self, event: &Event) {
         match *event {
-            Event::File(ref info) => drop(self.files.insert(info.number, info.size)),
-            Event::FileSize { file, size } => drop(self.files.insert(file, size)),
             Event::Map(ref map) => self.map(map),
             Event::Unmap { at, len, .. } => drop(self.cut(at, len)),
             Event::Protect { at, len, prot, .. } => {
@@ -111,7 +202,6 @@ impl Checker {
             Event::Remap { from, old_len, new_len, id, keep, .. } => {
                 self.remap(from, old_len, new_len, id, keep)
             }
-            Event::Advise { .. } | Event::ThreadStart { .. } | Event::ThreadExit { .. } => {}
             Event::Brk { heap, old, new, .. } => {
                 let backing = Backing::Anonymous;
                 if new < old {
@@ -124,25 +214,7 @@ impl Checker {
                     );
                 }
             }
-            Event::Touch { at, access, .. } => self.touch(event, self.why_not(at, access)),
-            Event::Stray { .. } => self.touch(event, Some(Reason::NotMapped)),
-        }
-        self.report.events += 1;
-    }
-
-    fn touch(&mut self, touch: &Event, problem: Option<Reason>) {
-        self.report.touches += 1;
-        let Some(reason) = problem else {
-            self.report.explained += 1;
-            if let Event::Touch { at, .. } = *touch {
-                self.grow(at);
-            }
-            return;
-        };
-        self.report.unexplained += 1;
-        if self.report.examples.len() < EXAMPLES {
-            let event = self.report.events;
-            self.report.examples.push(Unexplained { event, touch: touch.clone(), reason });
+            _ => {}
         }
     }
 
@@ -219,7 +291,7 @@ impl Checker {
     }
 
     /// Why the access is not allowed; `None` when it is.
-    fn why_not(&self, at: Address, access: Access) -> Option<Reason> {
+    fn why_not(&self, at: Address, access: Access, files: &HashMap<FileId, u64>) -> Option<Reason> {
         let Some(pieces) = self.mappings.get(&at.mapping) else { return Some(Reason::NotMapped) };
         let below = pieces.range(..=at.offset).next_back().filter(|(_, piece)| piece.end > at.offset);
         let grown = || pieces.range(at.offset..).next().filter(|(_, piece)| piece.grows_down);
@@ -236,7 +308,7 @@ impl Checker {
         }
         match piece.backing {
             Backing::File { file, offset } => {
-                let size = self.files.get(&file).copied().unwrap_or(0);
+                let size = files.get(&file).copied().unwrap_or(0);
                 let page = (offset + at.offset).saturating_sub(start);
                 (page >= size.next_multiple_of(PAGE)).then_some(Reason::BeyondEnd)
             }

@@ -4,21 +4,26 @@ use std::io;
 
 /// A recording that can't be read: what is wrong, and where.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {problem}", place(.offset, .event))]
+#[error("{}: {problem}", place(*.offset, *.event, *.process))]
 pub struct FormatError {
     /// Bytes from the start of the decompressed stream, or of the file when `event` is `None`.
     pub offset: u64,
     /// The events before the one at fault; `None` in what comes before the stream.
     pub event: Option<u64>,
+    /// The process that is being read about; `None` before the first fork.
+    pub process: Option<u32>,
     /// What was expected and what was found.
     #[source]
     pub problem: Problem,
 }
 
-fn place(offset: &u64, event: &Option<u64>) -> String {
-    match event {
-        Some(event) => format!("event {event}, at byte {offset} of the decompressed stream"),
-        None => format!("at byte {offset} of the file"),
+fn place(offset: u64, event: Option<u64>, process: Option<u32>) -> String {
+    match (event, process) {
+        (Some(event), Some(process)) => {
+            format!("event {event}, of process {process}, at byte {offset} of the decompressed stream")
+        }
+        (Some(event), None) => format!("event {event}, at byte {offset} of the decompressed stream"),
+        (None, _) => format!("at byte {offset} of the file"),
     }
 }
 
@@ -107,6 +112,12 @@ pub enum Problem {
         offset: u64,
         /// Its length.
         len: u64,
+    },
+    /// The trailer comes before the end of a process.
+    #[error("expected the end of process {process}, found the trailer")]
+    NotEnded {
+        /// The process.
+        process: u32,
     },
     /// The trailer's count is not what was read.
     #[error("expected {expected} touches as the trailer says, found {found}")]

@@ -25,6 +25,13 @@ pub struct FileId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ThreadId(pub u32);
 
+/// A process: dense, from 0 (the program that was recorded), in the order of [`Event::Fork`], never reused.
+///
+/// Mappings and threads are numbered for each process, files for the whole recording. A process begins with the mappings
+/// of its parent, under the same numbers, and with one thread, 0, which is the one that made it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProcessId(pub u32);
+
 /// A place in the recorded program's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Address {
@@ -208,7 +215,7 @@ pub struct FileInfo {
     pub size: u64,
 }
 
-/// What happened, in the order in which it happened.
+/// What happened, in the order in which it happened. The order between processes is that of their system calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A file's first appearance, before the first mapping of it.
@@ -315,6 +322,30 @@ pub enum Event {
         /// Which.
         thread: ThreadId,
     },
+    /// A process makes another one. Every page of both may fault again.
+    Fork {
+        /// Who.
+        thread: ThreadId,
+        /// The new process.
+        child: ProcessId,
+        /// Linux lets the child have the memory of its parent, which waits, until it executes a program or ends
+        /// (`vfork`). The emulator copies the memory all the same.
+        shares_memory: bool,
+    },
+    /// The process replaces its program by another: all mappings and threads are gone, and numbered from 0 again.
+    Exec {
+        /// Who.
+        thread: ThreadId,
+        /// The program, without its path.
+        program: String,
+    },
+    /// The process ends; it has no event after this one.
+    End {
+        /// Its exit status, as in [`Trailer::exit_status`]; `None` when a signal ended a process other than the first.
+        exit_status: Option<i32>,
+        /// The reads and writes of memory that it did; 0 if unknown.
+        accesses: u64,
+    },
 }
 
 /// What a recording begins with.
@@ -339,9 +370,9 @@ pub struct Trailer {
     pub touches: u64,
     /// Those of them that no live mapping allows.
     pub unexplained: u64,
-    /// The reads and writes of memory that the program did, of which the touches are the first ones; 0 if unknown.
+    /// The reads and writes of memory that all processes did, of which the touches are the first ones; 0 if unknown.
     pub accesses: u64,
-    /// The program's exit status; 128 and the signal's number when a signal ended it.
+    /// The first process's exit status; 128 and the signal's number when a signal ended it.
     pub exit_status: i32,
     /// What the recording lacks.
     pub losses: Vec<Loss>,
@@ -349,9 +380,11 @@ pub struct Trailer {
     pub native: Option<Native>,
 }
 
-/// Something that the recorded program did and the recording does not follow.
+/// Something that a recorded process did and the recording does not follow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loss {
+    /// Who.
+    pub process: ProcessId,
     /// What.
     pub kind: LossKind,
     /// The name of the program executed, without its path; empty if there is none.
@@ -363,17 +396,26 @@ pub struct Loss {
 /// A kind of [`Loss`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LossKind {
-    /// A child process was started: what it did is not recorded.
-    Fork,
-    /// The program replaced itself by another: what that did is not recorded.
+    /// The process replaced itself by a program that the emulator can't run, or not with the rights that it asks for.
     Exec,
     /// The emulator ended without saying so, killed perhaps: the last events may be missing.
     Cut,
 }
 
-/// What Linux took for the program, run without the emulator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What Linux took for the program, run without the emulator: the first process alone, as far as there are several.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Native {
+    /// The kernel's release.
+    pub kernel: String,
+    /// What the kernel says of transparent huge pages: `always`, `madvise`, `never`, or nothing if it has none.
+    pub huge_pages: String,
+    /// The runs, at least one.
+    pub runs: Vec<NativeRun>,
+}
+
+/// What Linux took for one run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NativeRun {
     /// Page faults that read nothing.
     pub minor_faults: u64,
     /// Page faults that read from a disk.
@@ -384,4 +426,22 @@ pub struct Native {
     pub vm_pte_kib: u64,
     /// The exit status of that run, as in [`Trailer::exit_status`]: where it differs, the runs differ.
     pub exit_status: i32,
+}
+
+impl Native {
+    /// The median of the runs, each figure for itself; of an even number of runs the upper one.
+    pub fn median(&self) -> NativeRun {
+        let of = |figure: fn(&NativeRun) -> u64| {
+            let mut figures: Vec<_> = self.runs.iter().map(figure).collect();
+            figures.sort_unstable();
+            figures.get(figures.len() / 2).copied().unwrap_or(0)
+        };
+        NativeRun {
+            minor_faults: of(|run| run.minor_faults),
+            major_faults: of(|run| run.major_faults),
+            vm_hwm_kib: of(|run| run.vm_hwm_kib),
+            vm_pte_kib: of(|run| run.vm_pte_kib),
+            exit_status: of(|run| run.exit_status as u64) as i32,
+        }
+    }
 }

@@ -12,16 +12,18 @@ pub(crate) struct Input<S> {
     offset: u64,
     /// The events read so far.
     pub(crate) event: u64,
+    /// The process that is being read about, if there are several.
+    pub(crate) process: Option<u32>,
 }
 
 impl<S: Read> Input<S> {
     pub(crate) fn new(stream: S) -> Self {
-        Self { stream, offset: 0, event: 0 }
+        Self { stream, offset: 0, event: 0, process: None }
     }
 
     /// What is wrong, here.
     pub(crate) fn error(&self, problem: Problem) -> FormatError {
-        FormatError { offset: self.offset, event: Some(self.event), problem }
+        FormatError { offset: self.offset, event: Some(self.event), process: self.process, problem }
     }
 
     /// A number that can't be there, here.

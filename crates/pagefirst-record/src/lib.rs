@@ -1,6 +1,6 @@
-//! Records what a program does to its memory, and reads and checks such recordings.
+//! Records what a program and the processes that it makes do to their memory, and reads and checks such recordings.
 //!
-//! A recording is the list of a program's memory calls and of the pages it touched, in order: the first read,
+//! A recording is the list of their memory calls and of the pages they touched, in order: the first read,
 //! write and execute of each page since the last call that may have changed its mapping.
 //! `docs/recording-format.md` describes the file.
 
@@ -13,11 +13,11 @@ mod record;
 mod wire;
 mod write;
 
-pub use check::{Checker, Reason, Report, Unexplained, check};
+pub use check::{Checker, ProcessReport, Reason, Report, Unexplained, check};
 pub use error::{FormatError, Problem};
 pub use event::{
     Access, Address, Advice, Arch, Backing, Event, FileId, FileInfo, Header, Loss, LossKind, Map, MapKind,
-    MappingId, Native, Place, Prot, ThreadId, Trailer,
+    MappingId, Native, NativeRun, Place, ProcessId, Prot, ThreadId, Trailer,
 };
 pub use read::Recording;
 pub use record::{RecordError, RecordOptions, Summary, record};

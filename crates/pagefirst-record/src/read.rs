@@ -1,33 +1,48 @@
 //! Reads a recording as a stream. Nothing in the file is trusted.
 
-use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::collections::HashMap;
+use std::io::{BufReader, ErrorKind, Read};
 
 use crate::error::{FormatError, Problem};
 use crate::event::{
-    Access, Address, Advice, Arch, Backing, Event, FileId, FileInfo, Header, Loss, LossKind, Map, MapKind,
-    MappingId, Native, Place, Prot, ThreadId, Trailer,
+    Access, Address, Advice, Arch, Backing, Event, FileId, FileInfo, Header, Map, MapKind, MappingId, Place,
+    ProcessId, Prot, ThreadId, Trailer,
 };
 use crate::input::Input;
 use crate::wire::{
-    ADDRESS_LIMIT, FILE_LIMIT, Known, LOSS_LIMIT, MAGIC, MAPPING_LIMIT, PAGE, TOUCH, TOUCH_KERNEL,
-    TOUCH_MAPPING, TOUCH_THREAD, TOUCH_UNUSED, VERSION, WINDOW_LOG, tag, unzigzag,
+    ADDRESS_LIMIT, Context, FILE_LIMIT, Known, MAGIC, MAPPING_LIMIT, PAGE, PROCESS_LIMIT, TOUCH,
+    TOUCH_KERNEL, TOUCH_MAPPING, TOUCH_THREAD, TOUCH_UNUSED, VERSION, WINDOW_LOG, tag, unzigzag,
 };
+
+mod trailer;
 
 type Stream<R> = BufReader<zstd::stream::read::Decoder<'static, BufReader<R>>>;
 
+/// What is known of a process.
+#[derive(Debug)]
+struct Process {
+    context: Context,
+    threads: u32,
+    ended: bool,
+}
+
 /// A recording that is being read.
 ///
-/// It never holds more than one event, and 16 bytes for each mapping: a file of any length can be read, and a malicious
-/// one can't exhaust the memory. What an event names was introduced before, and every range lies within its mapping's
-/// reservation; whether it is *mapped* there is what [`Checker`](crate::Checker) finds out.
+/// It never holds more than one event, and 16 bytes for each mapping of a living process, of which there may be 2^24 in
+/// all: a file of any length can be read, and a malicious one can't exhaust the memory. What an event names was introduced
+/// before, and every range lies within its mapping's reservation; whether it is *mapped* there is what [`Checker`](crate::Checker) finds out.
 pub struct Recording<R: Read> {
     input: Input<Stream<R>>,
     header: Header,
-    mappings: Vec<Known>,
+    /// The process of the last event, and what is known of it.
+    process: ProcessId,
+    current: Process,
+    /// The other processes that have not ended.
+    others: HashMap<ProcessId, Process>,
+    /// Processes, and mappings of those that have not ended.
+    processes: u32,
+    mappings: u32,
     files: u32,
-    threads: u32,
-    thread: u32,
-    mapping: u32,
     touches: u64,
     trailer: Option<Trailer>,
 }
@@ -40,7 +55,12 @@ impl<R: Read> Recording<R> {
     pub fn open(mut file: R) -> Result<Self, FormatError> {
         let mut start = [0; MAGIC.len() + 2];
         let mut filled = 0;
-        let outside = |offset: usize, problem| FormatError { offset: offset as u64, event: None, problem };
+        let outside = |offset: usize, problem| FormatError {
+            offset: offset as u64,
+            event: None,
+            process: None,
+            problem,
+        };
         while filled < start.len() {
             match file.read(&mut start[filled..]) {
                 Ok(0) => break,
@@ -78,9 +98,18 @@ impl<R: Read> Recording<R> {
         let program = input.text("the program's name")?;
         let emulator = input.text("the emulator's name")?;
         let header = Header { version, arch, page_size: PAGE as u32, program, emulator };
-        let mappings = Vec::new();
-        let (files, threads, thread, mapping, touches) = (0, 1, 0, 0, 0);
-        Ok(Self { input, header, mappings, files, threads, thread, mapping, touches, trailer: None })
+        Ok(Self {
+            input,
+            header,
+            process: ProcessId(0),
+            current: Process { context: Context::default(), threads: 1, ended: false },
+            others: HashMap::new(),
+            processes: 1,
+            mappings: 0,
+            files: 0,
+            touches: 0,
+            trailer: None,
+        })
     }
 
     /// What the recording begins with.
@@ -98,15 +127,24 @@ impl<R: Read> Recording<R> {
         self.input.event
     }
 
-    /// Reads the next event; `None` after the last, once the trailer is read and found sound.
+    /// Reads the next event and the process that it is of; `None` after the last, once the trailer is read and found
+    /// sound.
     ///
     /// # Errors
     /// When the file is damaged. The events returned before are sound.
-    pub fn next_event(&mut self) -> Result<Option<Event>, FormatError> {
+    pub fn next_event(&mut self) -> Result<Option<(ProcessId, Event)>, FormatError> {
         if self.trailer.is_some() {
             return Ok(None);
         }
-        let first = self.input.byte("an event or the trailer")?;
+        let mut first = self.input.byte("an event or the trailer")?;
+        if first == tag::PROCESS {
+            self.switch()?;
+            first = self.input.byte("an event")?;
+        }
+        if self.current.ended && first != tag::TRAILER {
+            return Err(self.input.value("an event of a process that has not ended", first.into()));
+        }
+        let process = self.process;
         let event = if first & TOUCH != 0 {
             self.touch(first)?
         } else {
@@ -150,14 +188,29 @@ impl<R: Read> Recording<R> {
                 }
                 tag::THREAD_START => {
                     let thread = self.input.number("a thread's number")?;
-                    if thread != u64::from(self.threads) {
+                    if thread != u64::from(self.current.threads) {
                         return Err(self.input.value("the next thread's number", thread));
                     }
-                    let next = self.threads.checked_add(1);
-                    self.threads = next.ok_or_else(|| self.input.value("fewer threads", thread))?;
+                    let next = self.current.threads.checked_add(1);
+                    self.current.threads = next.ok_or_else(|| self.input.value("fewer threads", thread))?;
                     Event::ThreadStart { thread: ThreadId(thread as u32) }
                 }
                 tag::THREAD_EXIT => Event::ThreadExit { thread: self.known_thread()? },
+                tag::FORK => self.fork()?,
+                tag::EXEC => {
+                    let thread = self.known_thread()?;
+                    let program = self.name("a program's name")?;
+                    self.mappings -= self.current.context.mappings.len() as u32;
+                    self.current = Process { context: Context::default(), threads: 1, ended: false };
+                    Event::Exec { thread, program }
+                }
+                tag::END => {
+                    let status = self.input.below("an exit status", 257)?;
+                    let accesses = self.input.number("the number of accesses")?;
+                    self.mappings -= self.current.context.mappings.len() as u32;
+                    self.current = Process { context: Context::default(), threads: 0, ended: true };
+                    Event::End { exit_status: status.checked_sub(1).map(|status| status as i32), accesses }
+                }
                 tag::TRAILER => {
                     self.trailer = Some(self.read_trailer()?);
                     return Ok(None);
@@ -166,7 +219,45 @@ impl<R: Read> Recording<R> {
             }
         };
         self.input.event += 1;
-        Ok(Some(event))
+        Ok(Some((process, event)))
+    }
+
+    /// The events that follow are of another process.
+    fn switch(&mut self) -> Result<(), FormatError> {
+        let found = self.input.number("a process's number")?;
+        let number = u32::try_from(found).ok().map(ProcessId).filter(|number| *number != self.process);
+        let Some((number, next)) = number.and_then(|number| self.others.remove_entry(&number)) else {
+            return Err(self.input.value("the number of another process that has not ended", found));
+        };
+        let last = std::mem::replace(&mut self.current, next);
+        if !last.ended {
+            self.others.insert(self.process, last);
+        }
+        self.process = number;
+        self.input.process = Some(number.0);
+        Ok(())
+    }
+
+    fn fork(&mut self) -> Result<Event, FormatError> {
+        let thread = self.known_thread()?;
+        let found = self.input.number("a process's number")?;
+        if found != u64::from(self.processes) {
+            return Err(self.input.value("the next process's number", found));
+        }
+        let shares_memory = self.input.below("0 or 1", 2)? == 1;
+        let copied = self.current.context.mappings.len() as u32;
+        let next = self.processes.checked_add(1).filter(|_| self.others.len() + 1 < PROCESS_LIMIT);
+        let mappings = self.mappings.checked_add(copied).filter(|&all| all <= MAPPING_LIMIT);
+        let Some((next, mappings)) = next.zip(mappings) else {
+            return Err(self.input.value("fewer processes and mappings at the same time", found));
+        };
+        let child = ProcessId(self.processes);
+        let born = Process { context: self.current.context.child(), threads: 1, ended: false };
+        self.others.insert(child, born);
+        (self.processes, self.mappings) = (next, mappings);
+        // From the first fork on, messages say which process they are about.
+        self.input.process = Some(self.process.0);
+        Ok(Event::Fork { thread, child, shares_memory })
     }
 
     fn touch(&mut self, first: u8) -> Result<Event, FormatError> {
@@ -175,34 +266,28 @@ impl<R: Read> Recording<R> {
         }
         let access = self.access(first & 3)?;
         if first & TOUCH_THREAD != 0 {
-            self.thread = self.known_thread()?.0;
+            self.current.context.thread = self.known_thread()?.0;
         }
         if first & TOUCH_MAPPING != 0 {
             let delta = unzigzag(self.input.number("a mapping's distance")?);
-            let mapping = i64::from(self.mapping).wrapping_add(delta);
-            self.mapping = self.known_mapping(mapping as u64)?.0;
+            let mapping = i64::from(self.current.context.mapping).wrapping_add(delta);
+            self.current.context.mapping = self.known_mapping(mapping as u64)?.0;
         }
         let delta = unzigzag(self.input.number("a page's distance")?);
-        let count = self.mappings.len() as u32;
-        let Some(known) = self.mappings.get_mut(self.mapping as usize) else {
-            return Err(self
-                .input
-                .error(Problem::UnknownMapping { found: self.mapping.into(), known: count }));
+        let Context { mappings, thread, mapping } = &mut self.current.context;
+        let (thread, mapping, count) = (*thread, *mapping, mappings.len() as u32);
+        let Some(known) = mappings.get_mut(mapping as usize) else {
+            return Err(self.input.error(Problem::UnknownMapping { found: mapping.into(), known: count }));
         };
         let page = (known.last as i64).wrapping_add(delta) as u64;
         if page >= known.pages {
             let (reserve, offset) = (known.pages * PAGE, page.wrapping_mul(PAGE));
-            return Err(self.input.error(Problem::Range {
-                mapping: self.mapping,
-                reserve,
-                offset,
-                len: PAGE,
-            }));
+            return Err(self.input.error(Problem::Range { mapping, reserve, offset, len: PAGE }));
         }
         known.last = page;
         self.touches += 1;
-        let at = Address { mapping: MappingId(self.mapping), offset: page * PAGE };
-        Ok(Event::Touch { thread: ThreadId(self.thread), at, access, by_kernel: first & TOUCH_KERNEL != 0 })
+        let at = Address { mapping: MappingId(mapping), offset: page * PAGE };
+        Ok(Event::Touch { thread: ThreadId(thread), at, access, by_kernel: first & TOUCH_KERNEL != 0 })
     }
 
     fn file(&mut self) -> Result<Event, FormatError> {
@@ -213,13 +298,19 @@ impl<R: Read> Recording<R> {
         let Some(next) = self.files.checked_add(1) else {
             return Err(self.input.value("fewer files", number));
         };
-        let name = self.input.text("a file's name")?;
-        if name.contains('/') {
-            return Err(self.input.value("a file's name without a path", u64::from(b'/')));
-        }
+        let name = self.name("a file's name")?;
         let size = self.input.below("a file's size", FILE_LIMIT)?;
         self.files = next;
         Ok(Event::File(FileInfo { number: FileId(number as u32), name, size }))
+    }
+
+    /// A name without a path.
+    fn name(&mut self, expected: &'static str) -> Result<String, FormatError> {
+        let name = self.input.text(expected)?;
+        match name.contains('/') {
+            true => Err(self.input.value("a name without a path", b'/'.into())),
+            false => Ok(name),
+        }
     }
 
     fn map(&mut self) -> Result<Event, FormatError> {
@@ -299,54 +390,10 @@ impl<R: Read> Recording<R> {
         let heap = self.known_mapping(found)?;
         let old = self.pages("a heap's old size", ADDRESS_LIMIT)?;
         let new = self.pages("a heap's new size", ADDRESS_LIMIT)?;
-        if let Some(known) = self.mappings.get_mut(heap.0 as usize) {
+        if let Some(known) = self.current.context.mappings.get_mut(heap.0 as usize) {
             known.pages = known.pages.max(new / PAGE).max(old / PAGE);
         }
         Ok(Event::Brk { thread, heap, old, new })
-    }
-
-    fn read_trailer(&mut self) -> Result<Trailer, FormatError> {
-        let touches = self.input.number("the number of touches")?;
-        let unexplained = self.input.number("the number of unexplained touches")?;
-        let accesses = self.input.number("the number of accesses")?;
-        let exit_status = self.exit_status()?;
-        let mut losses = Vec::new();
-        for _ in 0..self.input.below("the number of losses", LOSS_LIMIT + 1)? {
-            let kind = match self.input.byte("a loss's kind")? {
-                0 => LossKind::Fork,
-                1 => LossKind::Exec,
-                2 => LossKind::Cut,
-                found => return Err(self.input.value("a loss's kind from 0 to 2", found.into())),
-            };
-            let name = self.input.text("a loss's name")?;
-            losses.push(Loss { kind, name, count: self.input.number("a loss's count")? });
-        }
-        let native = match self.input.byte("whether there are native figures")? {
-            0 => None,
-            1 => Some(Native {
-                minor_faults: self.input.number("native minor faults")?,
-                major_faults: self.input.number("native major faults")?,
-                vm_hwm_kib: self.input.number("the native VmHWM")?,
-                vm_pte_kib: self.input.number("the native VmPTE")?,
-                exit_status: self.exit_status()?,
-            }),
-            found => return Err(self.input.value("0 or 1", found.into())),
-        };
-        self.input.end()?;
-        let after_frame = self.input.stream.get_mut().get_mut().fill_buf().map(<[u8]>::is_empty);
-        match after_frame {
-            Ok(true) => {}
-            Ok(false) => return Err(self.input.error(Problem::TrailingBytes)),
-            Err(error) => return Err(self.input.error(Problem::Io(error))),
-        }
-        if touches != self.touches {
-            return Err(self.input.error(Problem::Count { expected: touches, found: self.touches }));
-        }
-        Ok(Trailer { touches, unexplained, accesses, exit_status, losses, native })
-    }
-
-    fn exit_status(&mut self) -> Result<i32, FormatError> {
-        Ok(self.input.below("an exit status", 256)? as i32)
     }
 
     fn access(&self, bits: u8) -> Result<Access, FormatError> {
@@ -368,7 +415,7 @@ impl<R: Read> Recording<R> {
 
     fn known_thread(&mut self) -> Result<ThreadId, FormatError> {
         let thread = self.input.number("a thread's number")?;
-        if thread >= self.threads.into() {
+        if thread >= self.current.threads.into() {
             return Err(self.input.value("the number of a thread that has started", thread));
         }
         Ok(ThreadId(thread as u32))
@@ -383,7 +430,7 @@ impl<R: Read> Recording<R> {
     }
 
     fn known_mapping(&mut self, found: u64) -> Result<MappingId, FormatError> {
-        let known = self.mappings.len() as u32;
+        let known = self.current.context.mappings.len() as u32;
         if found >= known.into() {
             return Err(self.input.error(Problem::UnknownMapping { found, known }));
         }
@@ -391,11 +438,13 @@ impl<R: Read> Recording<R> {
     }
 
     fn new_mapping(&mut self, reserve: u64) -> Result<MappingId, FormatError> {
-        let id = self.mappings.len() as u32;
-        if id >= MAPPING_LIMIT {
+        let mappings = &mut self.current.context.mappings;
+        let id = mappings.len() as u32;
+        if self.mappings >= MAPPING_LIMIT {
             return Err(self.input.value("fewer mappings", id.into()));
         }
-        self.mappings.push(Known { pages: reserve / PAGE, last: 0 });
+        self.mappings += 1;
+        mappings.push(Known { pages: reserve / PAGE, last: 0 });
         Ok(MappingId(id))
     }
 
@@ -408,7 +457,7 @@ impl<R: Read> Recording<R> {
         let mapping = self.known_mapping(found)?;
         let offset = self.pages("an offset in a mapping", ADDRESS_LIMIT)?;
         let len = self.pages("a range's length", ADDRESS_LIMIT)?;
-        let reserve = self.mappings[mapping.0 as usize].pages * PAGE;
+        let reserve = self.current.context.mappings[mapping.0 as usize].pages * PAGE;
         if len < least || offset + len > reserve {
             return Err(self.input.error(Problem::Range { mapping: mapping.0, reserve, offset, len }));
         }

@@ -3,7 +3,7 @@
 /// The bytes that a recording begins with.
 pub const MAGIC: [u8; 8] = *b"PFREC\r\n\x1a";
 /// The version of the format that this crate reads and writes.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The only page size so far.
 pub(crate) const PAGE: u64 = 4096;
@@ -13,10 +13,14 @@ pub(crate) const ADDRESS_LIMIT: u64 = 1 << 48;
 pub(crate) const FILE_LIMIT: u64 = 1 << 62;
 /// The longest name in bytes.
 pub(crate) const NAME_LIMIT: u64 = 4096;
-/// The most mappings, for each of which a reader keeps 16 bytes.
+/// The most mappings of all living processes, for each of which a reader keeps 16 bytes.
 pub(crate) const MAPPING_LIMIT: u32 = 1 << 24;
+/// The most processes that live at the same time.
+pub(crate) const PROCESS_LIMIT: usize = 1 << 16;
 /// The most losses that are told apart.
 pub(crate) const LOSS_LIMIT: u64 = 1024;
+/// The most native runs.
+pub(crate) const NATIVE_LIMIT: u64 = 1024;
 /// The largest window that a reader grants to zstd, as a power of two: 16 MiB.
 pub(crate) const WINDOW_LOG: u32 = 24;
 
@@ -42,7 +46,28 @@ pub(crate) mod tag {
     pub(crate) const STRAY: u8 = 0x09;
     pub(crate) const THREAD_START: u8 = 0x0a;
     pub(crate) const THREAD_EXIT: u8 = 0x0b;
+    pub(crate) const PROCESS: u8 = 0x0c;
+    pub(crate) const FORK: u8 = 0x0d;
+    pub(crate) const EXEC: u8 = 0x0e;
+    pub(crate) const END: u8 = 0x0f;
     pub(crate) const TRAILER: u8 = 0x7f;
+}
+
+/// What both sides know of a process.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Context {
+    /// By number.
+    pub(crate) mappings: Vec<Known>,
+    /// The thread and the mapping of the last touch.
+    pub(crate) thread: u32,
+    pub(crate) mapping: u32,
+}
+
+impl Context {
+    /// What a process begins with that this one makes.
+    pub(crate) fn child(&self) -> Self {
+        Self { thread: 0, ..self.clone() }
+    }
 }
 
 /// What both sides know of a mapping.

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::PathBuf;
 
-use pagefirst_record::{Checker, Event, Place, Prot, Reason, Recording, Trailer, check};
+use pagefirst_record::{Checker, Event, Place, ProcessId, Prot, Reason, Recording, Trailer, check};
 
 fn recordings() -> Vec<PathBuf> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../pagefirst-cli/recordings");
@@ -18,7 +18,7 @@ fn recordings() -> Vec<PathBuf> {
 fn read(path: &PathBuf) -> (Vec<Event>, Trailer) {
     let mut recording = Recording::open(BufReader::new(File::open(path).unwrap())).unwrap();
     let mut events = Vec::new();
-    while let Some(event) = recording.next_event().unwrap() {
+    while let Some((_, event)) = recording.next_event().unwrap() {
         events.push(event);
     }
     (events, recording.trailer().unwrap().clone())
@@ -38,7 +38,9 @@ fn the_bundled_recordings_explain_themselves() {
         assert_eq!((trailer.touches, trailer.unexplained), (report.touches, report.unexplained));
         assert!(trailer.losses.is_empty());
         assert_eq!(trailer.exit_status, 0);
-        let native = trailer.native.expect("native figures");
+        let native = trailer.native.as_ref().expect("native figures");
+        assert_eq!(native.runs.len(), 5);
+        let native = native.median();
         assert!(native.minor_faults > 100 && native.vm_hwm_kib > 1_000 && native.vm_pte_kib > 0);
         assert_eq!(native.exit_status, 0);
     }
@@ -59,12 +61,12 @@ fn no_path_is_in_the_bundled_recordings() {
 
 /// Whether a check of the events without one of them fails, and what it says first.
 fn fails_without(events: &[Event], index: usize) -> (bool, Option<Reason>) {
-    let mut checker = Checker::default();
+    let mut checker = Checker::new("");
     events
         .iter()
         .enumerate()
         .filter(|&(other, _)| other != index)
-        .for_each(|(_, event)| checker.event(event));
+        .for_each(|(_, event)| checker.event(ProcessId(0), event));
     let report = checker.report();
     (!report.passes(), report.examples.first().map(|example| example.reason))
 }

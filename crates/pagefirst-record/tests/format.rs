@@ -1,13 +1,16 @@
 //! What is written is read again; what is damaged is refused, with the place, and never a panic.
 
 use pagefirst_record::{
-    Access, Address, Advice, Arch, Backing, Event, FileId, FileInfo, FormatError, Header, Loss, LossKind,
-    MAGIC, Map, MapKind, MappingId, Native, Place, Problem, Prot, Recording, ThreadId, Trailer, VERSION,
-    Writer,
+    Access, Address, Advice, Arch, Backing, Checker, Event, FileId, FileInfo, FormatError, Header, Loss,
+    LossKind, MAGIC, Map, MapKind, MappingId, Native, NativeRun, Place, Problem, ProcessId, Prot, Recording,
+    ThreadId, Trailer, VERSION, Writer, check,
 };
 
 const PAGE: u64 = 4096;
 const T0: ThreadId = ThreadId(0);
+const P0: ProcessId = ProcessId(0);
+const P1: ProcessId = ProcessId(1);
+const P2: ProcessId = ProcessId(2);
 
 fn header() -> Header {
     Header {
@@ -98,26 +101,70 @@ fn trailer() -> Trailer {
         unexplained: 1,
         accesses: 1 << 50,
         exit_status: 139,
-        losses: vec![Loss { kind: LossKind::Exec, name: "ls".into(), count: 2 }],
+        losses: vec![Loss { process: ProcessId(0), kind: LossKind::Exec, name: "ls".into(), count: 2 }],
         native: Some(Native {
-            minor_faults: 1,
-            major_faults: 2,
-            vm_hwm_kib: 3,
-            vm_pte_kib: 4,
-            exit_status: 0,
+            kernel: "6.18".into(),
+            huge_pages: "madvise".into(),
+            runs: vec![
+                NativeRun { minor_faults: 1, major_faults: 2, vm_hwm_kib: 3, vm_pte_kib: 4, exit_status: 0 },
+                NativeRun { minor_faults: 5, vm_hwm_kib: 1, ..NativeRun::default() },
+                NativeRun { minor_faults: 3, vm_hwm_kib: 9, ..NativeRun::default() },
+            ],
         }),
     }
 }
 
+const END: Event = Event::End { exit_status: Some(0), accesses: 0 };
+
+/// A recording of a process that does this and ends.
 fn write(events: &[Event], trailer: &Trailer) -> Vec<u8> {
+    let events: Vec<_> = events.iter().cloned().chain([END]).map(|event| (P0, event)).collect();
+    write_all(&events, trailer)
+}
+
+/// A recording of several processes.
+fn write_all(events: &[(ProcessId, Event)], trailer: &Trailer) -> Vec<u8> {
     let mut writer = Writer::create(Vec::new(), &header(), 3).unwrap();
-    for event in events {
-        writer.event(event).unwrap();
+    for (process, event) in events {
+        writer.event(*process, event).unwrap();
     }
     writer.finish(trailer).unwrap()
 }
 
-fn read(file: &[u8]) -> Result<(Header, Vec<Event>, Trailer), FormatError> {
+/// Three processes: the first makes the others, the third, from a mapping of the first's, executes a program.
+fn several() -> Vec<(ProcessId, Event)> {
+    let fork = |child, shares_memory| Event::Fork { thread: T0, child, shares_memory };
+    let end = |status| Event::End { exit_status: status, accesses: 77 };
+    vec![
+        (P0, Event::Map(map(0, 4 * PAGE))),
+        (P0, Event::ThreadStart { thread: ThreadId(1) }),
+        (P0, touch(1, 0, 3, Access::Write, false)),
+        (P0, fork(P1, false)),
+        (P1, touch(0, 0, 3, Access::Write, false)),
+        (P0, touch(1, 0, 2, Access::Read, false)),
+        (P1, Event::ThreadStart { thread: ThreadId(1) }),
+        (P1, Event::Map(map(1, PAGE))),
+        (P0, Event::Map(map(1, 9 * PAGE))),
+        (P0, fork(P2, true)),
+        (P2, touch(0, 1, 8, Access::Write, true)),
+        (P2, Event::Exec { thread: T0, program: "ls".into() }),
+        (P2, Event::Map(map(0, 2 * PAGE))),
+        (P1, touch(1, 1, 0, Access::Write, false)),
+        (P1, end(None)),
+        (P2, touch(0, 0, 1, Access::Read, true)),
+        (P2, end(Some(255))),
+        (P0, end(Some(0))),
+    ]
+}
+
+fn several_trailer() -> Trailer {
+    let loss = Loss { process: P1, kind: LossKind::Cut, name: String::new(), count: 1 };
+    Trailer { touches: 6, losses: vec![loss], ..Trailer::default() }
+}
+
+type All = Vec<(ProcessId, Event)>;
+
+fn read_all(file: &[u8]) -> Result<(Header, All, Trailer), FormatError> {
     let mut recording = Recording::open(file)?;
     let mut events = Vec::new();
     while let Some(event) = recording.next_event()? {
@@ -125,6 +172,13 @@ fn read(file: &[u8]) -> Result<(Header, Vec<Event>, Trailer), FormatError> {
     }
     assert!(recording.next_event()?.is_none(), "the end stays the end");
     Ok((recording.header().clone(), events, recording.trailer().cloned().unwrap()))
+}
+
+/// Reads a recording of one process, without its end.
+fn read(file: &[u8]) -> Result<(Header, Vec<Event>, Trailer), FormatError> {
+    let (header, mut events, trailer) = read_all(file)?;
+    assert!(matches!(events.pop(), Some((P0, Event::End { .. }))));
+    Ok((header, events.into_iter().map(|(_, event)| event).collect(), trailer))
 }
 
 /// The decompressed stream of a recording.
@@ -150,6 +204,22 @@ fn with_record(events: &[Event], record: &[u8]) -> Vec<u8> {
     wrap(&bytes)
 }
 
+/// Three processes, of which the first two have not ended, and then these bytes.
+fn several_with(record: &[u8]) -> Vec<u8> {
+    let mut events = several();
+    events.truncate(14);
+    events.push((P2, END));
+    let mut writer = Writer::create(Vec::new(), &header(), 3).unwrap();
+    events.iter().for_each(|(process, event)| writer.event(*process, event).unwrap());
+    let mut bytes = stream(&writer.finish(&Trailer::default()).unwrap());
+    bytes.truncate(bytes.len() - TRAILER);
+    bytes.extend(record);
+    wrap(&bytes)
+}
+
+/// The bytes of an empty trailer: its tag, touches, unexplained, accesses, status, losses, native runs.
+const TRAILER: usize = 7;
+
 fn stream_header_len() -> usize {
     // Architecture, page size in two bytes, two texts with their lengths.
     1 + 2 + 1 + header().program.len() + 1 + header().emulator.len()
@@ -165,6 +235,87 @@ fn every_event_is_read_as_it_was_written() {
     assert_eq!(found_header, header());
     assert_eq!(found, events());
     assert_eq!(found_trailer, trailer());
+}
+
+#[test]
+fn the_median_is_of_each_figure_for_itself() {
+    let median = trailer().native.unwrap().median();
+    let NativeRun { minor_faults, major_faults, vm_hwm_kib, vm_pte_kib, exit_status } = median;
+    assert_eq!((minor_faults, major_faults, vm_hwm_kib, vm_pte_kib, exit_status), (3, 0, 3, 0, 0));
+}
+
+#[test]
+fn several_processes_are_read_as_they_were_written() {
+    let (_, found, trailer) = read_all(&write_all(&several(), &several_trailer())).unwrap();
+    assert_eq!(found, several());
+    assert_eq!(trailer, several_trailer());
+}
+
+#[test]
+fn each_process_of_several_is_checked() {
+    let file = write_all(&several(), &several_trailer());
+    let report = check(&mut Recording::open(&file[..]).unwrap()).unwrap();
+    assert!(report.passes(), "{report:?}");
+    let found: Vec<_> = report.processes.iter().map(|process| (process.parent, process.touches)).collect();
+    assert_eq!(found, [(None, 2), (Some(P0), 2), (Some(P0), 2)]);
+    assert_eq!(report.processes[2].programs, ["program", "ls"]);
+    // Without the child's own mapping only the child is not explained.
+    let mut events = several();
+    events.retain(|(process, event)| (*process, matches!(event, Event::Map(_))) != (P1, true));
+    let mut checker = Checker::new("program");
+    events.iter().for_each(|(process, event)| checker.event(*process, event));
+    let unexplained: Vec<_> = checker.report().processes.iter().map(|process| process.unexplained).collect();
+    assert_eq!(unexplained, [0, 1, 0]);
+    assert_eq!(checker.report().examples[0].process, P1);
+}
+
+#[test]
+fn several_processes_cut_or_damaged_anywhere_are_refused() {
+    let file = write_all(&several(), &several_trailer());
+    let bytes = stream(&file);
+    let mut places = Vec::new();
+    for len in 0..bytes.len() {
+        let error = read_all(&wrap(&bytes[..len])).unwrap_err();
+        assert!(matches!(error.problem, Problem::Truncated { .. }), "cut after {len}: {error}");
+        places.push(error.process);
+    }
+    // Every process is named, and none before there are several.
+    for process in [None, Some(0), Some(1), Some(2)] {
+        assert!(places.contains(&process), "{process:?}");
+    }
+    for index in 0..file.len() {
+        let mut damaged = file.clone();
+        damaged[index] ^= 0x55;
+        if let Ok((_, found, _)) = read_all(&damaged) {
+            assert_eq!(found, several(), "byte {index} was damaged");
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_process_is_named() {
+    let wrong = |record: &[u8]| read_all(&several_with(record)).unwrap_err().to_string();
+    let expect = |record: &[u8], process: &str, what: &str| {
+        let message = wrong(record);
+        let place = format!("event 15, of process {process}, at byte ");
+        assert!(message.starts_with(&place) && message.ends_with(what), "{message}");
+    };
+    let other = "expected the number of another process that has not ended, found";
+    // Switches to a process that was never made, that has ended, and to the same one.
+    expect(&[0x0c, 9], "2", &format!("{other} 0x9"));
+    expect(&[0x0c, 1, 0x0c, 2], "1", "found 0x0c");
+    expect(&[0x0c, 2], "2", &format!("{other} 0x2"));
+    // An event of one that has ended.
+    expect(&[0x0a, 1], "2", "expected an event of a process that has not ended, found 0xa");
+    // A mapping of the other process's.
+    expect(&[0x0c, 1, 4, 0, 1, 5, 1], "1", "found 0x1000 bytes at 0x5000");
+    // A child that is not the next one, and a thread that was not copied.
+    expect(&[0x0c, 1, 0x0d, 0, 7, 0], "1", "expected the next process's number, found 0x7");
+    let message = wrong(&[0x0c, 0, 0x0d, 0, 3, 0, 0x0c, 3, 0x0b, 1]);
+    assert!(message.starts_with("event 16, of process 3, at byte "), "{message}");
+    assert!(message.ends_with("expected the number of a thread that has started, found 0x1"), "{message}");
+    // The end of the recording before that of a process.
+    expect(&[0x7f, 0, 0, 0, 0, 0, 0], "2", "expected the end of process 0, found the trailer");
 }
 
 #[test]
@@ -187,7 +338,7 @@ fn another_version_is_refused() {
     file[MAGIC.len()] = 9;
     let error = read(&file).unwrap_err();
     assert!(matches!(error.problem, Problem::Version { found: 9 }));
-    assert_eq!(error.to_string(), "at byte 8 of the file: expected version 1 of the format, found 9");
+    assert_eq!(error.to_string(), "at byte 8 of the file: expected version 2 of the format, found 9");
 }
 
 #[test]
@@ -296,7 +447,7 @@ fn absurd_numbers_are_refused() {
     let record = [&[2][..], &[0xff; 11]].concat();
     assert!(matches!(problem(&with_record(&[], &record)), Problem::Varint { .. }));
     // that many losses
-    let record = [&[0x7f, 0, 0, 0, 0][..], &HUGE].concat();
+    let record = [&[0x0f, 0, 0, 0x7f, 0, 0, 0, 0][..], &HUGE].concat();
     assert!(matches!(problem(&with_record(&[], &record)), Problem::Value { .. }));
     // a file's name with a path, and one that is no text
     let record = [&[1, 0, 3][..], b"a/b", &[0]].concat();
@@ -314,13 +465,15 @@ fn a_wrong_count_is_refused() {
 #[test]
 fn a_writer_refuses_a_mapping_out_of_order() {
     let mut writer = Writer::create(Vec::new(), &header(), 3).unwrap();
-    assert!(writer.event(&Event::Map(map(1, PAGE))).is_err());
-    assert!(writer.event(&touch(0, 0, 0, Access::Read, false)).is_err());
+    assert!(writer.event(P0, &Event::Map(map(1, PAGE))).is_err());
+    assert!(writer.event(P0, &touch(0, 0, 0, Access::Read, false)).is_err());
+    assert!(writer.event(P1, &Event::ThreadExit { thread: T0 }).is_err());
 }
 
 #[test]
 fn no_damage_of_the_stream_panics() {
-    let bytes = stream(&write(&events(), &trailer()));
+    let (one, more) = (write(&events(), &trailer()), write_all(&several(), &several_trailer()));
+    let streams = [stream(&one), stream(&more)];
     // A small generator of numbers, so that a failure can be repeated.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = move || {
@@ -330,7 +483,7 @@ fn no_damage_of_the_stream_panics() {
         state
     };
     for _ in 0..20_000 {
-        let mut damaged = bytes.clone();
+        let mut damaged = streams[next() as usize % 2].clone();
         for _ in 0..=next() % 3 {
             let index = next() as usize % damaged.len();
             match next() % 3 {
@@ -341,7 +494,7 @@ fn no_damage_of_the_stream_panics() {
         }
         if let Ok(mut recording) = Recording::open(&wrap(&damaged)[..]) {
             // Whatever the events say, the checker takes it.
-            let _ = pagefirst_record::check(&mut recording);
+            let _ = check(&mut recording);
         }
     }
 }

@@ -136,7 +136,7 @@ pub fn replay(recording: &Checked, options: &Options, bar: &ProgressBar) -> Resu
     std::thread::scope(|scope| {
         let mut crew = Crew::new(scope, machine, &space, options.cpus);
         let mut n = 0;
-        while let Some(event) = recording.next_event()? {
+        while let Some((_, event)) = recording.next_event()? {
             let step = match event {
                 Event::Touch { thread, at, access, .. } => {
                     engine.run.touches += 1;
@@ -215,10 +215,14 @@ impl Engine {
                     Ok(())
                 }
             }
+            // A recording with forks and new programs is refused before.
             Event::ThreadStart { .. }
             | Event::ThreadExit { .. }
             | Event::Stray { .. }
-            | Event::Touch { .. } => Ok(()),
+            | Event::Touch { .. }
+            | Event::Fork { .. }
+            | Event::Exec { .. }
+            | Event::End { .. } => Ok(()),
             call => {
                 if !matches!(call, Event::Protect { .. }) {
                     self.sample();

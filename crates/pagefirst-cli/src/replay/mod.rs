@@ -8,7 +8,7 @@ mod place;
 mod report;
 
 use engine::{Options, ReplayError, Run};
-use pagefirst_record::{Checker, FormatError, Header, Native, Recording, Report, Trailer};
+use pagefirst_record::{Checker, Event, FormatError, Header, Native, Recording, Report, Trailer};
 use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -118,6 +118,11 @@ enum Error {
     Format { name: String, source: FormatError },
     #[error("{name}: {unexplained} of {touches} touches are unexplained: nothing that is mapped allows them")]
     Unexplained { name: String, unexplained: u64, touches: u64 },
+    #[error(
+        "{name}: event {event}: process {process} ({program}) {what}; only recordings of one process that runs one \
+         program can be replayed so far"
+    )]
+    Several { name: String, event: u64, process: u32, program: String, what: String },
     #[error("{name}: {source}")]
     Replay { name: String, source: ReplayError },
 }
@@ -136,8 +141,8 @@ impl Checked {
         Recording::open(self.bytes.as_slice())
     }
     /// What Linux took for the program.
-    pub fn native(&self) -> Option<Native> {
-        self.trailer.native
+    pub fn native(&self) -> Option<&Native> {
+        self.trailer.native.as_ref()
     }
 }
 
@@ -160,9 +165,21 @@ fn read(args: &ReplayArgs) -> Result<Checked, Error> {
     let format = |source| Error::Format { name: name.clone(), source };
     let mut recording = Recording::open(bytes.as_slice()).map_err(format)?;
     let header = recording.header().clone();
-    let mut checker = Checker::default();
-    while let Some(event) = recording.next_event().map_err(format)? {
-        checker.event(&event);
+    let mut checker = Checker::new(&header.program);
+    while let Some((process, event)) = recording.next_event().map_err(format)? {
+        let several = match event {
+            Event::Fork { child, .. } => Some(format!("starts process {} by fork", child.0)),
+            Event::Exec { ref program, .. } => Some(format!("replaces its program by {program}")),
+            _ => None,
+        };
+        if let Some(what) = several {
+            let report = checker.report();
+            let programs = report.processes.get(process.0 as usize).map(|report| &report.programs);
+            let program = programs.and_then(|programs| programs.last()).cloned().unwrap_or_default();
+            let (event, process) = (report.events, process.0);
+            return Err(Error::Several { name, event, process, program, what });
+        }
+        checker.event(process, &event);
     }
     let report = checker.report().clone();
     let trailer = recording.trailer().cloned().unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use super::engine::Run;
 use super::{Checked, ReplayArgs};
-use pagefirst_record::LossKind;
+use pagefirst_record::{LossKind, Native};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -70,10 +70,10 @@ impl Comparison<'_> {
             )?;
         }
         writeln!(out)?;
-        match r.native() {
+        match r.native().map(Native::median) {
             Some(n) => writeln!(
                 out,
-                "Linux, natively: {} minor faults, {} major, VmHWM {} kB, VmPTE {} kB",
+                "Linux, natively (median): {} minor faults, {} major, VmHWM {} kB, VmPTE {} kB",
                 thousands(n.minor_faults),
                 thousands(n.major_faults),
                 thousands(n.vm_hwm_kib),
@@ -97,7 +97,6 @@ impl Comparison<'_> {
         }
         for loss in &r.trailer.losses {
             let what = match loss.kind {
-                LossKind::Fork => "what a child process did",
                 LossKind::Exec => "what the program it became did:",
                 LossKind::Cut => "what came after the emulator was cut off",
             };
@@ -146,7 +145,7 @@ impl Comparison<'_> {
     /// For programs.
     pub fn json(&self) -> String {
         let r = self.recording;
-        let native = r.native().map(|n| {
+        let native = r.native().map(Native::median).map(|n| {
             json!({
                 "minor_faults": n.minor_faults, "major_faults": n.major_faults,
                 "vm_hwm_kib": n.vm_hwm_kib, "vm_pte_kib": n.vm_pte_kib,

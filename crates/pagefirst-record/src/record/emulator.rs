@@ -125,7 +125,7 @@ fn exit_status(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
-/// `file,stream=pipe`, where a comma in a path is doubled.
+/// `file,stream=pipe,process=0`, where a comma in a path is doubled.
 fn plugin_argument(plugin: &Path, pipe: &Path) -> OsString {
     let double = |path: &Path| {
         let doubled = path.as_os_str().as_bytes().iter().flat_map(|&byte| {
@@ -134,7 +134,7 @@ fn plugin_argument(plugin: &Path, pipe: &Path) -> OsString {
         });
         doubled.collect::<Vec<u8>>()
     };
-    let argument = [&double(plugin)[..], b",stream=", &double(pipe)].concat();
+    let argument = [&double(plugin)[..], b",stream=", &double(pipe), b",process=0"].concat();
     OsStr::from_bytes(&argument).to_owned()
 }
 

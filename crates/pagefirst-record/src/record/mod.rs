@@ -1,10 +1,11 @@
-//! Records a program: runs it under the emulator, turns the plugin's stream into a recording, runs it again without the
-//! emulator for Linux's own figures, and checks what was written.
+//! Records a program: runs it under the emulator, turns the plugin's stream into a recording, runs it again, several times,
+//! without the emulator for Linux's own figures, and checks what was written.
 
 mod emulator;
 mod files;
 mod initial;
 mod native;
+mod processes;
 mod raw;
 mod track;
 mod translate;
@@ -22,7 +23,8 @@ use crate::read::Recording;
 use crate::wire::{PAGE, VERSION};
 use crate::write::Writer;
 
-use translate::Translator;
+use processes::Processes;
+use translate::Output;
 
 /// What to record, and how.
 #[derive(Clone, Debug)]
@@ -33,8 +35,8 @@ pub struct RecordOptions {
     pub arguments: Vec<OsString>,
     /// The recording.
     pub output: PathBuf,
-    /// Run the program a second time without the emulator, for Linux's figures.
-    pub native: bool,
+    /// How often to run the program without the emulator, for Linux's figures.
+    pub native_runs: u32,
     /// zstd's level.
     pub level: i32,
 }
@@ -50,7 +52,7 @@ pub struct Summary {
     pub file_bytes: u64,
     /// How long the program ran under the emulator.
     pub emulated: Duration,
-    /// How long the program ran without it.
+    /// How long the program ran without it, on average.
     pub native: Option<Duration>,
     /// What the user should know besides.
     pub notes: Vec<String>,
@@ -144,16 +146,16 @@ fn record_into(
         Writer::create(BufWriter::new(file), header, options.level).map_err(doing(writing(options)))?;
 
     let mut notes = Vec::new();
-    let input = options.native.then(|| native::input(&mut notes));
+    let input = (options.native_runs > 0).then(|| native::input(&mut notes));
     let start = Instant::now();
     let mut run = emulator.start(program, &options.program, &options.arguments)?;
-    let mut translator =
-        Translator::new(writer, emulator::argument_bytes(program, &options.program, &options.arguments));
-    let translated = translator.all(&mut run.stream);
+    let argument_bytes = emulator::argument_bytes(program, &options.program, &options.arguments);
+    let mut processes = Processes::new(Output::new(writer, &header.program), argument_bytes);
+    let translated = processes.all(&mut run.stream);
     let exit_status = run.wait()?;
     let emulated = start.elapsed();
     translated?;
-    if !translator.started() {
+    if !processes.started() {
         return Err(RecordError::NotStarted(exit_status));
     }
 
@@ -161,15 +163,18 @@ fn record_into(
     let mut native = None;
     if let Some(input) = input {
         let start = Instant::now();
-        match input.and_then(|input| native::run(program, &options.program, &options.arguments, input)) {
+        let runs = options.native_runs;
+        let figures =
+            input.and_then(|input| native::run(program, &options.program, &options.arguments, input, runs));
+        match figures {
             Ok(figures) => {
                 native = Some(figures);
-                native_time = Some(start.elapsed());
+                native_time = Some(start.elapsed() / runs);
             }
             Err(error) => notes.push(format!("no native figures: {error}")),
         }
     }
-    let trailer = translator.finish(exit_status, native).map_err(doing(writing(options)))?;
+    let trailer = processes.finish(exit_status, native)?;
 
     let file = File::open(&options.output).map_err(doing(format!("reading {}", options.output.display())))?;
     let file_bytes = file.metadata().map_or(0, |metadata| metadata.len());

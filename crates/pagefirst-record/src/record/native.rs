@@ -13,20 +13,45 @@ use std::path::Path;
 use std::ptr;
 use std::thread;
 
-use crate::event::Native;
+use crate::event::{Native, NativeRun};
 
-/// Runs it.
-pub(super) fn run(program: &Path, name: &OsStr, arguments: &[OsString], input: File) -> io::Result<Native> {
+/// Runs it so often.
+pub(super) fn run(
+    program: &Path,
+    name: &OsStr,
+    arguments: &[OsString],
+    mut input: File,
+    runs: u32,
+) -> io::Result<Native> {
     let path = CString::new(program.as_os_str().as_bytes())?;
     let words = [name].into_iter().chain(arguments.iter().map(OsString::as_os_str));
     let words = words.map(|word| CString::new(word.as_bytes())).collect::<Result<Vec<_>, _>>()?;
     let output = File::options().write(true).open("/dev/null")?;
     // A thread of its own, so that it waits for its own children only.
-    let tracer = thread::spawn(move || trace(&path, &words, &input, &output));
-    tracer.join().unwrap_or_else(|_| Err(io::Error::other("the tracing thread panicked")))
+    let tracer = thread::spawn(move || {
+        // Fails where there is nothing to seek in, as in the null device.
+        let position = input.stream_position();
+        let run = |_| {
+            if let Ok(position) = position {
+                input.seek(SeekFrom::Start(position))?;
+            }
+            trace(&path, &words, &input, &output)
+        };
+        (0..runs).map(run).collect()
+    });
+    let runs = tracer.join().unwrap_or_else(|_| Err(io::Error::other("the tracing thread panicked")))?;
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    Ok(Native { kernel: kernel.trim().to_owned(), huge_pages: huge_pages(), runs })
 }
 
-/// The standard input a second time, if it is a file; to be called before the program reads it.
+/// What the kernel has been told about huge pages: the word in brackets.
+fn huge_pages() -> String {
+    let setting = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+    let word = setting.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
+    word.map_or_else(String::new, |(word, _)| word.to_owned())
+}
+
+/// The standard input once more, if it is a file; to be called before the program reads it.
 pub(super) fn input(notes: &mut Vec<String>) -> io::Result<File> {
     const STDIN: &str = "/proc/self/fd/0";
     let null = || File::open("/dev/null");
@@ -43,7 +68,7 @@ pub(super) fn input(notes: &mut Vec<String>) -> io::Result<File> {
     null()
 }
 
-fn trace(path: &CString, words: &[CString], input: &File, output: &File) -> io::Result<Native> {
+fn trace(path: &CString, words: &[CString], input: &File, output: &File) -> io::Result<NativeRun> {
     let mut pointers: Vec<_> = words.iter().map(|word| word.as_ptr()).collect();
     pointers.push(ptr::null());
     let (input, output) = (input.as_raw_fd(), output.as_raw_fd());
@@ -106,7 +131,7 @@ fn trace(path: &CString, words: &[CString], input: &File, output: &File) -> io::
                 figures.filter(|_| executed).ok_or_else(ended_early)?;
             let (minor_faults, major_faults) =
                 (minor.saturating_sub(before.0), major.saturating_sub(before.1));
-            return Ok(Native { minor_faults, major_faults, vm_hwm_kib, vm_pte_kib, exit_status });
+            return Ok(NativeRun { minor_faults, major_faults, vm_hwm_kib, vm_pte_kib, exit_status });
         }
     }
 }

@@ -1,5 +1,6 @@
-//! Reads the plugin's stream.
+//! Reads the plugins' stream.
 
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind, Read};
 
 use super::RecordError;
@@ -7,7 +8,7 @@ use crate::event::{Access, ThreadId};
 
 #[path = "../../plugin-src/raw.rs"]
 mod layout;
-pub(super) use layout::number;
+pub(super) use layout::{FIRST_PROCESS, number};
 
 /// The longest text that the plugin sends: `/proc/self/maps`.
 const TEXT_LIMIT: u32 = 1 << 26;
@@ -38,10 +39,11 @@ pub(super) enum Raw {
     FileSize { identity: Identity, size: u64 },
     ThreadStart(ThreadId),
     ThreadExit(ThreadId),
-    Fork,
-    Exec { accesses: u64, name: String },
+    Fork { thread: ThreadId, child: u64, shares_memory: bool },
+    ForkFailed { child: u64 },
+    Exec { thread: ThreadId, accesses: u64, argument_bytes: u64, name: String },
     ExecFailed,
-    End { accesses: u64 },
+    End { accesses: u64, exit_status: Option<i32> },
 }
 
 /// Why there is no record.
@@ -51,12 +53,65 @@ enum Stop {
     Failed(RecordError),
 }
 
-/// Reads the next record. `None` at the end, also when the emulator was killed in the middle of a record.
-pub(super) fn next(stream: &mut impl Read) -> Result<Option<Raw>, RecordError> {
-    match read(stream) {
-        Ok(raw) => Ok(Some(raw)),
-        Err(Stop::Cut) => Ok(None),
-        Err(Stop::Failed(error)) => Err(error),
+/// The stream, taken apart by process.
+pub(super) struct Records<R> {
+    stream: R,
+    /// By process: the piece of a record that waits for its rest.
+    pieces: HashMap<u64, Vec<u8>>,
+    ready: VecDeque<(u64, Raw)>,
+}
+
+impl<R: Read> Records<R> {
+    pub(super) fn new(stream: R) -> Self {
+        Self { stream, pieces: HashMap::new(), ready: VecDeque::new() }
+    }
+
+    /// Reads the next record and its process's key. `None` at the end, also when an emulator was killed in the middle
+    /// of a record.
+    pub(super) fn next(&mut self) -> Result<Option<(u64, Raw)>, RecordError> {
+        loop {
+            if let Some(record) = self.ready.pop_front() {
+                return Ok(Some(record));
+            }
+            match self.frame() {
+                Ok(()) => {}
+                Err(Stop::Cut) => return Ok(None),
+                Err(Stop::Failed(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// Reads a frame, and the records that end in it.
+    fn frame(&mut self) -> Result<(), Stop> {
+        let key = number64(&mut self.stream)?;
+        let len = bytes(&mut self.stream).map(u16::from_le_bytes)?;
+        if usize::from(len) > layout::FRAME - layout::FRAME_HEADER {
+            return Err(Stop::Failed(RecordError::Stream {
+                expected: "a frame's length",
+                found: len.into(),
+            }));
+        }
+        let piece = self.pieces.entry(key).or_default();
+        let old = piece.len();
+        piece.resize(old + usize::from(len), 0);
+        self.stream.read_exact(&mut piece[old..]).map_err(failed)?;
+        let mut rest = &piece[..];
+        loop {
+            let mut next = rest;
+            match read(&mut next) {
+                Ok(raw) => self.ready.push_back((key, raw)),
+                Err(Stop::Cut) => break,
+                Err(failed) => return Err(failed),
+            }
+            rest = next;
+        }
+        if rest.is_empty() {
+            self.pieces.remove(&key);
+        } else {
+            let done = piece.len() - rest.len();
+            piece.drain(..done);
+        }
+        Ok(())
     }
 }
 
@@ -75,10 +130,25 @@ fn read(stream: &mut impl Read) -> Result<Raw, Stop> {
         layout::FILE_SIZE => Raw::FileSize { identity: identity(stream)?, size: number64(stream)? },
         layout::THREAD_START => Raw::ThreadStart(thread(stream)?),
         layout::THREAD_EXIT => Raw::ThreadExit(thread(stream)?),
-        layout::FORK => Raw::Fork,
-        layout::EXEC => Raw::Exec { accesses: number64(stream)?, name: text(stream)? },
+        layout::FORK => Raw::Fork {
+            thread: thread(stream)?,
+            child: number64(stream)?,
+            shares_memory: bytes(stream)? == [1],
+        },
+        layout::FORK_FAILED => Raw::ForkFailed { child: number64(stream)? },
+        layout::EXEC => Raw::Exec {
+            thread: thread(stream)?,
+            accesses: number64(stream)?,
+            argument_bytes: number64(stream)?,
+            name: text(stream)?,
+        },
         layout::EXEC_FAILED => Raw::ExecFailed,
-        layout::END => Raw::End { accesses: number64(stream)? },
+        layout::END => Raw::End {
+            accesses: number64(stream)?,
+            exit_status: Some(number64(stream)?)
+                .filter(|&status| status != layout::UNKNOWN)
+                .map(|status| status as i32),
+        },
         touch if touch & !7 == layout::TOUCH => Raw::Touch {
             thread: thread(stream)?,
             address: number64(stream)?,

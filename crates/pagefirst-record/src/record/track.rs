@@ -30,7 +30,7 @@ impl Span {
 }
 
 /// The live addresses, by the start of each span.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Tracker {
     spans: BTreeMap<u64, Span>,
     named: u32,

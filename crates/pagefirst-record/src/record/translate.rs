@@ -1,19 +1,19 @@
-//! Turns the plugin's stream into events.
+//! Turns the records of a process into events.
 
 use std::collections::HashMap;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 
-use super::files::{Files, base_name};
-use super::initial::{self, Image, Initial, STACK};
-use super::raw::{self, Call, Raw, number};
+use super::files::Files;
+use super::initial::{self, Image, STACK};
+use super::raw::{Call, Raw, number};
 use super::track::{Span, Tracker};
 use super::{RecordError, doing};
 use crate::check::Checker;
 use crate::event::{
-    Access, Advice, Backing, Event, FileId, Loss, LossKind, Map, MapKind, MappingId, Native, Place, Prot,
-    ThreadId, Trailer,
+    Access, Advice, Backing, Event, FileId, Map, MapKind, MappingId, Place, ProcessId, Prot, ThreadId,
+    Trailer,
 };
-use crate::wire::{ADDRESS_LIMIT, LOSS_LIMIT, PAGE};
+use crate::wire::{ADDRESS_LIMIT, PAGE};
 use crate::write::Writer;
 
 const MAP_SHARED: u64 = 0x01;
@@ -30,102 +30,68 @@ const STACK_AT_FIRST: u64 = 132 << 10;
 const FIRST: ThreadId = ThreadId(0);
 
 /// The heap.
+#[derive(Clone, Copy)]
 struct Heap {
     mapping: MappingId,
     base: u64,
     end: u64,
 }
 
-/// Follows a program.
-pub(super) struct Translator<W: Write> {
+/// What all processes write to.
+pub(super) struct Output<W: Write> {
     writer: Writer<W>,
     /// Counts while the recording is written.
     checker: Checker,
-    tracker: Tracker,
     files: Files,
+}
+
+impl<W: Write> Output<W> {
+    pub(super) fn new(writer: Writer<W>, program: &str) -> Self {
+        Self { writer, checker: Checker::new(program), files: Files::default() }
+    }
+
+    pub(super) fn emit(&mut self, process: ProcessId, event: Event) -> Result<(), RecordError> {
+        self.checker.event(process, &event);
+        self.writer.event(process, &event).map_err(doing("writing the recording"))
+    }
+
+    /// Writes the trailer, but for what is counted here.
+    pub(super) fn finish(self, trailer: Trailer) -> io::Result<Trailer> {
+        let report = self.checker.report();
+        let trailer = Trailer { touches: report.touches, unexplained: report.unexplained, ..trailer };
+        self.writer.finish(&trailer)?;
+        Ok(trailer)
+    }
+}
+
+/// Follows a process.
+#[derive(Clone, Default)]
+pub(super) struct Translator {
+    process: ProcessId,
+    tracker: Tracker,
     /// The file that a thread's next `mmap` maps.
     mapped: HashMap<ThreadId, FileId>,
     /// What a thread's `mremap` took away.
     moving: HashMap<ThreadId, Vec<Span>>,
     /// The emulator's descriptor tables.
     tables: Vec<(u64, u64)>,
-    argument_bytes: u64,
     program_end: Option<u64>,
     heap: Option<Heap>,
-    executing: Option<String>,
-    losses: Vec<Loss>,
-    accesses: u64,
-    ended: bool,
 }
 
-impl<W: Write> Translator<W> {
-    pub(super) fn new(writer: Writer<W>, argument_bytes: u64) -> Self {
-        Self {
-            writer,
-            checker: Checker::default(),
-            tracker: Tracker::default(),
-            files: Files::default(),
-            mapped: HashMap::new(),
-            moving: HashMap::new(),
-            tables: Vec::new(),
-            argument_bytes,
-            program_end: None,
-            heap: None,
-            executing: None,
-            losses: Vec::new(),
-            accesses: 0,
-            ended: false,
-        }
+impl Translator {
+    /// A process that begins with what this one has.
+    pub(super) fn child(&self, process: ProcessId) -> Self {
+        Self { process, mapped: HashMap::new(), moving: HashMap::new(), ..self.clone() }
     }
 
-    /// The program has begun.
-    pub(super) fn started(&self) -> bool {
-        self.program_end.is_some()
+    /// The process, when it begins with another program.
+    pub(super) fn anew(&self) -> Self {
+        Self { process: self.process, ..Self::default() }
     }
 
-    /// Follows the stream to its end.
-    pub(super) fn all(&mut self, stream: &mut impl Read) -> Result<(), RecordError> {
-        while let Some(raw) = raw::next(stream)? {
-            self.record(raw)?;
-        }
-        match self.executing.take() {
-            Some(name) => self.lose(LossKind::Exec, name),
-            None if !self.ended => self.lose(LossKind::Cut, String::new()),
-            None => {}
-        }
-        Ok(())
-    }
-
-    /// Writes the trailer.
-    pub(super) fn finish(self, exit_status: i32, native: Option<Native>) -> io::Result<Trailer> {
-        let report = self.checker.report();
-        let trailer = Trailer {
-            touches: report.touches,
-            unexplained: report.unexplained,
-            accesses: self.accesses,
-            exit_status,
-            losses: self.losses,
-            native,
-        };
-        self.writer.finish(&trailer)?;
-        Ok(trailer)
-    }
-
-    fn emit(&mut self, event: Event) -> Result<(), RecordError> {
-        self.checker.event(&event);
-        self.writer.event(&event).map_err(doing("writing the recording"))
-    }
-
-    fn lose(&mut self, kind: LossKind, name: String) {
-        let full = self.losses.len() as u64 == LOSS_LIMIT;
-        match self.losses.iter_mut().find(|loss| loss.kind == kind && loss.name == name) {
-            Some(loss) => loss.count += 1,
-            None if full => {}
-            None => self.losses.push(Loss { kind, name, count: 1 }),
-        }
-    }
-
-    fn record(&mut self, raw: Raw) -> Result<(), RecordError> {
+    /// Translates what concerns memory, files and threads. The rest is no event of this process alone.
+    pub(super) fn record<W: Write>(&mut self, out: &mut Output<W>, raw: Raw) -> Result<(), RecordError> {
         match raw {
             Raw::Touch { thread, address, access, by_kernel } => {
                 let event = match self.tracker.find(address) {
@@ -133,39 +99,27 @@ impl<W: Write> Translator<W> {
                     None if self.is_table(address) => return Ok(()),
                     None => Event::Stray { thread, recorded: address, access, by_kernel },
                 };
-                self.emit(event)
+                out.emit(self.process, event)
             }
-            Raw::Enter(call) => self.enter(call),
-            Raw::Return(call, result) => self.leave(call, result),
-            Raw::Maps(maps) => self.initial(initial::read(&maps)?),
+            Raw::Enter(call) => self.enter(out, call),
+            Raw::Return(call, result) => self.leave(out, call, result),
             Raw::File { thread, identity, size, name } => {
-                let (file, news) = self.files.number(identity, &name, size);
+                let (file, news) = out.files.number(identity, &name, size);
                 self.mapped.insert(thread, file);
-                news.map_or(Ok(()), |event| self.emit(event))
+                news.map_or(Ok(()), |event| out.emit(self.process, event))
             }
             Raw::FileSize { identity, size } => {
-                self.files.resized(identity, size).flatten().map_or(Ok(()), |event| self.emit(event))
+                let news = out.files.resized(identity, size).flatten();
+                news.map_or(Ok(()), |event| out.emit(self.process, event))
             }
-            Raw::ThreadStart(thread) => self.emit(Event::ThreadStart { thread }),
-            Raw::ThreadExit(thread) => self.emit(Event::ThreadExit { thread }),
-            Raw::Fork => {
-                self.lose(LossKind::Fork, String::new());
-                Ok(())
-            }
-            Raw::Exec { accesses, name } => {
-                self.accesses = accesses;
-                self.executing = Some(base_name(&name));
-                Ok(())
-            }
-            Raw::ExecFailed => {
-                self.executing = None;
-                Ok(())
-            }
-            Raw::End { accesses } => {
-                self.accesses = accesses;
-                self.ended = true;
-                Ok(())
-            }
+            Raw::ThreadStart(thread) => out.emit(self.process, Event::ThreadStart { thread }),
+            Raw::ThreadExit(thread) => out.emit(self.process, Event::ThreadExit { thread }),
+            Raw::Maps(_)
+            | Raw::Fork { .. }
+            | Raw::ForkFailed { .. }
+            | Raw::Exec { .. }
+            | Raw::ExecFailed
+            | Raw::End { .. } => Ok(()),
         }
     }
 
@@ -173,12 +127,19 @@ impl<W: Write> Translator<W> {
         self.tables.iter().any(|&(start, end)| (start..end).contains(&address))
     }
 
-    fn initial(&mut self, initial: Initial) -> Result<(), RecordError> {
+    /// What `execve` set up.
+    pub(super) fn initial<W: Write>(
+        &mut self,
+        out: &mut Output<W>,
+        maps: &str,
+        argument_bytes: u64,
+    ) -> Result<(), RecordError> {
+        let initial = initial::read(maps)?;
         self.tables = initial.tables;
         let kinds = [MapKind::Program, MapKind::Interpreter];
         self.program_end = Some(initial.images.first().map_or(0, |image| image.range().1));
         for (image, kind) in initial.images.iter().zip(kinds) {
-            self.image(image, kind)?;
+            self.image(out, image, kind)?;
         }
         let map = Map {
             thread: FIRST,
@@ -195,24 +156,32 @@ impl<W: Write> Translator<W> {
             place: Place::FixedRecorded(0),
         };
         if let Some(start) = initial.stack {
-            let used = self.argument_bytes.next_multiple_of(PAGE).min(STACK);
+            let used = argument_bytes.next_multiple_of(PAGE).min(STACK);
             let (len, grows_down, kind) = ((used + STACK_AT_FIRST).min(STACK), true, MapKind::Stack);
-            let id = self.map_new(start, Map { len, reserve: STACK, grows_down, kind, ..map })?;
+            let id = self.map_new(out, start, Map { len, reserve: STACK, grows_down, kind, ..map })?;
             for offset in (STACK - used..STACK).step_by(PAGE as usize) {
                 let at = crate::Address { mapping: id, offset };
-                self.emit(Event::Touch { thread: FIRST, at, access: Access::Write, by_kernel: true })?;
+                out.emit(
+                    self.process,
+                    Event::Touch { thread: FIRST, at, access: Access::Write, by_kernel: true },
+                )?;
             }
         }
         for (start, end) in initial.others {
             let (len, prot) = (end - start, Prot { read: true, write: false, execute: true });
-            self.map_new(start, Map { len, reserve: len, prot, ..map })?;
+            self.map_new(out, start, Map { len, reserve: len, prot, ..map })?;
         }
         Ok(())
     }
 
-    fn image(&mut self, image: &Image, kind: MapKind) -> Result<(), RecordError> {
-        let (file, news) = self.files.number(image.identity, &image.path, image.size);
-        news.map_or(Ok(()), |event| self.emit(event))?;
+    fn image<W: Write>(
+        &mut self,
+        out: &mut Output<W>,
+        image: &Image,
+        kind: MapKind,
+    ) -> Result<(), RecordError> {
+        let (file, news) = out.files.number(image.identity, &image.path, image.size);
+        news.map_or(Ok(()), |event| out.emit(self.process, event))?;
         let (base, end) = image.range();
         let mut first = None;
         for segment in &image.segments {
@@ -233,33 +202,38 @@ impl<W: Write> Translator<W> {
             };
             let Some(mapping) = first else {
                 let place = if image.relocatable { Place::Anywhere { recorded: base } } else { map.place };
-                let id = self.map_new(base, Map { reserve: end - base, place, ..map })?;
+                let id = self.map_new(out, base, Map { reserve: end - base, place, ..map })?;
                 self.tracker.remove(segment.end, end);
                 first = Some(id);
                 continue;
             };
             let span = Span { start: segment.start, end: segment.end, mapping, base };
             self.tracker.insert(span);
-            self.emit(Event::Map(Map { id: mapping, place: Place::At(span.at()), ..map }))?;
+            out.emit(self.process, Event::Map(Map { id: mapping, place: Place::At(span.at()), ..map }))?;
         }
         Ok(())
     }
 
     /// Makes a mapping with a new name; its reservation starts at `base`. With a place fixed at 0, that is its place.
-    fn map_new(&mut self, base: u64, map: Map) -> Result<MappingId, RecordError> {
+    fn map_new<W: Write>(
+        &mut self,
+        out: &mut Output<W>,
+        base: u64,
+        map: Map,
+    ) -> Result<MappingId, RecordError> {
         let id = self.tracker.name();
         self.tracker.insert(Span { start: base, end: base + map.reserve, mapping: id, base });
         let place =
             if map.place == Place::FixedRecorded(0) { Place::Anywhere { recorded: base } } else { map.place };
-        self.emit(Event::Map(Map { id, place, ..map }))?;
+        out.emit(self.process, Event::Map(Map { id, place, ..map }))?;
         Ok(id)
     }
 
-    fn enter(&mut self, call: Call) -> Result<(), RecordError> {
+    fn enter<W: Write>(&mut self, out: &mut Output<W>, call: Call) -> Result<(), RecordError> {
         let [start, len, ..] = call.arguments;
         let Some((start, end)) = range(start, len) else { return Ok(()) };
         match call.number {
-            number::MUNMAP => self.unmap(call.thread, start, end),
+            number::MUNMAP => self.unmap(out, call.thread, start, end),
             number::MREMAP => {
                 let taken = self.tracker.remove(start, end);
                 self.moving.insert(call.thread, taken);
@@ -269,30 +243,36 @@ impl<W: Write> Translator<W> {
         }
     }
 
-    fn unmap(&mut self, thread: ThreadId, start: u64, end: u64) -> Result<(), RecordError> {
+    fn unmap<W: Write>(
+        &mut self,
+        out: &mut Output<W>,
+        thread: ThreadId,
+        start: u64,
+        end: u64,
+    ) -> Result<(), RecordError> {
         for span in self.tracker.remove(start, end) {
-            self.emit(Event::Unmap { thread, at: span.at(), len: span.len() })?;
+            out.emit(self.process, Event::Unmap { thread, at: span.at(), len: span.len() })?;
         }
         Ok(())
     }
 
-    fn leave(&mut self, call: Call, result: u64) -> Result<(), RecordError> {
+    fn leave<W: Write>(&mut self, out: &mut Output<W>, call: Call, result: u64) -> Result<(), RecordError> {
         let (thread, [start, len, third, ..]) = (call.thread, call.arguments);
         let failed = (-4095..0).contains(&(result as i64));
         if call.number == number::MREMAP {
-            return self.remap(call, (!failed).then_some(result));
+            return self.remap(out, call, (!failed).then_some(result));
         }
         if failed {
             return Ok(());
         }
         match call.number {
-            number::MMAP => self.map(call, result),
-            number::BRK => self.brk(thread, start, result),
+            number::MMAP => self.map(out, call, result),
+            number::BRK => self.brk(out, thread, start, result),
             number::MPROTECT | number::PKEY_MPROTECT => {
                 let Some((start, end)) = range(start, len) else { return Ok(()) };
                 for span in self.tracker.live(start, end) {
                     let (at, len, prot) = (span.at(), span.len(), Prot::from_bits(third));
-                    self.emit(Event::Protect { thread, at, len, prot })?;
+                    out.emit(self.process, Event::Protect { thread, at, len, prot })?;
                 }
                 Ok(())
             }
@@ -300,7 +280,7 @@ impl<W: Write> Translator<W> {
                 let Some((start, end)) = range(start, len) else { return Ok(()) };
                 for span in self.tracker.live(start, end) {
                     let (at, len, advice) = (span.at(), span.len(), Advice::from_number(third as u32));
-                    self.emit(Event::Advise { thread, at, len, advice })?;
+                    out.emit(self.process, Event::Advise { thread, at, len, advice })?;
                 }
                 Ok(())
             }
@@ -308,7 +288,7 @@ impl<W: Write> Translator<W> {
         }
     }
 
-    fn map(&mut self, call: Call, result: u64) -> Result<(), RecordError> {
+    fn map<W: Write>(&mut self, out: &mut Output<W>, call: Call, result: u64) -> Result<(), RecordError> {
         let (thread, [_, len, prot, flags, _, offset]) = (call.thread, call.arguments);
         let file = self.mapped.remove(&thread);
         let Some((start, end)) = range(result, len) else { return Ok(()) };
@@ -332,20 +312,28 @@ impl<W: Write> Translator<W> {
         };
         if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) == 0 {
             // Nothing should be there; if something is, we missed how it went.
-            self.unmap(thread, start, end)?;
-            return self.map_new(start, piece(start, end)).map(drop);
+            self.unmap(out, thread, start, end)?;
+            return self.map_new(out, start, piece(start, end)).map(drop);
         }
         for span in self.tracker.live(start, end) {
             let place = Place::At(span.at());
-            self.emit(Event::Map(Map { id: span.mapping, place, ..piece(span.start, span.end) }))?;
+            out.emit(
+                self.process,
+                Event::Map(Map { id: span.mapping, place, ..piece(span.start, span.end) }),
+            )?;
         }
         for (start, end) in self.tracker.gaps(start, end) {
-            self.map_new(start, Map { place: Place::FixedRecorded(start), ..piece(start, end) })?;
+            self.map_new(out, start, Map { place: Place::FixedRecorded(start), ..piece(start, end) })?;
         }
         Ok(())
     }
 
-    fn remap(&mut self, call: Call, result: Option<u64>) -> Result<(), RecordError> {
+    fn remap<W: Write>(
+        &mut self,
+        out: &mut Output<W>,
+        call: Call,
+        result: Option<u64>,
+    ) -> Result<(), RecordError> {
         let (thread, [from, old_len, new_len, flags, ..]) = (call.thread, call.arguments);
         let mut spans = self.moving.remove(&thread).unwrap_or_default();
         let sizes = range(from, old_len).zip(result.and_then(|result| range(result, new_len)));
@@ -358,7 +346,7 @@ impl<W: Write> Translator<W> {
             if span.end > kept_end {
                 let start = span.start.max(kept_end);
                 let tail = Span { start, ..*span };
-                self.emit(Event::Unmap { thread, at: tail.at(), len: tail.len() })?;
+                out.emit(self.process, Event::Unmap { thread, at: tail.at(), len: tail.len() })?;
                 span.end = start;
             }
         }
@@ -366,7 +354,7 @@ impl<W: Write> Translator<W> {
         let keep = flags & MREMAP_DONTUNMAP != 0;
         let moved = to != from;
         if moved {
-            self.unmap(thread, to, new_end)?;
+            self.unmap(out, thread, to, new_end)?;
             if keep {
                 spans.iter().for_each(|&span| self.tracker.insert(span));
             }
@@ -387,12 +375,21 @@ impl<W: Write> Translator<W> {
             let id = self.tracker.name();
             self.tracker.insert(Span { start, end, mapping: id, base: start });
             let (from, new_len) = (span.at(), end - start);
-            self.emit(Event::Remap { thread, from, old_len, new_len, id, moved, recorded: start, keep })?;
+            out.emit(
+                self.process,
+                Event::Remap { thread, from, old_len, new_len, id, moved, recorded: start, keep },
+            )?;
         }
         Ok(())
     }
 
-    fn brk(&mut self, thread: ThreadId, asked: u64, result: u64) -> Result<(), RecordError> {
+    fn brk<W: Write>(
+        &mut self,
+        out: &mut Output<W>,
+        thread: ThreadId,
+        asked: u64,
+        result: u64,
+    ) -> Result<(), RecordError> {
         let end = result.next_multiple_of(PAGE);
         let (mapping, base, old) = match &mut self.heap {
             Some(heap) => (heap.mapping, heap.base, std::mem::replace(&mut heap.end, end)),
@@ -401,20 +398,23 @@ impl<W: Write> Translator<W> {
                 let base = if asked == 0 { end } else { self.program_end.unwrap_or(end).min(end) };
                 let mapping = self.tracker.name();
                 self.heap = Some(Heap { mapping, base, end });
-                self.emit(Event::Map(Map {
-                    thread,
-                    id: mapping,
-                    len: 0,
-                    reserve: 0,
-                    prot: Prot::READ_WRITE,
-                    backing: Backing::Anonymous,
-                    shared: false,
-                    populate: false,
-                    grows_down: false,
-                    no_reserve: false,
-                    kind: MapKind::Heap,
-                    place: Place::Anywhere { recorded: base },
-                }))?;
+                out.emit(
+                    self.process,
+                    Event::Map(Map {
+                        thread,
+                        id: mapping,
+                        len: 0,
+                        reserve: 0,
+                        prot: Prot::READ_WRITE,
+                        backing: Backing::Anonymous,
+                        shared: false,
+                        populate: false,
+                        grows_down: false,
+                        no_reserve: false,
+                        kind: MapKind::Heap,
+                        place: Place::Anywhere { recorded: base },
+                    }),
+                )?;
                 (mapping, base, base)
             }
         };
@@ -426,7 +426,7 @@ impl<W: Write> Translator<W> {
         } else {
             self.tracker.remove(end, old);
         }
-        self.emit(Event::Brk { thread, heap: mapping, old: old - base, new: end - base })
+        out.emit(self.process, Event::Brk { thread, heap: mapping, old: old - base, new: end - base })
     }
 }
 
