@@ -27,6 +27,10 @@ bitflags::bitflags! {
         const SPECIAL = 16;
         /// User code may not touch the page at all (`PROT_NONE`).
         const NONE = 32;
+        /// The page is a device's registers: not cached, not merged, not reordered.
+        const DEVICE = 64;
+        /// The page is memory that no cache keeps; writes to it may be merged (frame buffers).
+        const UNCACHED = 128;
     }
 }
 

@@ -6,6 +6,10 @@ use crate::types::{Pfn, VirtAddr};
 const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
+/// PWT and PCD select an entry of the page attribute table: both, the one that is uncacheable ever since reset; PWT
+/// alone the second, which a kernel sets to write-combining and which until then means write-through (SDM 3A, 12.12).
+const PWT: u64 = 1 << 3;
+const PCD: u64 = 1 << 4;
 const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 /// PS: in a directory entry, "maps a page".
@@ -33,6 +37,8 @@ fn bits(attrs: Attrs) -> u64 {
         | on(Attrs::ACCESSED, ACCESSED)
         | on(Attrs::DIRTY, DIRTY)
         | on(Attrs::SPECIAL, SPECIAL)
+        | on(Attrs::DEVICE, PWT | PCD)
+        | on(Attrs::UNCACHED, PWT)
         | if attrs.contains(Attrs::NONE) { NONE } else { PRESENT | USER }
         | (NO_EXEC ^ on(Attrs::EXEC, NO_EXEC))
 }
@@ -74,6 +80,8 @@ unsafe impl Format for X86_64 {
             | on(raw & ACCESSED, Attrs::ACCESSED)
             | on(raw & DIRTY, Attrs::DIRTY)
             | on(raw & SPECIAL, Attrs::SPECIAL)
+            | on(raw & PCD, Attrs::DEVICE)
+            | on(!raw & PCD & (raw & PWT) << 1, Attrs::UNCACHED)
             | on(!raw & PRESENT, Attrs::NONE)
             | on(!raw & NO_EXEC, Attrs::EXEC)
     }
@@ -86,7 +94,8 @@ unsafe impl Format for X86_64 {
     #[inline]
     fn with_attrs(raw: u64, attrs: Attrs) -> u64 {
         let phys = address(raw, raw);
-        let bits = raw & !(FRAME | PRESENT | NONE | WRITE | USER | ACCESSED | DIRTY | SPECIAL | NO_EXEC)
+        let bits = raw
+            & !(FRAME | PRESENT | NONE | WRITE | USER | PWT | PCD | ACCESSED | DIRTY | SPECIAL | NO_EXEC)
             | bits(attrs);
         bits | address(bits, phys)
     }
@@ -104,6 +113,8 @@ mod tests {
         assert_eq!(X86_64::leaf(Pfn(1), 0, Attrs::EXEC), 0x1005);
         assert_eq!(X86_64::leaf(Pfn(1), 0, Attrs::empty()), 0x8000_0000_0000_1005);
         assert_eq!(X86_64::leaf(Pfn(1), 0, Attrs::SPECIAL | Attrs::EXEC), 0x1205);
+        assert_eq!(X86_64::leaf(Pfn(1), 0, Attrs::DEVICE | Attrs::EXEC), 0x101d);
+        assert_eq!(X86_64::leaf(Pfn(1), 0, Attrs::UNCACHED | Attrs::EXEC), 0x100d);
         assert_eq!(X86_64::leaf(Pfn(1), 0, Attrs::NONE | Attrs::EXEC), 0x000f_ffff_ffff_e100);
         assert_eq!(X86_64::frame(0x000f_ffff_ffff_e100, 0), Some(Pfn(1)));
     }
@@ -139,8 +150,11 @@ mod tests {
     }
     #[test]
     fn attrs_round_trip() {
-        for bits in 0..64 {
+        for bits in 0..=255 {
             let a = Attrs::from_bits_truncate(bits);
+            if a.contains(Attrs::DEVICE | Attrs::UNCACHED) {
+                continue; // a page is one or the other
+            }
             let raw = X86_64::leaf(Pfn(77), 0, a);
             assert_eq!(X86_64::attrs(raw), a);
             assert_eq!(X86_64::with_attrs(raw, Attrs::EXEC), X86_64::leaf(Pfn(77), 0, Attrs::EXEC));

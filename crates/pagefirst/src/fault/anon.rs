@@ -33,8 +33,8 @@ impl<P: Platform> Batch for Zero<'_, P> {
         let raw = P::Format::leaf(self.zero, 0, readable(self.vma) | Attrs::SPECIAL);
         Some(NewEntry { raw, counted: Counted::Nothing })
     }
-    fn kind(&self) -> FaultKind {
-        FaultKind::AnonRead
+    fn kind(&self) -> Option<FaultKind> {
+        Some(FaultKind::AnonRead)
     }
 }
 
@@ -74,8 +74,8 @@ impl<P: Platform> Batch for Private<'_, P> {
         }
         Some(NewEntry { raw: private_entry(self.vma, self.va, fresh.page), counted: Counted::Anon })
     }
-    fn kind(&self) -> FaultKind {
-        self.kind
+    fn kind(&self) -> Option<FaultKind> {
+        Some(self.kind)
     }
 }
 

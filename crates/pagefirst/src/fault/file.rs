@@ -65,8 +65,8 @@ impl<P: Platform> Batch for Pages<'_, P> {
         }
         Some(NewEntry { raw: P::Format::leaf(pfn, 0, attrs), counted: Counted::File })
     }
-    fn kind(&self) -> FaultKind {
-        if self.write { FaultKind::SharedWrite } else { FaultKind::FileRead }
+    fn kind(&self) -> Option<FaultKind> {
+        Some(if self.write { FaultKind::SharedWrite } else { FaultKind::FileRead })
     }
 }
 

@@ -280,7 +280,7 @@ impl<P: Platform> Batch for One<'_, P> {
         self.raw = None;
         Some(NewEntry { raw, counted })
     }
-    fn kind(&self) -> FaultKind {
-        FaultKind::Populated
+    fn kind(&self) -> Option<FaultKind> {
+        Some(FaultKind::Populated)
     }
 }

@@ -7,6 +7,7 @@
 //! | `reserve` | tables owned and not yet published; the caches of zeroed tables | |
 //! | `publish` | `install`: the only way an entry comes into being | 1 |
 //! | `range` | visit every deepest live table of a range, unlink what died | 2, 3 |
+//! | `mapper` | frames that an embedder maps itself, not counted | 1, 2 |
 //! | `edit` | change one entry that is there | 1 |
 //! | `retire` | dead tables: unlink, limbo, reuse | 3 |
 //! | `account` | count by a walk | |
@@ -20,6 +21,7 @@
 
 mod account;
 mod edit;
+mod mapper;
 mod publish;
 mod range;
 mod record;
@@ -31,6 +33,7 @@ mod slot;
 mod model;
 
 pub use account::Tables;
+pub use mapper::{FramesError, Mapper, Translation};
 pub(crate) use publish::install;
 #[cfg(feature = "__baseline")]
 pub(crate) use publish::publish_empty;
@@ -50,7 +53,7 @@ use crate::sync::atomic::plain::{AtomicU32, AtomicU64};
 use crate::sync::atomic::{AcqRel, Acquire, Relaxed, SeqCst, fence};
 use crate::sync::epoch::Pin;
 use crate::tlb::CpuMask;
-use crate::types::{NoMemory, Pfn, VirtAddr};
+use crate::types::{NoMemory, Pfn, VirtAddr, VirtRange};
 
 /// The page tables of one space: the root, who may have translations cached, and what was counted.
 pub struct PageTable<P: Platform> {
@@ -148,9 +151,13 @@ impl<P: Platform> PageTable<P> {
 
 impl<P: Platform> Drop for PageTable<P> {
     fn drop(&mut self) {
+        // A space has taken out what it had mapped; this is what an embedder has.
+        if self.table_bytes().iter().sum::<u64>() > crate::types::PAGE_SIZE {
+            self.mapper().unmap(VirtRange::new(VirtAddr(0), P::Format::USER_END));
+        }
         debug_assert!(
             self.table_bytes().iter().sum::<u64>() <= crate::types::PAGE_SIZE,
-            "a space dropped with tables below its root"
+            "dropped with counted pages mapped"
         );
         retire::retire(self.p, self.root);
     }

@@ -48,13 +48,17 @@ pub(crate) trait Batch {
     fn window(&self) -> VirtRange {
         VirtRange::page_of(self.va())
     }
+    /// Whether all of the window is mapped, or nothing: an occupied slot makes the install fail.
+    fn is_whole(&self) -> bool {
+        false
+    }
     /// Whether nothing the batch rests on was announced to go away.
     fn is_current(&self) -> bool;
     /// Counts the mapping of the page at `va`, then validates the page, and gives its entry; `None`, with the count
     /// as before, when there is none or it is not valid any more.
     fn entry(&mut self, va: VirtAddr) -> Option<NewEntry>;
-    /// As what the entry at [`va`](Batch::va) is counted.
-    fn kind(&self) -> FaultKind;
+    /// As what the entry at [`va`](Batch::va) is counted; `None` when neither it nor its neighbours are.
+    fn kind(&self) -> Option<FaultKind>;
 }
 
 /// What an install did.
@@ -158,31 +162,35 @@ fn chain<P: Platform, B: Batch>(
 }
 
 /// Sets the page's entry and those of its neighbours whose slots are free; `None`, with nothing set, when the page
-/// itself is not valid any more.
+/// itself is not valid any more, or one of the slots is not free and all must be.
 fn fill<P: Platform, B: Batch>(guard: &mut Guard<'_, P>, batch: &mut B) -> Option<u32> {
     let level = guard.table().level();
-    let index = |va| P::Format::index(va, level);
     let (va, step) = (batch.va(), P::Format::span(level));
-    let first = batch.entry(va)?;
-    set(guard, index(va), first);
-    guard.tally(batch.kind(), 1);
-
     let table = retire::slot_span::<P>(va, level + 1);
     let window = batch.window().intersect(table);
+    let page = P::Format::index(va, level);
+    let window = P::Format::index(window.start, level)..=P::Format::index(VirtAddr(window.end.0 - 1), level);
+    if batch.is_whole() && guard.entries() > 0 && window.clone().any(|i| guard.entry(i) != 0) {
+        return None;
+    }
+    let first = batch.entry(va)?;
+    set(guard, page, first);
+
     let mut around = 0;
-    let mut at = window.start;
-    while at < window.end {
+    for i in window {
         // An occupied neighbour is skipped, never a reason to fail (X8).
-        if guard.entry(index(at)) == 0
-            && let Some(entry) = batch.entry(at)
+        if guard.entry(i) == 0
+            && let Some(entry) = batch.entry(VirtAddr(table.start.0 + i as u64 * step))
         {
-            set(guard, index(at), entry);
+            set(guard, i, entry);
             around += 1;
         }
-        at = VirtAddr(at.0 + step);
     }
-    if around > 0 {
-        guard.tally(FaultKind::Around, around);
+    if let Some(kind) = batch.kind() {
+        guard.tally(kind, 1);
+        if around > 0 {
+            guard.tally(FaultKind::Around, around);
+        }
     }
     Some(around)
 }

@@ -31,8 +31,8 @@ impl Batch for Page {
     fn entry(&mut self, _: VirtAddr) -> Option<NewEntry> {
         Some(NewEntry { raw: entry(self.page), counted: Counted::Nothing })
     }
-    fn kind(&self) -> FaultKind {
-        FaultKind::AnonWrite
+    fn kind(&self) -> Option<FaultKind> {
+        Some(FaultKind::AnonWrite)
     }
 }
 

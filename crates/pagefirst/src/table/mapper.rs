@@ -1,0 +1,229 @@
+//! Frames mapped by an embedder itself: physical memory, devices. They are never counted.
+//!
+//! The same install and the same walk by range as everywhere else: one lock and one loop for each table that gets or
+//! loses entries, tables made with their entries in them, tables gone with their last entry.
+
+use super::{
+    Batch, Counted, FaultKind, Flow, Guard, NewEntry, PageTable, Refused, Reserve, Visitor, Walk, install,
+};
+use crate::arch::{Attrs, Format};
+use crate::platform::Platform;
+use crate::sync::epoch::Pin;
+use crate::tlb::Gather;
+use crate::types::{NoMemory, PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
+
+/// Where an address leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Translation {
+    /// The frame of the small page that holds the address, inside a huge page too.
+    pub pfn: Pfn,
+    /// The level of the table that holds the entry: 0 for a small page.
+    pub level: u8,
+    /// What the entry allows.
+    pub attrs: Attrs,
+}
+
+/// Why frames could not be mapped. Nothing was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum FramesError {
+    /// The range or the first frame is not a multiple of the page size asked for, is empty, has no entries at this
+    /// level, or does not lie below [`Format::USER_END`].
+    #[error("cannot map frames at {0:?}: not a range of whole pages at level {1}")]
+    Invalid(VirtRange, u8),
+    /// Something is mapped in this part of the range.
+    #[error("cannot map frames at {0:?}: something is mapped there")]
+    Occupied(VirtRange),
+    /// No memory for tables.
+    #[error("cannot map frames at {0:?}: out of memory")]
+    NoMemory(VirtRange),
+}
+
+impl<P: Platform> PageTable<P> {
+    /// Where `va` leads now; `None` where nothing is mapped. Takes no lock and writes nothing.
+    #[inline]
+    pub fn translate(&self, pin: &Pin<P>, va: VirtAddr) -> Option<Translation> {
+        let (Walk::Seen(slot) | Walk::Huge(slot)) = self.walk(pin, va) else { return None };
+        let (raw, level) = (slot.raw(), slot.level());
+        let first = P::Format::frame(raw, level)?;
+        let inside = (va.0 & (P::Format::span(level) - 1)) >> PAGE_SHIFT;
+        Some(Translation { pfn: first.add(inside as u32), level, attrs: P::Format::attrs(raw) })
+    }
+
+    /// Begins to map and unmap frames that are not counted.
+    pub fn mapper(&self) -> Mapper<'_, P> {
+        Mapper { space: self, pin: None, reserve: Reserve::new(self.p), gather: Gather::new(self) }
+    }
+}
+
+/// Maps and unmaps frames that are not counted: physical memory, devices.
+///
+/// Keep its ranges apart from those that an [`AddressSpace`](crate::space::AddressSpace) maps, and change one range
+/// from one thread at a time; tables are shared with both and may come and go meanwhile. What was unmapped is flushed
+/// when the mapper is dropped; only then may the memory behind it be used for something else.
+///
+/// A mapper keeps this CPU pinned between calls: it is short-lived, and nothing else of the library is called on this
+/// CPU while it lives.
+///
+/// ```
+/// use pagefirst::arch::Attrs;
+/// use pagefirst::sync::epoch::Pin;
+/// use pagefirst::table::PageTable;
+/// use pagefirst::types::{Pfn, VirtAddr, VirtRange};
+/// use pagefirst_machine::{Config, Machine};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let machine: &'static Machine = Machine::new(Config::default());
+/// let table = PageTable::new(machine)?;
+/// let range = VirtRange::new(VirtAddr(0x10_0000), VirtAddr(0x12_0000));
+/// table.mapper().map(range, Pfn(0xf_ee00), 0, Attrs::WRITE | Attrs::DEVICE)?;
+/// let there = table.translate(&Pin::new(machine), VirtAddr(0x10_1234)).ok_or("not mapped")?;
+/// assert_eq!(there.pfn, Pfn(0xf_ee01));
+/// table.mapper().unmap(range);
+/// assert_eq!(table.table_bytes().iter().sum::<u64>(), 4096); // the root is all there is
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "it is there to map and unmap"]
+pub struct Mapper<'a, P: Platform> {
+    space: &'a PageTable<P>,
+    /// Dropped before the gather, which flushes.
+    pin: Option<Pin<P>>,
+    reserve: Reserve<P>,
+    gather: Gather<'a, P>,
+}
+
+impl<P: Platform> Mapper<'_, P> {
+    /// Maps `range` to the frames from `first` on, by entries of tables at `level`: 0 for small pages. The entries
+    /// are marked accessed, and dirty if they can be written, so that hardware has nothing to write to them.
+    ///
+    /// # Errors
+    /// [`FramesError`]; nothing is mapped then.
+    #[inline]
+    pub fn map(&mut self, range: VirtRange, first: Pfn, level: u8, attrs: Attrs) -> Result<(), FramesError> {
+        let marks = if attrs.contains(Attrs::WRITE) { Attrs::DIRTY } else { Attrs::empty() };
+        let attrs = attrs | marks | Attrs::ACCESSED | Attrs::SPECIAL;
+        check::<P::Format>(range, first, level)?;
+        let mut at = range.start;
+        while at < range.end {
+            let part = VirtRange { start: at, end: range.end.min(next::<P::Format>(at, level + 1)) };
+            let pages = (at.0 - range.start.0) >> PAGE_SHIFT;
+            let mut frames: Frames<P::Format> = Frames::new(part, first.add(pages as u32), level, attrs);
+            if let Err(error) = self.map_part(&mut frames) {
+                self.unmap(VirtRange::new(range.start, at));
+                return Err(error);
+            }
+            at = part.end;
+        }
+        Ok(())
+    }
+
+    /// Maps what lies in one table.
+    fn map_part(&mut self, frames: &mut Frames<P::Format>) -> Result<(), FramesError> {
+        let p = self.space.p;
+        loop {
+            let pin = self.pin.get_or_insert_with(|| Pin::new(p));
+            let Walk::Nothing(slot) = self.space.walk(pin, frames.part.start) else {
+                return Err(FramesError::Occupied(frames.part));
+            };
+            match install(self.space, pin, slot, frames, &mut self.reserve, &mut self.gather) {
+                Ok(_) => return Ok(()),
+                Err(Refused::Short(tables)) => {
+                    self.refill(tables).map_err(|NoMemory| FramesError::NoMemory(frames.part))?;
+                }
+                Err(Refused::Raced | Refused::Again) => return Err(FramesError::Occupied(frames.part)),
+            }
+        }
+    }
+
+    fn refill(&mut self, tables: u8) -> Result<(), NoMemory> {
+        if self.reserve.refill(tables).is_ok() {
+            return Ok(());
+        }
+        self.pin = None;
+        self.gather.flush();
+        let (p, reserve) = (self.space.p, &mut self.reserve);
+        p.vm().or_drain(p, || reserve.refill(tables))
+    }
+
+    /// Unmaps the frames that are mapped in `range`, and the tables that lose their last entry by it. Pages that are
+    /// counted stay.
+    pub fn unmap(&mut self, range: VirtRange) {
+        self.pin = None;
+        let range = range.intersect(VirtRange::new(VirtAddr(0), P::Format::USER_END));
+        self.gather.touch(range);
+        self.space.visit(range, &mut Unmap, &mut self.gather);
+    }
+}
+
+/// The first address past what the slot for `va` in a table at `level` spans.
+fn next<F: Format>(va: VirtAddr, level: u8) -> VirtAddr {
+    VirtAddr(va.align_down(F::span(level)).0.saturating_add(F::span(level)))
+}
+
+fn check<F: Format>(range: VirtRange, first: Pfn, level: u8) -> Result<(), FramesError> {
+    let whole = level + 1 < F::LEVELS
+        && !range.is_empty()
+        && range.end <= F::USER_END
+        && (range.start.0 | range.end.0 | first.phys()) & (F::span(level) - 1) == 0
+        && u32::try_from(range.pages()).is_ok_and(|n| first.0.checked_add(n).is_some());
+    if whole { Ok(()) } else { Err(FramesError::Invalid(range, level)) }
+}
+
+/// Frames in a row, for one table.
+struct Frames<F> {
+    part: VirtRange,
+    /// The frame at address 0, were the row to begin there.
+    base: u32,
+    level: u8,
+    attrs: Attrs,
+    format: core::marker::PhantomData<F>,
+}
+
+impl<F: Format> Frames<F> {
+    fn new(part: VirtRange, first: Pfn, level: u8, attrs: Attrs) -> Self {
+        let base = first.0.wrapping_sub((part.start.0 >> PAGE_SHIFT) as u32);
+        Frames { part, base, level, attrs, format: core::marker::PhantomData }
+    }
+}
+
+impl<F: Format> Batch for Frames<F> {
+    fn va(&self) -> VirtAddr {
+        self.part.start
+    }
+    fn level(&self) -> u8 {
+        self.level
+    }
+    fn window(&self) -> VirtRange {
+        self.part
+    }
+    fn is_whole(&self) -> bool {
+        true
+    }
+    fn is_current(&self) -> bool {
+        true
+    }
+    #[inline]
+    fn entry(&mut self, va: VirtAddr) -> Option<NewEntry> {
+        let pfn = Pfn(self.base.wrapping_add((va.0 >> PAGE_SHIFT) as u32));
+        Some(NewEntry { raw: F::leaf(pfn, self.level, self.attrs), counted: Counted::Nothing })
+    }
+    fn kind(&self) -> Option<FaultKind> {
+        None
+    }
+}
+
+/// Takes out what is not counted.
+struct Unmap;
+
+impl<P: Platform> Visitor<P> for Unmap {
+    fn leaf(&mut self, guard: &mut Guard<'_, P>, range: VirtRange, _: &mut Gather<'_, P>) -> Flow {
+        let level = guard.table().level();
+        let last = P::Format::index(VirtAddr(range.end.0 - 1), level);
+        for i in P::Format::index(range.start, level)..=last {
+            if P::Format::attrs(guard.entry(i)).contains(Attrs::SPECIAL) {
+                guard.take(i);
+            }
+        }
+        Flow::Done
+    }
+}
