@@ -26,6 +26,8 @@ pub struct Found {
     pub counted: u64,
     /// Entries that are neither empty nor present.
     pub software: u64,
+    /// Every entry that points to no table: its address, its level, its bits.
+    pub entries: Vec<(VirtAddr, u8, u64)>,
     /// How often each counted frame is mapped.
     pub frames: HashMap<Pfn, u32>,
 }
@@ -152,7 +154,9 @@ impl<F: Format> Machine<F> {
     /// # Panics
     /// When something differs.
     pub fn check_space(&'static self, space: &AddressSpace<Machine<F>>) -> Found {
-        self.compare(space.page_table()).unwrap_or_else(|what| self.fail(&what))
+        let found = self.compare(space.page_table()).unwrap_or_else(|what| self.fail(&what));
+        self.require(self.check_entries(space, &found));
+        found
     }
 
     fn visit(&self, table: Pfn, level: u8, base: VirtAddr, found: &mut Found) -> Result<(), String> {
@@ -170,7 +174,11 @@ impl<F: Format> Machine<F> {
             let va = VirtAddr(base.0 + i as u64 * F::span(level));
             if let Some(child) = F::child(raw, level) {
                 self.visit(child, level - 1, va, found)?;
-            } else if let Some(frame) = F::frame(raw, level) {
+                continue;
+            }
+            found.entries.push((va, level, raw));
+            self.shows_nothing(raw, va)?;
+            if let Some(frame) = F::frame(raw, level) {
                 found.present += 1;
                 if !F::attrs(raw).contains(Attrs::SPECIAL) {
                     found.counted += 1;

@@ -36,6 +36,14 @@ impl<F: Format> Machine<F> {
         word.expect("a table").store(0, Relaxed);
     }
 
+    /// Makes a frame's counts of references and mappings stand at what the library lets them reach.
+    #[doc(hidden)]
+    pub fn hook_counts(&self, pfn: Pfn, refs: u32, maps: u32) {
+        let meta = std::ptr::from_ref(self.arena.meta(pfn)).cast::<AtomicU64>();
+        // SAFETY: `FrameMeta` is `repr(C)`, and its first word is the atomic one that holds both.
+        unsafe { &*meta }.store(u64::from(maps) << 32 | u64::from(refs), Relaxed);
+    }
+
     /// Forgets every translation, as a CPU may at any time.
     #[doc(hidden)]
     pub fn hook_flush_all(&self, tag: u64) {

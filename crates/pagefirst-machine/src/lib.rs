@@ -29,6 +29,8 @@
 //! - something cached, on any CPU, that is left after the flush that should have taken it; when nothing is under way
 //!   ([`Machine::check_space`]), a translation that says more than the tables do;
 //! - an entry that hardware marked dirty and that was overwritten without the mark;
+//! - a page in use that holds what was in its frame before;
+//! - an entry outside all mappings, one that gives more than its mapping, one that is not present and names memory;
 //! - faults at one address that go on finding nothing to do.
 //!
 //! # Locks
@@ -55,6 +57,7 @@ mod lock;
 mod machine;
 mod mmu;
 mod platform;
+mod secure;
 mod shadow;
 mod tlb;
 mod trap;

@@ -17,8 +17,8 @@ use pagefirst::types::Pfn;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::atomic::{AtomicU8, AtomicU32};
 
-/// What freed frames are filled with.
-pub const POISON: u64 = 0xa5a5_a5a5_a5a5_a5a5;
+/// What frames that are handed out hold, and freed ones. No byte repeated gives it.
+pub const POISON: u64 = 0xf4ee_0bad_f4ee_0bad;
 
 const FRESH: u8 = 0;
 const OWNED: u8 = 1;

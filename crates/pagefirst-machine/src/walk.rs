@@ -58,8 +58,12 @@ impl<F: Format> Machine<F> {
         self.record(Event::Miss { tag: at.tag, addr, access });
         match self.walk(mmu, at, addr, access) {
             Ok(entry) => {
+                let pfn = Pfn(entry.frame);
+                if let Some(shadow) = &self.shadow {
+                    self.require(shadow.is_page(pfn, "used").and_then(|()| self.is_filled(pfn, addr.page())));
+                }
                 mmu.insert(entry);
-                Ok(Pfn(entry.frame))
+                Ok(pfn)
             }
             Err(Refused) => {
                 mmu.refused(at.tag, addr);

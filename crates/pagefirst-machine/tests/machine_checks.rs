@@ -6,7 +6,7 @@ use pagefirst::platform::{Note, Platform};
 use pagefirst::policy::Policy;
 use pagefirst::space::{AddressSpace, Map};
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr};
-use pagefirst_machine::{Config, Machine, Mistake, Vcpu};
+use pagefirst_machine::{Config, Machine, Mistake, POISON, Vcpu};
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::Relaxed;
@@ -185,6 +185,52 @@ fn machine_finds_a_translation_on_a_cpu_that_left() -> Result {
     cpu.leave();
     let text = found(|| space.unmap(at, 1 << 20))?;
     contains(&text, "not in the space's mask, still translates");
+    Ok(())
+}
+
+/// What is found when the entry of a page that was written says something else.
+fn found_with(policy: Policy, prot: Prot, change: impl FnOnce(u64) -> u64) -> Result<String> {
+    let machine = Machine::new(Config { checks: true, ..Config::default() });
+    let space: &'static Space = Box::leak(Box::new(Arc::new(AddressSpace::new(machine, policy)?)));
+    let at = space.map(Map { populate: true, ..Map::anonymous(PAGE_SIZE, prot) })?.range.start;
+    machine.check_space(space);
+    let path = machine.hook_path(space.page_table().root_frame(), at);
+    let entry = machine.hook_entry(path[3], 0, at);
+    entry.store(change(entry.load(Relaxed)), Relaxed);
+    found(|| machine.check_space(space))
+}
+
+#[test]
+fn machine_finds_an_entry_that_gives_more_than_its_mapping() -> Result {
+    let with = |attrs: Attrs| move |raw: u64| X86_64::with_attrs(raw, X86_64::attrs(raw) | attrs);
+    let policy = Policy::default();
+    let read = Prot::READ;
+    contains(&found_with(policy, read, with(Attrs::WRITE))?, "gives more than its mapping, Prot(READ)");
+    contains(&found_with(policy, RW, with(Attrs::EXEC))?, "gives more than its mapping, Prot(READ | WRITE)");
+    contains(&found_with(policy, RW, with(Attrs::NONE))?, "is not as present as its mapping");
+    let deny = Policy { deny_wx: true, ..policy };
+    contains(&found_with(deny, RW, with(Attrs::EXEC))?, "gives more");
+    Ok(())
+}
+
+#[test]
+fn machine_finds_an_address_of_memory_in_an_entry_that_is_not_present() -> Result {
+    let text = found_with(Policy::default(), RW, |raw| raw & !1)?;
+    contains(&text, "is not present and shows hardware the address 0x");
+    Ok(())
+}
+
+#[test]
+fn machine_finds_bytes_from_before_in_a_page() -> Result {
+    let (machine, space, at, mut cpu) = one_page(Config::default())?;
+    let path = machine.hook_path(space.page_table().root_frame(), at);
+    let pfn = X86_64::frame(machine.hook_entry(path[3], 0, at).load(Relaxed), 0).ok_or("mapped")?;
+    machine.cells(pfn)[511].store(POISON, Relaxed);
+    contains(&found(|| machine.check_space(space))?, "holds what was there before, at offset 0xff8");
+    machine.hook_flush_all(space.page_table().tag());
+    let text = found(|| cpu.touch(at, Access::Read))?;
+    contains(&text, &format!("{pfn:?}, mapped at {at}, holds what was there before, at offset 0xff8"));
+    std::mem::forget(cpu);
     Ok(())
 }
 

@@ -29,6 +29,10 @@ pub struct Policy {
     pub min_addr: VirtAddr,
     /// Mappings are placed below, from the top down; the format's user end if that is lower.
     pub map_top: VirtAddr,
+    /// Mappings are placed at least a random number of whole pages, less than so many bytes, below `map_top` (above
+    /// `min_addr` if placed from there), the same for all of a space; 0 for none. Where there is no room otherwise, this
+    /// gap is used too. The first program's addresses, its stack and its heap are the embedder's to choose.
+    pub random_gap: u64,
     /// Place mappings from `min_addr` up instead (Linux's legacy layout).
     pub bottom_up: bool,
     /// Where a mapping of anonymous memory of at least this size is aligned to it; 0 for nowhere. Linux 6.7 aligns
@@ -56,6 +60,7 @@ impl Default for Policy {
             deny_wx: false,
             min_addr: VirtAddr(64 << 10),
             map_top: VirtAddr(u64::MAX),
+            random_gap: 0,
             bottom_up: false,
             align_large: 2 << 20,
             max_vmas: 65_530,

@@ -70,6 +70,12 @@ pub unsafe trait Format: 'static {
     fn allows(_raw: u64) -> Attrs {
         Attrs::WRITE.union(Attrs::EXEC)
     }
+    /// The physical address that stands in an entry hardware takes for not present, if hardware may look it up all the
+    /// same (L1TF, on x86).
+    #[inline]
+    fn shown(_raw: u64) -> Option<u64> {
+        None
+    }
     /// The same entry with other attributes; whatever else it says stays.
     fn with_attrs(raw: u64, attrs: Attrs) -> u64;
 

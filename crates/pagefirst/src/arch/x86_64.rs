@@ -92,6 +92,10 @@ unsafe impl Format for X86_64 {
         on(raw & WRITE, Attrs::WRITE) | on(!raw & NO_EXEC, Attrs::EXEC) | on(!raw & USER, Attrs::NONE)
     }
     #[inline]
+    fn shown(raw: u64) -> Option<u64> {
+        (raw != 0 && raw & PRESENT == 0).then_some(raw & FRAME)
+    }
+    #[inline]
     fn with_attrs(raw: u64, attrs: Attrs) -> u64 {
         let phys = address(raw, raw);
         let bits = raw
@@ -147,6 +151,24 @@ mod tests {
         assert!(X86_64::is_canonical(VirtAddr(0x7fff_ffff_ffff)));
         assert!(!X86_64::is_canonical(VirtAddr(0x8000_0000_0000)));
         assert!(X86_64::is_canonical(VirtAddr(0xffff_8000_0000_0000)));
+    }
+    /// Frame numbers reach 44 bits of address; what stands in an entry that is not present has more.
+    #[test]
+    fn an_entry_that_is_not_present_names_no_memory() {
+        for pfn in [0, 1, 0x1234_5678, u32::MAX].map(Pfn) {
+            for attrs in (0..64).map(Attrs::from_bits_truncate) {
+                let made = X86_64::leaf(pfn, 0, attrs);
+                let changed = X86_64::with_attrs(X86_64::leaf(pfn, 0, Attrs::empty()), attrs);
+                let huge = X86_64::leaf(Pfn(pfn.0 & !511), 1, attrs);
+                for raw in [made, changed, huge] {
+                    let shown = X86_64::shown(raw);
+                    assert_eq!(shown.is_some(), attrs.contains(Attrs::NONE), "{raw:#x}");
+                    assert!(shown.is_none_or(|phys| phys >> 44 != 0), "{raw:#x}");
+                }
+                assert_eq!(X86_64::frame(made, 0), Some(pfn), "{made:#x}");
+            }
+        }
+        assert_eq!((X86_64::shown(0), X86_64::shown(X86_64::table(Pfn(1)))), (None, None));
     }
     #[test]
     fn attrs_round_trip() {

@@ -26,6 +26,16 @@ pub enum Outcome<'a, P: Platform> {
     Error(FaultError),
 }
 
+impl<P: Platform> Outcome<'_, P> {
+    /// Why the access is not to be, if it is not.
+    pub fn error(&self) -> Option<FaultError> {
+        match self {
+            Outcome::Error(error) => Some(*error),
+            _ => None,
+        }
+    }
+}
+
 /// Why an access is not to be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum FaultError {

@@ -125,18 +125,25 @@ impl<P: Platform> AddressSpace<P> {
         if len == 0 {
             return Err(MapError::Invalid(whole));
         }
-        let mut within = self.usable();
-        within.end = within.end.min(self.policy.map_top);
-        let order = if self.policy.bottom_up { Order::BottomUp } else { Order::TopDown };
+        let VirtRange { start, end } = self.usable();
+        let room = VirtRange::new(start, end.min(self.policy.map_top));
+        let (order, within) = match self.policy.bottom_up {
+            true => {
+                let start = VirtAddr(room.start.0.saturating_add(self.gap));
+                (Order::BottomUp, VirtRange::new(start, room.end))
+            }
+            false => {
+                let end = VirtAddr(room.end.0.saturating_sub(self.gap));
+                (Order::TopDown, VirtRange::new(room.start, end))
+            }
+        };
         let align = self.policy.align_large;
-        if large
-            && align > PAGE_SIZE
-            && len >= align
-            && let Some(at) = self.tree.gap(len, align, within, order)
-        {
-            return Ok(VirtRange::new(at, VirtAddr(at.0 + len)));
-        }
-        let at = self.tree.gap(len, PAGE_SIZE, within, order).ok_or(MapError::NoRoom(len))?;
+        let large = large && align > PAGE_SIZE && len >= align;
+        let aligned = if large { self.tree.gap(len, align, within, order) } else { None };
+        let at = aligned
+            .or_else(|| self.tree.gap(len, PAGE_SIZE, within, order))
+            .or_else(|| self.tree.gap(len, PAGE_SIZE, room, order))
+            .ok_or(MapError::NoRoom(len))?;
         Ok(VirtRange::new(at, VirtAddr(at.0 + len)))
     }
 }

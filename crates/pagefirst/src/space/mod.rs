@@ -67,7 +67,14 @@ pub struct AddressSpace<P: Platform> {
     /// Odd while a mapping call is at work.
     turn: AtomicU64,
     policy: Policy,
+    /// Bytes left free where placing starts; see [`Policy::random_gap`].
+    gap: u64,
     pub(crate) failures: Failures,
+}
+
+/// A random number of whole pages, less than `below` bytes. The bias of the remainder is at most `below` in 2^64.
+fn random_gap<P: Platform>(p: &'static P, below: u64) -> u64 {
+    p.random().checked_rem(below).unwrap_or(0) & !(PAGE_SIZE - 1)
 }
 
 impl<P: Platform> AddressSpace<P> {
@@ -86,6 +93,7 @@ impl<P: Platform> AddressSpace<P> {
             writer: Writer::ranked(0, state),
             turn: AtomicU64::new(0),
             policy,
+            gap: random_gap(p, policy.random_gap),
             failures: Failures::default(),
         })
     }
