@@ -11,7 +11,7 @@ use pagefirst::fault::{Bus, FaultError, Segv};
 use pagefirst::frame::FrameFlags;
 use pagefirst::platform::Platform;
 use pagefirst::space::{Map, Stopped, VmaFlags, Why};
-use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr};
+use pagefirst::types::{Access, PAGE_SIZE, Pfn, Prot, VirtAddr, VirtRange};
 use pagefirst_machine::{Machine, MachineFile};
 use std::result::Result as Either;
 
@@ -220,6 +220,30 @@ fn addresses_no_program_can_have_are_refused_before_anything_is_looked_at() -> R
     }
     assert_eq!(copy_in(&s, low, PAGE), (Ok(()), vec![0; PAGE]));
     assert_eq!(copy_in(&s, VirtAddr(end.0 - 8), 8).0, Ok(()));
+    check(&s);
+    Ok(())
+}
+
+#[test]
+fn a_device_in_the_space_is_not_user_memory() -> Result {
+    let machine = machine();
+    let s = space(machine)?;
+    s.map(at(AT, anonymous(1, RW)))?;
+    assert_eq!(copy_out(&s, AT, &[1]), Ok(()));
+    // Its frames lie beyond memory, in the table of the page beside it.
+    let device = VirtRange::new(page(AT, 1), page(AT, 3));
+    s.page_table().mapper().map(device, Pfn(0xfee0_0000), 0, Attrs::WRITE | Attrs::DEVICE)?;
+    assert_eq!(
+        copy_in(&s, VirtAddr(AT.0 + 1), PAGE),
+        (segv(PAGE - 1, Segv::NotMapped), {
+            let mut bytes = vec![0; PAGE - 1];
+            bytes.push(0xee);
+            bytes
+        })
+    );
+    assert_eq!(copy_out(&s, page(AT, 2), &[1]), segv(0, Segv::NotMapped));
+    assert!(s.compare_exchange_u32(page(AT, 1), 0, 1).is_err());
+    s.page_table().mapper().unmap(device);
     check(&s);
     Ok(())
 }

@@ -98,7 +98,8 @@ impl<P: Platform> core::error::Error for Why<'_, P> {}
 impl<P: Platform> core::error::Error for Stopped<'_, P> {}
 
 impl<P: Platform> AddressSpace<P> {
-    /// Copies user memory from `from` on into `to`. An aligned word is read in one step.
+    /// Copies user memory from `from` on into `to`. An aligned word is read in one step. What a
+    /// [`Mapper`](crate::table::Mapper) mapped is not user memory.
     ///
     /// Called like [`fault`](AddressSpace::fault), with no lock and no pin held. The buffer is memory that does not
     /// fault.

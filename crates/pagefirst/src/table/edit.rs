@@ -61,7 +61,7 @@ impl<P: Platform> Slot<'_, P, Locked<'_, P>> {
 impl<P: Platform> PageTable<P> {
     /// Does to the page at `va` what an MMU does that has just read its entry: if the entry allows a load, or a store,
     /// `f` gets the page's contents, under the lock of the table that holds the entry, and the entry is marked. `None`
-    /// where the MMU would fault.
+    /// where the MMU would fault, and for frames that a [`Mapper`](super::Mapper) mapped.
     ///
     /// The mapping's own reference keeps the page: it is not given back before the entry is taken out under this lock.
     pub(crate) fn access<R>(
@@ -89,7 +89,12 @@ impl<P: Platform> PageTable<P> {
                 return None;
             }
             let inside = (va.0 & (P::Format::span(level) - 1)) >> PAGE_SHIFT;
-            let done = f(words(self.p, head.add(inside as u32)));
+            let pfn = head.add(inside as u32);
+            // What is not counted and not the zero page need not be memory.
+            if attrs.contains(Attrs::SPECIAL) && pfn != self.p.vm().zero_page() {
+                return None;
+            }
+            let done = f(words(self.p, pfn));
             slot.widen(mark);
             return Some(done);
         }
