@@ -32,6 +32,8 @@ type File = Shared<Machine, FileCache<Machine>>;
 
 /// How to replay.
 pub struct Options {
+    /// What this way of replaying is called.
+    pub name: &'static str,
     /// When tables are made.
     pub tables: Tables,
     /// Window of fault-around, in bytes.
@@ -64,8 +66,8 @@ pub enum ReplayError {
 
 /// What a replay came to.
 pub struct Run {
-    /// How tables were made.
-    pub tables: Tables,
+    /// What this way of replaying is called.
+    pub name: &'static str,
     /// What the space held at the end.
     pub account: Account,
     /// The most bytes of tables at one time.
@@ -118,7 +120,7 @@ pub fn replay(recording: &Checked, options: &Options, bar: &ProgressBar) -> Resu
         bases: Vec::new(),
         files: HashMap::new(),
         run: Run {
-            tables: options.tables,
+            name: options.name,
             account: Account::default(),
             peak_tables: 0,
             peak_resident: 0,

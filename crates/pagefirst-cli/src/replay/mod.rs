@@ -3,6 +3,7 @@
 //! A recording is read whole and checked first, so that a malformed one does nothing. Then it is replayed twice, with
 //! tables postponed and with tables upfront, on a machine of its own each time.
 
+mod beside;
 mod engine;
 mod place;
 mod report;
@@ -35,11 +36,22 @@ pub enum Tables {
     Upfront,
 }
 
+/// Whose ways a replay follows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ways {
+    /// The library's own, as far as nothing else is asked for
+    Pagefirst,
+    /// Linux's: a window of 64 KiB, tables that stay until their range is unmapped, Linux's placement
+    Linux,
+}
+
 /// Where mappings go that the program did not place itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Placement {
-    /// Where Linux 6.7 and later put them: large anonymous mappings aligned to 2 MiB
+    /// Where Linux 6.7 and later put them: large anonymous mappings aligned to 2 MiB; at random, here as far as
+    /// Linux goes on average
     Linux,
     /// Packed from the top, program and stack included
     Ours,
@@ -53,14 +65,18 @@ pub struct ReplayArgs {
     /// A recording, or the name of a bundled one: cc1, sqlite, python
     #[arg(default_value = "cc1")]
     pub file: PathBuf,
+    /// Whose ways to follow. With Linux's, what Linux took for the program is printed beside it, with the errors
+    #[arg(long, value_enum, default_value = "pagefirst")]
+    pub policy: Ways,
     /// When tables are made; the other way is printed beside it
-    #[arg(long, value_enum, default_value = "postponed")]
+    #[arg(long, value_enum, default_value = "postponed", conflicts_with = "policy")]
     pub tables: Tables,
     /// How much of a cached file a read fault maps: a power of two from 4K to 2M
-    #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = parse_window)]
+    #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = parse_window,
+        conflicts_with = "policy")]
     pub fault_around: u64,
     /// Where mappings go
-    #[arg(long, value_enum, default_value = "linux")]
+    #[arg(long, value_enum, default_value = "linux", conflicts_with = "policy")]
     pub place: Placement,
     /// On how many CPUs the recorded threads run
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -214,12 +230,14 @@ pub fn run(args: ReplayArgs) -> ExitCode {
 
 fn replay(args: &ReplayArgs) -> Result<String, Error> {
     let recording = read(args)?;
-    let other = match args.tables {
-        Tables::Postponed => Tables::Upfront,
-        Tables::Upfront => Tables::Postponed,
+    let plans = match (args.policy, args.tables) {
+        (Ways::Linux, _) => [("linux", Tables::Upfront), ("pagefirst", Tables::Postponed)],
+        (_, Tables::Postponed) => [("postponed", Tables::Postponed), ("upfront", Tables::Upfront)],
+        (_, Tables::Upfront) => [("upfront", Tables::Upfront), ("postponed", Tables::Postponed)],
     };
-    let run = |tables, n| -> Result<Run, Error> {
+    let run = |(name, tables), n| -> Result<Run, Error> {
         let options = Options {
+            name,
             tables,
             fault_around: args.fault_around,
             place: args.place,
@@ -227,14 +245,13 @@ fn replay(args: &ReplayArgs) -> Result<String, Error> {
             memory: args.memory,
             checks: args.checks,
         };
-        let bar =
-            progress(recording.report.events, &format!("replay {n} of 2, tables {tables:?}").to_lowercase());
+        let bar = progress(recording.report.events, &format!("replay {n} of 2, {name}"));
         let run = engine::replay(&recording, &options, &bar);
         bar.finish_and_clear();
         run.map_err(|source| Error::Replay { name: recording.name.clone(), source })
     };
-    let first = run(args.tables, 1)?;
-    let second = run(other, 2)?;
+    let [first, second] = plans;
+    let (first, second) = (run(first, 1)?, run(second, 2)?);
     let report = report::Comparison { recording: &recording, args, first: &first, second: &second };
     Ok(if args.json { report.json() } else { report.text() })
 }

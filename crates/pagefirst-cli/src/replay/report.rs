@@ -1,8 +1,8 @@
 //! What a replay prints.
 
 use super::engine::Run;
-use super::{Checked, ReplayArgs};
-use pagefirst_record::{LossKind, Native};
+use super::{Checked, ReplayArgs, Ways, beside};
+use pagefirst_record::{LossKind, NativeRun};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -58,8 +58,8 @@ impl Comparison<'_> {
             a.time.as_secs_f64(),
             b.time.as_secs_f64()
         )?;
-        let name = |run: &Run| format!("{:?}", run.tables).to_lowercase();
-        writeln!(out, "{:<34}{:>14}{:>14}{:>9}", "tables", name(a), name(b), "ratio")?;
+        let ways = if self.args.policy == Ways::Linux { "ways of" } else { "tables" };
+        writeln!(out, "{ways:<34}{:>14}{:>14}{:>9}", a.name, b.name, "ratio")?;
         for (what, a, b) in self.rows() {
             writeln!(out, "{what:<34}{:>14}{:>14}{:>9}", thousands(a), thousands(b), ratio(a, b))?;
         }
@@ -70,28 +70,32 @@ impl Comparison<'_> {
             )?;
         }
         writeln!(out)?;
-        match r.native().map(Native::median) {
-            Some(n) => writeln!(
-                out,
-                "Linux, natively (median): {} minor faults, {} major, VmHWM {} kB, VmPTE {} kB",
-                thousands(n.minor_faults),
-                thousands(n.major_faults),
-                thousands(n.vm_hwm_kib),
-                thousands(n.vm_pte_kib)
-            )?,
+        match r.native() {
+            Some(native) if self.args.policy == Ways::Linux => beside::write(out, a, native)?,
+            Some(native) => {
+                let n = native.median();
+                writeln!(
+                    out,
+                    "Linux, natively (median of {}): {} minor faults, {} major, VmHWM {} kB, VmPTE {} kB",
+                    native.runs.len(),
+                    thousands(n.minor_faults),
+                    thousands(n.major_faults),
+                    thousands(n.vm_hwm_kib),
+                    thousands(n.vm_pte_kib)
+                )?
+            }
             None => writeln!(out, "Linux's own figures were not recorded.")?,
         }
         for run in [a, b] {
             if run.refused != (0, 0) {
                 let (segv, bus) = run.refused;
-                writeln!(out, "tables {}: {segv} touches ended as SIGSEGV, {bus} as SIGBUS", name(run))?;
+                writeln!(out, "{ways} {}: {segv} touches ended as SIGSEGV, {bus} as SIGBUS", run.name)?;
             }
             if let Some(first) = &run.first_failed {
                 writeln!(
                     out,
-                    "tables {}: {} calls were not performed, the first: {first}",
-                    name(run),
-                    run.failed
+                    "{ways} {}: {} calls were not performed, the first: {first}",
+                    run.name, run.failed
                 )?;
             }
         }
@@ -105,8 +109,8 @@ impl Comparison<'_> {
         for run in [a, b] {
             writeln!(
                 out,
-                "left after exit, tables {}: {} frames besides the zero page, {} tables, {} slab objects",
-                name(run),
+                "left after exit, {ways} {}: {} frames besides the zero page, {} tables, {} slab objects",
+                run.name,
                 run.left.frames - ZERO_PAGE,
                 run.left.tables,
                 run.left.objects
@@ -145,22 +149,33 @@ impl Comparison<'_> {
     /// For programs.
     pub fn json(&self) -> String {
         let r = self.recording;
-        let native = r.native().map(Native::median).map(|n| {
+        let native = r.native().map(|native| {
+            let figures = |n: &NativeRun| {
+                json!({
+                    "minor_faults": n.minor_faults, "major_faults": n.major_faults,
+                    "vm_hwm_kib": n.vm_hwm_kib, "vm_pte_kib": n.vm_pte_kib,
+                })
+            };
             json!({
-                "minor_faults": n.minor_faults, "major_faults": n.major_faults,
-                "vm_hwm_kib": n.vm_hwm_kib, "vm_pte_kib": n.vm_pte_kib,
+                "kernel": native.kernel, "huge_pages": native.huge_pages,
+                "median": figures(&native.median()),
+                "runs": native.runs.iter().map(figures).collect::<Vec<_>>(),
             })
         });
+        let linux = r.native().filter(|_| self.args.policy == Ways::Linux);
+        let beside = linux.map(|native| beside::rows(self.first, native).map(|row| row.json()));
         let value = json!({
             "recording": r.name,
             "program": r.header.program,
             "emulator": r.header.emulator,
             "options": {
+                "policy": self.args.policy,
                 "fault_around": self.args.fault_around, "place": self.args.place,
                 "cpus": self.args.cpus, "memory": self.args.memory,
             },
             "runs": [run(self.first), run(self.second)],
             "native": native,
+            "beside_linux": beside,
         });
         format!("{value:#}\n")
     }
@@ -169,7 +184,7 @@ impl Comparison<'_> {
 fn run(run: &Run) -> Value {
     let f = &run.account.faults;
     json!({
-        "tables": run.tables,
+        "name": run.name,
         "touches": run.touches,
         "calls": run.calls,
         "calls_failed": run.failed,
@@ -198,7 +213,7 @@ fn run(run: &Run) -> Value {
 }
 
 /// A number with its thousands apart.
-fn thousands(n: u64) -> String {
+pub fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
