@@ -1,0 +1,118 @@
+//! `pagefirst replay`, as a user calls it.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use pagefirst_record::{
+    Arch, Backing, Event, Header, Map, MapKind, MappingId, Place, ProcessId, Prot, Recording, ThreadId,
+    Trailer, VERSION, Writer,
+};
+use serde_json::Value;
+
+fn replay(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pagefirst")).arg("replay").args(arguments).output().unwrap()
+}
+
+/// What the bundled recording says of Linux.
+fn trailer(name: &str) -> Trailer {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("recordings").join(name).with_extension("pfrec");
+    let mut recording = Recording::open(std::fs::File::open(path).unwrap()).unwrap();
+    while recording.next_event().unwrap().is_some() {}
+    recording.trailer().unwrap().clone()
+}
+
+#[test]
+fn replays_of_the_bundled_recordings_come_close_to_linux() {
+    for name in ["cc1", "sqlite", "python"] {
+        let output = replay(&[name, "--policy", "linux", "--json"]);
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let native = trailer(name).native.expect("native figures");
+        assert_eq!(native.runs.len(), 5, "{name}");
+        let median = native.median();
+        let linux = [median.minor_faults, median.vm_hwm_kib, median.vm_pte_kib];
+        let rows = report["beside_linux"].as_array().unwrap();
+        assert_eq!(rows.len(), linux.len(), "{name}");
+        for (row, linux) in rows.iter().zip(linux) {
+            assert_eq!(row["linux"], linux, "{name}: {row}");
+            let bound = (linux * 15 / 100).max(16);
+            let error = row["replay"].as_u64().unwrap().abs_diff(linux);
+            assert!(error <= bound && row["within"] == true, "{name}: {row}");
+        }
+        assert_eq!(report["runs"][0]["calls_failed"], 0, "{name}");
+    }
+}
+
+#[test]
+fn the_comparison_is_printed_with_its_errors() {
+    let output = replay(&["python", "--policy", "linux"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    for what in ["minor faults ", "VmHWM, kB ", "VmPTE, kB "] {
+        let line = text.lines().find(|line| line.starts_with(what)).expect(what);
+        assert!(line.ends_with("  within"), "{line}");
+    }
+}
+
+#[test]
+fn linux_has_its_own_tables_window_and_placement() {
+    for other in [["--tables", "postponed"], ["--fault-around", "4K"], ["--place", "ours"]] {
+        let output = replay(&["python", "--policy", "linux", other[0], other[1]]);
+        assert_eq!(output.status.code(), Some(2), "{other:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(other[0]), "{other:?}");
+    }
+}
+
+/// Writes a recording of a shell that maps a page and does this.
+fn write(path: &Path, event: Event) {
+    let header = Header {
+        version: VERSION,
+        arch: Arch::X86_64,
+        page_size: 4096,
+        program: "sh".into(),
+        emulator: "emulator".into(),
+    };
+    let mut writer = Writer::create(std::fs::File::create(path).unwrap(), &header, 3).unwrap();
+    let map = Map {
+        thread: ThreadId(0),
+        id: MappingId(0),
+        len: 4096,
+        reserve: 4096,
+        prot: Prot::READ_WRITE,
+        backing: Backing::Anonymous,
+        shared: false,
+        populate: false,
+        grows_down: false,
+        no_reserve: false,
+        kind: MapKind::Mmap,
+        place: Place::Anywhere { recorded: 0x4000 },
+    };
+    let end = Event::End { exit_status: Some(0), accesses: 0 };
+    let child = matches!(event, Event::Fork { .. }).then_some(ProcessId(1));
+    for event in [Event::Map(map), event, end.clone()] {
+        writer.event(ProcessId(0), &event).unwrap();
+    }
+    if let Some(child) = child {
+        writer.event(child, &end).unwrap();
+    }
+    writer.finish(&Trailer::default()).unwrap();
+}
+
+#[test]
+fn what_cannot_be_replayed_is_refused_with_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("it.pfrec");
+    let name = path.to_str().unwrap();
+    let thread = ThreadId(0);
+    let fork = Event::Fork { thread, child: ProcessId(1), shares_memory: false };
+    let exec = Event::Exec { thread, program: "ls".into() };
+    for (event, what) in [(fork, "starts process 1 by fork"), (exec, "replaces its program by ls")] {
+        write(&path, event);
+        let output = replay(&[name]);
+        assert_eq!(output.status.code(), Some(1));
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            message.starts_with(&format!("pagefirst: {name}: event 1: process 0 (sh) {what}; ")),
+            "{message}"
+        );
+    }
+}
