@@ -145,7 +145,11 @@ fn count(contender: &str) -> Option<HashMap<String, u64>> {
     }
     let out = env::temp_dir().join(format!("pagefirst-bench-{}", std::process::id()));
     let done = Command::new("valgrind")
-        .args(["--tool=callgrind", "--toggle-collect=*measure*measured*", "--dump-after=*measure*measured*"])
+        .args([
+            "--tool=callgrind",
+            "--toggle-collect=pagefirst_bench::measure::measured",
+            "--dump-after=pagefirst_bench::measure::measured",
+        ])
         .args(["--dump-line=no", "--compress-strings=no"])
         .arg(format!("--callgrind-out-file={}", out.display()))
         .arg(env::current_exe().ok()?)

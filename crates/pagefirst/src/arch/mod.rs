@@ -6,31 +6,32 @@ mod x86_64;
 pub use tiny::Tiny;
 pub use x86_64::X86_64;
 
-use crate::types::{PAGE_SHIFT, Pfn, VirtAddr};
+use crate::types::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
+use core::ops::RangeInclusive;
 
 /// The most levels any format has.
 pub const MAX_LEVELS: usize = 5;
 
 bitflags::bitflags! {
-    /// What a leaf entry says beside its frame.
+    /// What a leaf entry says beside its frame. Where x86-64 has a bit for it among its lowest eight, it is that bit.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
     pub struct Attrs: u8 {
-        /// Stores are allowed.
-        const WRITE = 1;
-        /// Instruction fetches are allowed.
-        const EXEC = 2;
-        /// The page was used since the bit was last clear.
-        const ACCESSED = 4;
-        /// The page was written since the bit was last clear.
-        const DIRTY = 8;
-        /// Software: the frame is not counted (the zero page, device memory).
-        const SPECIAL = 16;
         /// User code may not touch the page at all (`PROT_NONE`).
-        const NONE = 32;
-        /// The page is a device's registers: not cached, not merged, not reordered.
-        const DEVICE = 64;
-        /// The page is memory that no cache keeps; writes to it may be merged (frame buffers).
-        const UNCACHED = 128;
+        const NONE = 1 << 0;
+        /// Stores are allowed.
+        const WRITE = 1 << 1;
+        /// Instruction fetches are allowed.
+        const EXEC = 1 << 2;
+        /// The page is memory that no cache keeps; writes to it may be merged (a frame buffer).
+        const UNCACHED = 1 << 3;
+        /// The page is a device's registers: not cached, nothing merged or reordered.
+        const DEVICE = 1 << 4;
+        /// The page was used since the bit was last clear.
+        const ACCESSED = 1 << 5;
+        /// The page was written since the bit was last clear.
+        const DIRTY = 1 << 6;
+        /// Software: the frame is not counted (the zero page, device memory).
+        const SPECIAL = 1 << 7;
     }
 }
 
@@ -79,10 +80,23 @@ pub unsafe trait Format: 'static {
     /// The same entry with other attributes; whatever else it says stays.
     fn with_attrs(raw: u64, attrs: Attrs) -> u64;
 
+    /// Whether hardware has nothing left to mark in this entry of a table at `level`: it is a leaf, accessed, and
+    /// dirty if it can be written. From then on it only reads it.
+    #[inline]
+    fn is_settled(raw: u64, level: u8) -> bool {
+        let attrs = Self::attrs(raw);
+        let used = attrs.contains(Attrs::ACCESSED) && (attrs & (Attrs::WRITE | Attrs::DIRTY)) != Attrs::WRITE;
+        used && Self::child(raw, level).is_none()
+    }
     /// The index of `va` in a table at `level`.
     #[inline]
     fn index(va: VirtAddr, level: u8) -> usize {
         (va.0 >> Self::shift(level)) as usize & (Self::ENTRIES - 1)
+    }
+    /// The slots of a table at `level` that `range` intersects; it lies in what the table spans, and is not empty.
+    #[inline]
+    fn slots(range: VirtRange, level: u8) -> RangeInclusive<usize> {
+        Self::index(range.start, level)..=Self::index(VirtAddr(range.end.0 - 1), level)
     }
     /// log2 of what one entry at `level` spans.
     #[inline]

@@ -262,9 +262,6 @@ impl<P: Platform> Batch for One<'_, P> {
     fn va(&self) -> VirtAddr {
         self.va
     }
-    fn window(&self) -> VirtRange {
-        VirtRange::new(self.va, self.va)
-    }
     fn is_current(&self) -> bool {
         true // the destination is not published yet: nobody can take it away
     }

@@ -217,11 +217,13 @@ struct Unmap;
 
 impl<P: Platform> Visitor<P> for Unmap {
     fn leaf(&mut self, guard: &mut Guard<'_, P>, range: VirtRange, _: &mut Gather<'_, P>) -> Flow {
-        let level = guard.table().level();
-        let last = P::Format::index(VirtAddr(range.end.0 - 1), level);
-        for i in P::Format::index(range.start, level)..=last {
-            if P::Format::attrs(guard.entry(i)).contains(Attrs::SPECIAL) {
+        for i in P::Format::slots(range, guard.table().level()) {
+            let raw = guard.entry(i);
+            if raw != 0 && P::Format::attrs(raw).contains(Attrs::SPECIAL) {
                 guard.take(i);
+            }
+            if guard.entries() == 0 {
+                break;
             }
         }
         Flow::Done

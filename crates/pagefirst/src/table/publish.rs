@@ -44,7 +44,7 @@ pub(crate) trait Batch {
     fn level(&self) -> u8 {
         0
     }
-    /// The page and the neighbours that may be mapped with it; clipped to one table by `install`.
+    /// The page and the neighbours that may be mapped with it, all in one table.
     fn window(&self) -> VirtRange {
         VirtRange::page_of(self.va())
     }
@@ -161,30 +161,31 @@ fn chain<P: Platform, B: Batch>(
     Some((entry, around))
 }
 
-/// Sets the page's entry and those of its neighbours whose slots are free; `None`, with nothing set, when the page
-/// itself is not valid any more, or one of the slots is not free and all must be.
+/// Sets the entries of a batch; `None`, with nothing set, when the page itself is not valid any more, or one of the
+/// slots is not free and all must be.
 fn fill<P: Platform, B: Batch>(guard: &mut Guard<'_, P>, batch: &mut B) -> Option<u32> {
     let level = guard.table().level();
-    let (va, step) = (batch.va(), P::Format::span(level));
-    let table = retire::slot_span::<P>(va, level + 1);
-    let window = batch.window().intersect(table);
-    let page = P::Format::index(va, level);
-    let window = P::Format::index(window.start, level)..=P::Format::index(VirtAddr(window.end.0 - 1), level);
-    if batch.is_whole() && guard.entries() > 0 && window.clone().any(|i| guard.entry(i) != 0) {
+    let (va, window) = (batch.va(), batch.window());
+    let (page, slots) = (P::Format::index(va, level), P::Format::slots(window, level));
+    debug_assert!(window.contains(va) && slots.contains(&page));
+    let whole = batch.is_whole();
+    if whole && guard.entries() > 0 && slots.clone().any(|i| guard.entry(i) != 0) {
         return None;
     }
-    let first = batch.entry(va)?;
-    set(guard, page, first);
+    let entry = batch.entry(va)?;
+    set(guard, page, entry);
 
-    let mut around = 0;
-    for i in window {
+    let (mut around, mut at) = (0, window.start);
+    for i in slots {
         // An occupied neighbour is skipped, never a reason to fail (X8).
-        if guard.entry(i) == 0
-            && let Some(entry) = batch.entry(VirtAddr(table.start.0 + i as u64 * step))
+        if i != page
+            && (whole || guard.entry(i) == 0)
+            && let Some(entry) = batch.entry(at)
         {
             set(guard, i, entry);
             around += 1;
         }
+        at.0 += P::Format::span(level);
     }
     if let Some(kind) = batch.kind() {
         guard.tally(kind, 1);

@@ -230,11 +230,18 @@ impl<'e, P: Platform> Guard<'e, P> {
     /// Takes an entry out, if there is one; returns what it said, with what hardware set until now.
     #[inline]
     pub(crate) fn take(&mut self, index: usize) -> Option<u64> {
-        if self.entry(index) == 0 {
+        let cell = self.cell(index);
+        let mut old = cell.load(Relaxed);
+        if old == 0 {
             return None;
         }
-        let old = self.cell(index).swap(0, AcqRel);
         self.word -= ONE;
+        if P::Format::is_settled(old, self.table.level) {
+            // Hardware has nothing to write to it, and nobody else writes without the lock.
+            cell.store(0, Release);
+        } else {
+            old = cell.swap(0, AcqRel);
+        }
         Some(old)
     }
     /// Changes an entry that is there: `new` computes it from the present one and is called again when hardware
