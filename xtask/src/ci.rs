@@ -10,7 +10,7 @@ const LIMIT: Duration = Duration::from_secs(25 * 60);
 /// A step's name and what it does.
 type Step = (&'static str, fn() -> Result);
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     ("fmt", fmt),
     ("deps", deps::run),
     ("conformance --check", conformance::check),
@@ -18,6 +18,7 @@ const STEPS: [Step; 8] = [
     ("doc", doc),
     ("no-alloc", no_alloc::run),
     ("test", || test(&[])),
+    ("harsh", || harsh("1")),
     ("models", || models::run(None)),
 ];
 
@@ -76,4 +77,25 @@ pub(crate) fn doc() -> Result {
 /// Runs every test of every package; with arguments for `cargo test`, what these select.
 pub(crate) fn test(args: &[&str]) -> Result {
     cmd::check(cmd::cargo(&["test", "--workspace"]).args(args))
+}
+
+/// The tests that can run on any hardware.
+const ANY_HARDWARE: [&str; 9] = [
+    "races",
+    "stress",
+    "mapping",
+    "regressions",
+    "oom",
+    "conformance_af",
+    "conformance_ends",
+    "conformance_gi",
+    "conformance_x",
+];
+
+/// Runs the tests of the machine that can run on any hardware on the one that does all that manuals allow, with chance
+/// from `seed` on.
+pub(crate) fn harsh(seed: &str) -> Result {
+    let mut command = cmd::cargo(&["test", "--package", "pagefirst-machine", "--quiet"]);
+    command.args(ANY_HARDWARE.iter().flat_map(|test| ["--test", test]));
+    cmd::check(command.env("PAGEFIRST_HARSH", seed))
 }

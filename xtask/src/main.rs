@@ -29,6 +29,7 @@ Usage: cargo xtask TASK
   clippy                 every target of every package, warnings denied
   doc                    build the documentation, warnings denied
   test [ARGS]            every test, documentation included; ARGS go to `cargo test`
+  harsh [SEED]           tests again on a machine whose hardware does all that manuals allow
   no-alloc               prove that the library links neither std nor alloc
   models [FILTER]        the loom models, and each planted mistake that they must catch
   oracle --minutes N     random sequences at fresh seeds against the oracle of the tests, for so long
@@ -55,6 +56,8 @@ fn run(args: &[String]) -> Result {
         ("clippy", []) => ci::clippy(),
         ("doc", []) => ci::doc(),
         ("test", args) => ci::test(args),
+        ("harsh", []) => ci::harsh("1"),
+        ("harsh", [seed]) => ci::harsh(seed),
         ("no-alloc", []) => no_alloc::run(),
         ("models", []) => models::run(None),
         ("models", [filter]) => models::run(Some(filter)),

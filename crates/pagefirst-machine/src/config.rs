@@ -47,8 +47,8 @@ pub struct Config {
     /// Hardware sets accessed and dirty: x86, RISC-V with Svadu, AArch64 with FEAT_HAFDBS. Otherwise it faults where
     /// they are missing (RISC-V Svade), and the library sets them.
     pub sets_accessed: bool,
-    /// A CPU answers a shootdown up to so many turns of a waiting loop late, by chance, and uses its old translations
-    /// until then.
+    /// Now and then, by chance, a CPU answers a shootdown up to so many turns of a waiting loop late, and uses its old
+    /// translations until then.
     pub late_shootdown: u32,
     /// Translations of a space stay, by tag, when a CPU leaves it, as with PCIDs; the CPU then stays in the space's
     /// mask. Otherwise leaving a space flushes its tag.

@@ -8,8 +8,8 @@ use pagefirst::sync::RawLock;
 use parking_lot::lock_api::RawMutex as _;
 use std::cell::UnsafeCell;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU32};
 
 /// A lock that spins; a thread that spins long lets others run, since the host may have preempted the holder.
 #[derive(Default, Debug)]
@@ -64,10 +64,16 @@ unsafe impl<F: Format> RawLock<Machine<F>> for WriterLock {
     }
 }
 
-/// A value of one CPU that others look into now and then: taking it costs its owner one atomic swap.
+/// A value of one CPU that others look into now and then: taking it costs its owner one atomic swap. Who waits comes
+/// before who takes it again and again, as an interrupt comes before the next instruction.
 pub(crate) struct Mostly<T> {
-    taken: CachePadded<AtomicBool>,
+    state: CachePadded<State>,
     value: UnsafeCell<T>,
+}
+
+struct State {
+    taken: AtomicBool,
+    waiting: AtomicU32,
 }
 
 // SAFETY: the value is reached through the guard alone, and the flag excludes.
@@ -75,23 +81,33 @@ unsafe impl<T: Send> Sync for Mostly<T> {}
 
 impl<T> Mostly<T> {
     pub fn new(value: T) -> Self {
-        Mostly { taken: CachePadded::new(AtomicBool::new(false)), value: UnsafeCell::new(value) }
+        let state = State { taken: AtomicBool::new(false), waiting: AtomicU32::new(0) };
+        Mostly { state: CachePadded::new(state), value: UnsafeCell::new(value) }
     }
     #[inline]
     pub fn lock(&self) -> MostlyGuard<'_, T> {
-        if self.taken.swap(true, Acquire) {
+        if self.state.waiting.load(Relaxed) > 0 {
+            self.give_way();
+        }
+        if self.state.taken.swap(true, Acquire) {
             self.wait();
         }
         MostlyGuard(self)
     }
+    /// Lets those who wait go first, for a while: they may be waiting for somebody else by now.
+    #[cold]
+    fn give_way(&self) {
+        let waits = || self.state.waiting.load(Relaxed) > 0;
+        (0..256).take_while(|_| waits()).for_each(|_| relax());
+    }
     #[cold]
     fn wait(&self) {
-        loop {
+        let State { taken, waiting } = &*self.state;
+        waiting.fetch_add(1, Relaxed);
+        while taken.load(Relaxed) || taken.swap(true, Acquire) {
             relax();
-            if !self.taken.load(Relaxed) && !self.taken.swap(true, Acquire) {
-                return;
-            }
         }
+        waiting.fetch_sub(1, Relaxed);
     }
 }
 
@@ -116,7 +132,7 @@ impl<T> DerefMut for MostlyGuard<'_, T> {
 impl<T> Drop for MostlyGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        self.0.taken.store(false, Release);
+        self.0.state.taken.store(false, Release);
     }
 }
 

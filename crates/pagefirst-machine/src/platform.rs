@@ -134,11 +134,12 @@ unsafe impl<F: Format> Platform for Machine<F> {
 }
 
 impl<F: Format> Machine<F> {
-    /// Waits until a CPU takes an interrupt: it goes on with its own accesses meanwhile.
+    /// Waits until a CPU takes an interrupt: it goes on with its own accesses meanwhile. Most take it at once.
     fn be_late(&'static self) {
         let most = self.config.late_shootdown as u64;
         if most > 0 {
-            (0..next(&self.lateness) % (most + 1)).for_each(|_| self.relax());
+            let turns = next(&self.lateness) % (8 * most);
+            (0..turns).take_while(|_| turns <= most).for_each(|_| self.relax());
         }
     }
 }

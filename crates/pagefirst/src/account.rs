@@ -47,6 +47,8 @@ pub struct Faults {
     pub copy: u64,
     /// A mapped page was made writable where it is.
     pub reuse: u64,
+    /// An entry was marked accessed, or dirty, for hardware that does not.
+    pub marked: u64,
     /// Nothing was left to do: another fault was faster, or a translation was stale.
     pub spurious: u64,
     /// The fault has to wait and come again.
@@ -60,7 +62,7 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Faults that mapped something.
+    /// Faults that mapped something, or changed what is mapped.
     pub fn mapped(&self) -> u64 {
         self.anon_read
             + self.anon_write
@@ -69,6 +71,7 @@ impl Faults {
             + self.shared_write
             + self.copy
             + self.reuse
+            + self.marked
     }
 }
 
@@ -124,6 +127,7 @@ impl<P: Platform> AddressSpace<P> {
                 shared_write: t.of(FaultKind::SharedWrite),
                 copy: t.of(FaultKind::Copy),
                 reuse: t.of(FaultKind::Reuse),
+                marked: t.of(FaultKind::Marked),
                 spurious: f.spurious.load(Relaxed),
                 blocked: f.blocked.load(Relaxed),
                 segv: f.segv.load(Relaxed),

@@ -194,7 +194,7 @@ fn run(run: &Run) -> Value {
         "faults": {
             "mapped": f.mapped(), "anon_read": f.anon_read, "anon_write": f.anon_write, "file_read": f.file_read,
             "file_copy": f.file_copy, "shared_write": f.shared_write, "copy": f.copy, "reuse": f.reuse,
-            "spurious": f.spurious, "blocked": f.blocked, "segv": f.segv, "bus": f.bus,
+            "marked": f.marked, "spurious": f.spurious, "blocked": f.blocked, "segv": f.segv, "bus": f.bus,
         },
         "table_bytes": {
             "peak": run.peak_tables, "end": run.account.tables_bytes(), "by_level": run.account.table_bytes,

@@ -27,17 +27,25 @@ pub const NONE: Prot = Prot::empty();
 /// What a leaf table spans.
 pub const LEAF: u64 = 2 << 20;
 
-/// A machine that checks the library in release builds too.
+/// What tests run on: x86-64, with checks in release builds too; with a number in `PAGEFIRST_HARSH`, all at once that a
+/// manual allows hardware to do, by chance from that number on (`cargo xtask harsh`).
+pub fn hardware() -> Config {
+    let seed =
+        std::env::var("PAGEFIRST_HARSH").ok().map(|seed| seed.parse().expect("a number in PAGEFIRST_HARSH"));
+    seed.map_or_else(|| Config { checks: true, ..Config::default() }, Config::harsh)
+}
+
+/// A machine of that hardware.
 pub fn machine() -> &'static Machine {
     machine_of()
 }
 
 pub fn machine_of<F: Format>() -> &'static Machine<F> {
-    Machine::new(Config { checks: true, memory: 16 << 20, cpus: 6, ..Config::default() })
+    Machine::new(Config { memory: 16 << 20, cpus: 6, ..hardware() })
 }
 
 pub fn small_machine(frames: u64) -> &'static Machine {
-    Machine::new(Config { checks: true, memory: frames * PAGE_SIZE, ..Config::default() })
+    Machine::new(Config { memory: frames * PAGE_SIZE, ..hardware() })
 }
 
 pub fn policy() -> Policy {

@@ -12,6 +12,7 @@
 //! | `file` | nothing; a file, read or shared write | the file's page, with its neighbours (`around`) |
 //! | `cow` | nothing, or a page that is not ours; a private write | a copy |
 //! | `wp` | a page that may be written where it is | the same page, writable |
+//! | here | a page whose entry allows it, not marked accessed or dirty | the same entry, marked |
 
 mod anon;
 mod around;
@@ -28,7 +29,7 @@ use crate::platform::Platform;
 use crate::space::{AddressSpace, Backing, Vma, VmaFlags};
 use crate::sync::atomic::Relaxed;
 use crate::sync::epoch::Pin;
-use crate::table::{Batch, Nothing, Refused, Seen, Slot, Walk, install};
+use crate::table::{Batch, FaultKind, Nothing, Refused, Seen, Slot, Walk, install};
 use crate::types::{Access, VirtAddr};
 use hand::{Hand, Need};
 use outcome::For;
@@ -131,11 +132,20 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
 
     fn entry_there(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>) -> Look<'a, P> {
         let attrs = P::Format::attrs(slot.raw());
-        // Whatever else the VMA allows, the entry allows: it was made, or changed, to the VMA's rights.
-        if self.access != Access::Write || attrs.contains(Attrs::WRITE) {
+        let write = self.access == Access::Write;
+        if write && !attrs.contains(Attrs::WRITE) {
+            return self.write_protected(vma, slot);
+        }
+        // Whatever else the VMA allows, the entry allows: it was made, or changed, to the VMA's rights. So hardware
+        // wants it marked, where it does not do that itself (RISC-V Svade, AArch64 without FEAT_HAFDBS).
+        let marks = if write { Attrs::ACCESSED | Attrs::DIRTY } else { Attrs::ACCESSED };
+        if attrs.contains(marks) {
             return Look::Done(Outcome::Spurious);
         }
-        self.write_protected(vma, slot)
+        let Ok(mut slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
+        slot.widen(marks);
+        slot.tally(FaultKind::Marked);
+        Look::mapped(self.hand.major, 0)
     }
 
     /// No VMA: a mapping call may be about to put one here, a stack above may grow, or the address is wrong.

@@ -34,6 +34,8 @@ pub enum FaultKind {
     Copy,
     /// A mapped page was made writable where it is.
     Reuse,
+    /// An entry was marked accessed, or dirty, for hardware that does not.
+    Marked,
     /// Not a fault: a neighbour mapped by fault-around.
     Around,
     /// Not a fault: an entry that was taken out never used.
@@ -44,7 +46,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// The number of kinds.
-    pub const COUNT: usize = 10;
+    pub const COUNT: usize = 11;
 }
 
 /// The record of one table: 64 bytes in a slab, taken and given back with the table.
