@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{Result, cmd, conformance, deps, models, no_alloc};
+use crate::{Result, cmd, conformance, deps, models, no_alloc, plants};
 
 /// How long everything may take on two CPUs.
 const LIMIT: Duration = Duration::from_secs(25 * 60);
@@ -10,7 +10,7 @@ const LIMIT: Duration = Duration::from_secs(25 * 60);
 /// A step's name and what it does.
 type Step = (&'static str, fn() -> Result);
 
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     ("fmt", fmt),
     ("deps", deps::run),
     ("conformance --check", conformance::check),
@@ -20,6 +20,7 @@ const STEPS: [Step; 9] = [
     ("test", || test(&[])),
     ("harsh", || harsh("1")),
     ("models", || models::run(None)),
+    ("plants", || plants::run(None)),
 ];
 
 /// Runs all steps, stops at the first that fails, and prints how long each took.

@@ -11,6 +11,7 @@ mod metadata;
 mod models;
 mod no_alloc;
 mod oracle;
+mod plants;
 mod rust_source;
 
 use std::process::ExitCode;
@@ -33,11 +34,15 @@ Usage: cargo xtask TASK
   no-alloc               prove that the library links neither std nor alloc
   models [FILTER]        the loom models, and each planted mistake that they must catch
   oracle --minutes N     random sequences at fresh seeds against the oracle of the tests, for so long
+  plants [FILTER]        the machine's checks, each with a mistake in the library that it must see
   conformance [--check]  write docs/conformance.md from the names of the tests, or check it
   deps                   docs/dependencies.md is complete and true, and every licence one we can use";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(code) = plants::as_compiler(&args) {
+        return code;
+    }
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -62,6 +67,8 @@ fn run(args: &[String]) -> Result {
         ("models", []) => models::run(None),
         ("models", [filter]) => models::run(Some(filter)),
         ("oracle", ["--minutes", minutes]) => oracle::run(minutes),
+        ("plants", []) => plants::run(None),
+        ("plants", [filter]) => plants::run(Some(filter)),
         ("conformance", []) => conformance::write(),
         ("conformance", ["--check"]) => conformance::check(),
         ("deps", []) => deps::run(),

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! First every model must pass. Then, for each mistake, the library is compiled with it, and every model that names it
-//! must fail, one by one: a model and the same model with its roles rotated are two tests, and both must catch it
+//! must fail, one by one (mistakes that only `cargo xtask plants` looks for aside): a model and the same model with its roles rotated are two tests, and both must catch it
 //! (loom may never show a new value to one of the threads). A model that names nothing, and a mistake that nobody
 //! names, fail the task.
 //!
@@ -19,7 +19,9 @@
 
 mod plan;
 
-use std::collections::BTreeMap;
+pub(crate) use plan::reason;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -30,6 +32,7 @@ use serde_json::Value;
 
 use crate::Result;
 use crate::cmd::{self, End};
+use crate::plants;
 use crate::rust_source::{Source, rust_files};
 use plan::Plan;
 
@@ -67,7 +70,7 @@ struct Job {
 /// Runs the models whose path contains `filter`, or all, plain and with their mistakes.
 pub(crate) fn run(filter: Option<&str>) -> Result {
     let start = Instant::now();
-    let mut plan = Plan::of(&sources()?);
+    let mut plan = Plan::of(&sources()?, plants::caught()?);
     let plain = compile(None)?;
     plan.keep_existing(&list(&plain)?, filter)?;
     println!("compiled the models in {:.1} s", start.elapsed().as_secs_f64());
@@ -97,6 +100,11 @@ pub(crate) fn run(filter: Option<&str>) -> Result {
 fn sources() -> Result<Vec<Source>> {
     let root = cmd::root();
     rust_files(&root, "crates/pagefirst/src")?.iter().map(|path| Source::read(&root, path)).collect()
+}
+
+/// The mistakes that are planted in the library.
+pub(crate) fn planted() -> Result<BTreeSet<String>> {
+    Ok(sources()?.iter().flat_map(Source::mutants).collect())
 }
 
 /// Compiles each variant in turn and hands its models to the runners.
@@ -132,9 +140,7 @@ fn judge(job: &Job) -> Result<Verdict> {
     Ok(match output.end {
         End::TimedOut => Verdict::TimedOut,
         End::Exited(status) if status.success() => Verdict::Passed,
-        End::Exited(status) => {
-            Verdict::Failed(plan::reason(&output.stderr).unwrap_or_else(|| status.to_string()))
-        }
+        End::Exited(status) => Verdict::Failed(reason(&output.stderr).unwrap_or_else(|| status.to_string())),
     })
 }
 
@@ -172,7 +178,7 @@ fn compile(mutant: Option<&str>) -> Result<PathBuf> {
     Ok(copy)
 }
 
-fn executable(messages: &str) -> Option<PathBuf> {
+pub(crate) fn executable(messages: &str) -> Option<PathBuf> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).next_back()
 }

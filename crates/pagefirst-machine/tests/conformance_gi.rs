@@ -4,6 +4,7 @@
 mod around;
 #[path = "conformance_gi/between.rs"]
 mod between;
+mod doors;
 #[path = "conformance_gi/kinds.rs"]
 mod kinds;
 mod kit;

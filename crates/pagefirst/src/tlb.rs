@@ -86,6 +86,9 @@ impl<'a, P: Platform> Gather<'a, P> {
     pub fn page(&mut self, va: VirtAddr, pfn: Pfn) {
         debug_assert!(!self.is_full());
         self.touch(VirtRange::page_of(va));
+        if cfg!(mutant = "free_before_flush") {
+            return frame::unmap(self.space.platform(), pfn);
+        }
         self.pages[self.len] = pfn;
         self.len += 1;
     }
@@ -106,7 +109,7 @@ impl<'a, P: Platform> Gather<'a, P> {
             cpus: &self.space.cpus,
             tag: self.space.tag(),
             range,
-            tables: self.tables.is_some(),
+            tables: self.tables.is_some() && !cfg!(mutant = "flush_without_tables"),
         });
         for pfn in &self.pages[..self.len] {
             frame::unmap(p, *pfn);

@@ -12,18 +12,21 @@ pub(super) struct Plan {
     declared: BTreeMap<String, BTreeSet<String>>,
     /// From the path of a model to the mistakes that it must catch.
     models: BTreeMap<String, BTreeSet<String>>,
+    /// The mistakes that others than models catch.
+    elsewhere: BTreeSet<String>,
     /// Whether only some of the models were asked for.
     filtered: bool,
     problems: Vec<String>,
 }
 
 impl Plan {
-    /// Reads the plan from the library's sources.
-    pub(super) fn of(sources: &[Source]) -> Self {
+    /// Reads the plan from the library's sources; others catch the mistakes in `elsewhere`.
+    pub(super) fn of(sources: &[Source], elsewhere: BTreeSet<String>) -> Self {
         let mut plan = Self {
             planted: sources.iter().flat_map(Source::mutants).collect(),
             declared: BTreeMap::new(),
             models: BTreeMap::new(),
+            elsewhere,
             filtered: false,
             problems: Vec::new(),
         };
@@ -96,8 +99,10 @@ impl Plan {
     /// What is wrong with the plan itself.
     pub(super) fn problems(&self) -> Vec<String> {
         let caught = self.by_mutant();
-        let uncaught =
-            self.planted.iter().filter(|mutant| !self.filtered && !caught.contains_key(mutant.as_str()));
+        let uncaught = self
+            .planted
+            .difference(&self.elsewhere)
+            .filter(|mutant| !self.filtered && !caught.contains_key(mutant.as_str()));
         let uncaught =
             uncaught.map(|mutant| format!("`{mutant}` is planted, but no model says that it catches it"));
         self.problems.iter().cloned().chain(uncaught).collect()
@@ -114,7 +119,7 @@ fn names(comment: &str) -> Vec<String> {
 }
 
 /// Why a test failed: the first line of its first panic's message.
-pub(super) fn reason(stderr: &str) -> Option<String> {
+pub(crate) fn reason(stderr: &str) -> Option<String> {
     let mut lines =
         stderr.lines().skip_while(|line| !(line.starts_with("thread ") && line.contains("panicked at")));
     lines.next()?;
@@ -146,7 +151,8 @@ mod tests {
     "#;
 
     fn plan(paths: &[&str], filter: Option<&str>) -> Plan {
-        let mut plan = Plan::of(&[Source::parse("lib.rs", SAMPLE).expect("the sample is Rust")]);
+        let mut plan =
+            Plan::of(&[Source::parse("lib.rs", SAMPLE).expect("the sample is Rust")], BTreeSet::new());
         let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
         plan.keep_existing(&paths, filter).expect("there are models");
         plan

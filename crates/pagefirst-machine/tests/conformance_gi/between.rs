@@ -1,99 +1,16 @@
 //! Races made certain: another CPU acts at one point of a fault, between two steps that nothing else separates (c41,
 //! c43, c46, c47, c51, c62, c70, r07).
 //!
-//! The points are where the fault asks the format of page tables something, so the format here is x86-64's with a door
-//! in it.
+//! `doors` says which points there are.
 
+use crate::doors::{Doors, Point, arm, disarm, has_happened};
 use crate::kit::*;
-use pagefirst::arch::{Attrs, Format, X86_64};
 use pagefirst::fault::{FaultError, Segv};
-use pagefirst::types::{Access, PAGE_SIZE, Pfn, VirtAddr};
+use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
 use pagefirst_machine::Machine;
-use std::cell::RefCell;
 
 const AT: VirtAddr = VirtAddr(1 << 30);
 const LEN: u64 = 16 * PAGE_SIZE;
-
-/// A point of a fault.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Point {
-    /// It has found its mapping and begins to walk the tables. (Passed again under the root's lock, if that is where
-    /// tables are missing.)
-    Found,
-    /// It has seen that nothing is mapped, and has not locked the table yet.
-    SawNothing,
-    /// Under the table's lock, its own page is checked, its neighbours are not.
-    Checked,
-}
-
-/// How often the fault passes the point before something happens there, and what.
-type Armed = (Point, u32, Box<dyn FnOnce() + Send>);
-
-thread_local!(static ARMED: RefCell<Option<Armed>> = const { RefCell::new(None) });
-
-/// At the `nth` time that this thread passes the point, `then` happens on another CPU.
-fn arm(point: Point, nth: u32, then: impl FnOnce() + Send + 'static) {
-    ARMED.set(Some((point, nth, Box::new(then))));
-}
-
-fn pass(point: Point) {
-    let then = ARMED.with_borrow_mut(|armed| match armed {
-        Some((at, 0, _)) if *at == point => armed.take().map(|(.., then)| then),
-        Some((at, left, _)) if *at == point => {
-            *left -= 1;
-            None
-        }
-        _ => None,
-    });
-    if let Some(then) = then {
-        assert!(std::thread::spawn(then).join().is_ok(), "what was to happen meanwhile failed");
-    }
-}
-
-/// Whether what was armed has happened.
-fn has_happened() -> bool {
-    ARMED.with_borrow(|armed| armed.is_none())
-}
-
-struct Doors;
-
-// SAFETY: every answer is that of `X86_64`, which keeps the contract.
-unsafe impl Format for Doors {
-    const LEVELS: u8 = X86_64::LEVELS;
-    const BITS: u32 = X86_64::BITS;
-    const USER_END: VirtAddr = X86_64::USER_END;
-    fn is_canonical(va: VirtAddr) -> bool {
-        X86_64::is_canonical(va)
-    }
-    fn table(pfn: Pfn) -> u64 {
-        X86_64::table(pfn)
-    }
-    fn leaf(pfn: Pfn, level: u8, attrs: Attrs) -> u64 {
-        pass(Point::Checked);
-        X86_64::leaf(pfn, level, attrs)
-    }
-    fn child(raw: u64, level: u8) -> Option<Pfn> {
-        if raw == 0 {
-            pass(Point::SawNothing);
-        }
-        X86_64::child(raw, level)
-    }
-    fn frame(raw: u64, level: u8) -> Option<Pfn> {
-        X86_64::frame(raw, level)
-    }
-    fn attrs(raw: u64) -> Attrs {
-        X86_64::attrs(raw)
-    }
-    fn with_attrs(raw: u64, attrs: Attrs) -> u64 {
-        X86_64::with_attrs(raw, attrs)
-    }
-    fn index(va: VirtAddr, level: u8) -> usize {
-        if level + 1 == Self::LEVELS {
-            pass(Point::Found);
-        }
-        X86_64::index(va, level)
-    }
-}
 
 /// A space with private, shared and anonymous memory, 16 pages of each, the file's pages cached.
 struct Stage {
@@ -145,7 +62,7 @@ fn r07_the_mapping_goes_after_the_fault_has_found_it() -> Result {
                 assert_eq!((check(s).present, tables(s)), (0, 1));
             } else {
                 assert!(nth > 0 && matches!(end, End::Mapped(..)), "{point:?} {nth}, {access:?} at {first}");
-                ARMED.set(None);
+                disarm();
             }
             stage.end()?;
         }
@@ -173,7 +90,7 @@ fn c41_who_loses_a_slot_seen_empty_changes_no_count() -> Result {
         if has_happened() {
             assert_eq!(end, End::Spurious, "{name}");
         }
-        ARMED.set(None);
+        disarm();
         let found = check(s);
         let own = frame(s, va).ok_or("mapped")?;
         match (first, access) {

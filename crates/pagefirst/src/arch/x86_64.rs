@@ -59,7 +59,8 @@ unsafe impl Format for X86_64 {
     }
     #[inline]
     fn table(pfn: Pfn) -> u64 {
-        pfn.phys() | PRESENT | WRITE | USER
+        let write = if cfg!(mutant = "table_entry_read_only") { 0 } else { WRITE };
+        pfn.phys() | PRESENT | write | USER
     }
     #[inline]
     fn leaf(pfn: Pfn, level: u8, attrs: Attrs) -> u64 {

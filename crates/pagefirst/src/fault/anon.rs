@@ -55,7 +55,8 @@ pub(super) fn private_entry<P: Platform>(vma: &Vma<P>, va: VirtAddr, page: Frame
     }
     page.make_anonymous(va.0 >> PAGE_SHIFT);
     page.meta().map_held();
-    P::Format::leaf(page.into_held(), 0, readable(vma) | Attrs::WRITE | Attrs::DIRTY)
+    let pfn = if cfg!(mutant = "entry_without_reference") { page.pfn() } else { page.into_held() };
+    P::Format::leaf(pfn, 0, readable(vma) | Attrs::WRITE | Attrs::DIRTY)
 }
 
 impl<P: Platform> Batch for Private<'_, P> {

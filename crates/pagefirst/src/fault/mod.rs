@@ -69,6 +69,7 @@ impl<P: Platform> AddressSpace<P> {
         let (tables, tag) = (hand.published, self.page_table().tag());
         drop(hand); // flushes what is to be flushed, returns what is not used
         match &outcome {
+            Outcome::Mapped { .. } | Outcome::Spurious if cfg!(mutant = "fault_without_sync") => {}
             Outcome::Mapped { .. } => self.platform().sync_local(tag, addr, tables),
             Outcome::Spurious => {
                 self.failures.spurious.fetch_add(1, Relaxed);
@@ -139,7 +140,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         // Whatever else the VMA allows, the entry allows: it was made, or changed, to the VMA's rights. So hardware
         // wants it marked, where it does not do that itself (RISC-V Svade, AArch64 without FEAT_HAFDBS).
         let marks = if write { Attrs::ACCESSED | Attrs::DIRTY } else { Attrs::ACCESSED };
-        if attrs.contains(marks) {
+        if attrs.contains(marks) || cfg!(mutant = "fault_leaves_unmarked") {
             return Look::Done(Outcome::Spurious);
         }
         let Ok(mut slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };

@@ -98,6 +98,9 @@ impl<P: Platform> Drop for Frame<P> {
     fn drop(&mut self) {
         if self.meta().put() {
             release(self.p, self.pfn);
+            if cfg!(mutant = "clear_after_free") {
+                self.clear();
+            }
         }
     }
 }

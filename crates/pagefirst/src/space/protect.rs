@@ -48,7 +48,7 @@ impl<P: Platform> Visitor<P> for Protect<'_, P> {
             if guard.entry(index) != 0 {
                 let new = |raw| P::Format::with_attrs(raw, self.attrs(p, raw));
                 let old = guard.update(index, new);
-                if new(old) != old {
+                if new(old) != old && !cfg!(mutant = "protect_without_flush") {
                     let gained =
                         !P::Format::attrs(old).contains(Attrs::EXEC) && self.prot.contains(Prot::EXEC);
                     if let Some(pfn) = P::Format::frame(old, 0).filter(|_| gained) {

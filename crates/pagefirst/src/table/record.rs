@@ -257,6 +257,10 @@ impl<'e, P: Platform> Guard<'e, P> {
             if next == old {
                 return old;
             }
+            if cfg!(mutant = "update_by_store") {
+                cell.store(next, Release);
+                return old;
+            }
             match cell.compare_exchange_weak(old, next, AcqRel, Relaxed) {
                 Ok(_) => return old,
                 Err(now) => old = now,

@@ -56,7 +56,9 @@ pub(super) fn unlink_locked<P: Platform>(
     gather: &mut Gather<'_, P>,
 ) {
     debug_assert!(child.record().is_dead());
-    parent.take(index);
+    if !cfg!(mutant = "unlink_keeps_slot") {
+        parent.take(index);
+    }
     space.count_unlinked(child);
     gather.table(child.pfn(), slot_span::<P>(va, parent.table().level()));
 }

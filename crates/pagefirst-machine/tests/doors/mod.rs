@@ -1,0 +1,103 @@
+//! Races made certain: something happens on another CPU at one point of what the library does, between two steps that
+//! nothing else separates.
+//!
+//! The points are where the library asks the format of page tables something, so the format here is x86-64's with a door
+//! in it.
+#![allow(dead_code, reason = "each test program uses its own part")]
+
+use pagefirst::arch::{Attrs, Format, X86_64};
+use pagefirst::types::{Pfn, VirtAddr};
+use std::cell::RefCell;
+
+/// A point that the library passes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Point {
+    /// A fault has found its mapping and begins to walk the tables. (Passed again under the root's lock, if that is
+    /// where tables are missing.)
+    Found,
+    /// A fault has seen that nothing is mapped, and has not locked the table yet.
+    SawNothing,
+    /// Under the table's lock, a fault's own page is checked, its neighbours are not.
+    Checked,
+    /// An entry was read and is about to be changed.
+    Edits,
+}
+
+/// How often the point is passed before something happens there, and what.
+type Armed = (Point, u32, Box<dyn FnOnce() + Send>);
+
+thread_local!(static ARMED: RefCell<Option<Armed>> = const { RefCell::new(None) });
+
+/// At the `nth` time that this thread passes the point, `then` happens on another CPU.
+pub fn arm(point: Point, nth: u32, then: impl FnOnce() + Send + 'static) {
+    ARMED.set(Some((point, nth, Box::new(then))));
+}
+
+/// Takes back what was armed.
+pub fn disarm() {
+    ARMED.set(None);
+}
+
+/// Whether what was armed has happened.
+pub fn has_happened() -> bool {
+    ARMED.with_borrow(|armed| armed.is_none())
+}
+
+fn pass(point: Point) {
+    let then = ARMED.with_borrow_mut(|armed| match armed {
+        Some((at, 0, _)) if *at == point => armed.take().map(|(.., then)| then),
+        Some((at, left, _)) if *at == point => {
+            *left -= 1;
+            None
+        }
+        _ => None,
+    });
+    if let Some(then) = then {
+        assert!(std::thread::spawn(then).join().is_ok(), "what was to happen meanwhile failed");
+    }
+}
+
+/// The format of x86-64, with a door at each point.
+pub struct Doors;
+
+// SAFETY: every answer is that of `X86_64`, which keeps the contract.
+unsafe impl Format for Doors {
+    const LEVELS: u8 = X86_64::LEVELS;
+    const BITS: u32 = X86_64::BITS;
+    const USER_END: VirtAddr = X86_64::USER_END;
+    fn is_canonical(va: VirtAddr) -> bool {
+        X86_64::is_canonical(va)
+    }
+    fn table(pfn: Pfn) -> u64 {
+        X86_64::table(pfn)
+    }
+    fn leaf(pfn: Pfn, level: u8, attrs: Attrs) -> u64 {
+        pass(Point::Checked);
+        X86_64::leaf(pfn, level, attrs)
+    }
+    fn child(raw: u64, level: u8) -> Option<Pfn> {
+        if raw == 0 {
+            pass(Point::SawNothing);
+        }
+        X86_64::child(raw, level)
+    }
+    fn frame(raw: u64, level: u8) -> Option<Pfn> {
+        X86_64::frame(raw, level)
+    }
+    fn attrs(raw: u64) -> Attrs {
+        X86_64::attrs(raw)
+    }
+    fn allows(raw: u64) -> Attrs {
+        X86_64::allows(raw)
+    }
+    fn with_attrs(raw: u64, attrs: Attrs) -> u64 {
+        pass(Point::Edits);
+        X86_64::with_attrs(raw, attrs)
+    }
+    fn index(va: VirtAddr, level: u8) -> usize {
+        if level + 1 == Self::LEVELS {
+            pass(Point::Found);
+        }
+        X86_64::index(va, level)
+    }
+}

@@ -1,0 +1,199 @@
+//! `cargo xtask plants`: each check of the embedded machine sees the mistake in the library that it is there for.
+//!
+//! A test of `crates/pagefirst-machine/tests/plants.rs` names above its attributes a mistake that is planted in the
+//! library (`cfg!(mutant = "NAME")`), and the words in which the machine's check tells of it:
+//!
+//! ```text
+//! // catches: free_before_flush
+//! // says: is freed while 1 translations lead to it
+//! #[test]
+//! fn a_frame_to_be_used_again_before_the_flush() -> Result { … }
+//! ```
+//!
+//! First all of them must pass. Then the library is compiled with each mistake, and each test that names it must fail,
+//! with the words of its check.
+//!
+//! The mistake is given to the library alone, so that nothing but what rests on it is compiled again: this program is
+//! the compiler's wrapper for the packages of the workspace ([`as_compiler`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use crate::Result;
+use crate::cmd::{self, End};
+use crate::models;
+use crate::rust_source::Source;
+
+/// Where the tests are.
+const TESTS: &str = "crates/pagefirst-machine/tests/plants.rs";
+/// Names the mistake to the wrapper.
+const MUTANT: &str = "PAGEFIRST_MUTANT";
+/// How long one test may run.
+const LIMIT: Duration = Duration::from_secs(60);
+/// What the machine says first when a check fires.
+const FOUND: &str = "the machine found a mistake: ";
+
+/// A test, the mistake it must catch, and how.
+#[derive(PartialEq, Eq, Debug)]
+struct Plant {
+    test: String,
+    mutant: String,
+    says: String,
+}
+
+/// The mistakes that these tests catch.
+pub(crate) fn caught() -> Result<BTreeSet<String>> {
+    Ok(plants(&source()?)?.into_iter().map(|plant| plant.mutant).collect())
+}
+
+/// Runs the tests whose mistake contains `filter`, or all, without and with it.
+pub(crate) fn run(filter: Option<&str>) -> Result {
+    let start = Instant::now();
+    let mut plants = plants(&source()?)?;
+    plants.retain(|plant| filter.is_none_or(|filter| plant.mutant.contains(filter)));
+    let planted = models::planted()?;
+    if let Some(unknown) = plants.iter().find(|plant| !planted.contains(&plant.mutant)) {
+        return Err(format!("{TESTS}: {} names `{}`, which is not planted", unknown.test, unknown.mutant));
+    }
+    let mut problems = Vec::new();
+    let program = compile(None)?;
+    for plant in &plants {
+        if let Err(why) = outcome(&program, plant)? {
+            problems.push(format!("{} fails without a mistake: {}", plant.test, first_panic(&why)));
+        }
+    }
+    let mut by_mutant: BTreeMap<&str, Vec<&Plant>> = BTreeMap::new();
+    plants.iter().for_each(|plant| by_mutant.entry(&plant.mutant).or_default().push(plant));
+    for (mutant, plants) in by_mutant {
+        let began = Instant::now();
+        let program = compile(Some(mutant))?;
+        println!("{mutant} ({:.1} s to compile)", began.elapsed().as_secs_f64());
+        for plant in plants {
+            match judge(plant, outcome(&program, plant)?) {
+                Ok(how) => println!("    {}: {how}", plant.test),
+                Err(problem) => problems.push(problem),
+            }
+        }
+    }
+    println!("{} tests, {:.0} s", plants.len(), start.elapsed().as_secs_f64());
+    if problems.is_empty() { Ok(()) } else { Err(format!("plants:\n  {}", problems.join("\n  "))) }
+}
+
+/// Compiles as cargo asks, with the planted mistake if it is the library; `None` when this program was not started as a
+/// compiler.
+pub(crate) fn as_compiler(args: &[String]) -> Option<ExitCode> {
+    let mutant = std::env::var(MUTANT).ok()?;
+    let (compiler, args) = args.split_first()?;
+    let mut command = Command::new(compiler);
+    command.args(args);
+    if !mutant.is_empty() && args.windows(2).any(|pair| pair[0] == "--crate-name" && pair[1] == "pagefirst") {
+        command.args(["--cfg", &format!("mutant=\"{mutant}\""), "--allow", "warnings"]);
+    }
+    Some(match command.status() {
+        Ok(status) if status.success() => ExitCode::SUCCESS,
+        Ok(_) | Err(_) => ExitCode::FAILURE,
+    })
+}
+
+fn source() -> Result<Source> {
+    let root = cmd::root();
+    Source::read(&root, Path::new(TESTS))
+}
+
+fn plants(source: &Source) -> Result<Vec<Plant>> {
+    let mut plants = Vec::new();
+    for test in source.tests() {
+        let line = |key| test.comments.iter().find_map(|line| line.strip_prefix(key));
+        match (line("catches: "), line("says: ")) {
+            (Some(mutant), Some(says)) => {
+                plants.push(Plant {
+                    test: test.name,
+                    mutant: mutant.trim().into(),
+                    says: says.trim().into(),
+                });
+            }
+            _ => {
+                return Err(format!(
+                    "{TESTS}: {} does not say what it catches, and in which words",
+                    test.name
+                ));
+            }
+        }
+    }
+    Ok(plants)
+}
+
+/// Compiles the tests on the library with a mistake or none.
+fn compile(mutant: Option<&str>) -> Result<PathBuf> {
+    let what = format!("compiling the library with {}", mutant.unwrap_or("no mistake"));
+    let wrapper = std::env::current_exe().map_err(|e| format!("{what}: where is xtask? {e}"))?;
+    let cargo = |args: &[&str]| {
+        let mut command = cmd::cargo(args);
+        command.env("CARGO_TARGET_DIR", cmd::target_dir().join("plants"));
+        command.env("RUSTC_WORKSPACE_WRAPPER", &wrapper).env(MUTANT, mutant.unwrap_or_default());
+        command.env("CARGO_PROFILE_DEV_OPT_LEVEL", "0").env("CARGO_PROFILE_DEV_DEBUG", "0");
+        command
+    };
+    // Cargo does not know that the wrapper does something else each time.
+    cmd::capture(&mut cargo(&["clean", "--quiet", "--package", "pagefirst"]), None)?.into_stdout(&what)?;
+    let mut command =
+        cargo(&["test", "--no-run", "--quiet", "--package", "pagefirst-machine", "--test", "plants"]);
+    command.args(["--message-format", "json-render-diagnostics"]);
+    let messages = cmd::capture(&mut command, None)?.into_stdout(&what)?;
+    models::executable(&messages).ok_or_else(|| format!("{what}: cargo named no test program"))
+}
+
+/// Runs one test; what it printed if it failed.
+fn outcome(program: &Path, plant: &Plant) -> Result<std::result::Result<(), String>> {
+    let mut command = Command::new(program);
+    command.args(["--exact", &plant.test, "--nocapture"]).env("RUST_BACKTRACE", "0");
+    let output = cmd::capture(&mut command, Some(LIMIT))?;
+    Ok(match output.end {
+        End::Exited(status) if status.success() && output.stdout.contains("1 passed") => Ok(()),
+        End::Exited(_) => Err(output.stderr),
+        End::TimedOut => Err(format!("stopped after {} s", LIMIT.as_secs())),
+    })
+}
+
+/// Whether a test failed as it must with its mistake: in which words, or what is wrong.
+fn judge(plant: &Plant, outcome: std::result::Result<(), String>) -> Result<String> {
+    let Plant { test, mutant, says } = plant;
+    let Err(text) = outcome else { return Err(format!("{test} does not catch `{mutant}`")) };
+    let told = text.lines().find_map(|line| line.strip_prefix(FOUND));
+    match told {
+        Some(told) if told.contains(says.as_str()) => Ok(told.chars().take(120).collect()),
+        _ => Err(format!("{test} fails with `{mutant}`, but not by its check: {}", first_panic(&text))),
+    }
+}
+
+fn first_panic(text: &str) -> String {
+    models::reason(text).unwrap_or_else(|| text.lines().last().unwrap_or_default().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEST: &str = "// catches: a\n// says: is free\n#[test]\nfn one() {}\n";
+
+    #[test]
+    fn a_test_says_what_it_catches_and_in_which_words() {
+        let source = Source::parse(TESTS, TEST).expect("Rust");
+        let plant = Plant { test: "one".into(), mutant: "a".into(), says: "is free".into() };
+        assert_eq!(plants(&source), Ok(vec![plant]));
+        let source = Source::parse(TESTS, "// catches: a\n#[test]\nfn one() {}\n").expect("Rust");
+        assert!(plants(&source).is_err());
+    }
+
+    #[test]
+    fn a_test_must_fail_and_by_its_check() {
+        let plant = Plant { test: "one".into(), mutant: "a".into(), says: "is free".into() };
+        let said = |text: &str| judge(&plant, Err(text.into()));
+        assert_eq!(said("x\nthe machine found a mistake: it is free\n"), Ok("it is free".into()));
+        assert!(said("the machine found a mistake: it is empty").is_err());
+        assert!(said("assertion failed: it is free").is_err());
+        assert!(judge(&plant, Ok(())).is_err());
+    }
+}
