@@ -1,5 +1,7 @@
 //! `pagefirst`: records what a real program did to its memory, and replays it through the library's fault path.
 
+mod check;
+mod describe;
 mod record;
 mod replay;
 
@@ -22,6 +24,8 @@ struct Args {
 enum Command {
     /// Record a program's memory calls and the pages it touches
     Record(record::RecordArgs),
+    /// Check a recording and say what it holds
+    Check(check::CheckArgs),
     /// Replay a recording on the embedded machine and print what it cost
     Replay(replay::ReplayArgs),
 }
@@ -30,6 +34,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     match args.command {
         Some(Command::Record(args)) => record::run(args),
+        Some(Command::Check(args)) => check::run(args),
         Some(Command::Replay(args)) => replay::run(args),
         None => replay::run(args.replay),
     }

@@ -1,18 +1,14 @@
 //! `pagefirst record`: records what a program does to its memory.
 
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use pagefirst_record::{
-    Event, Loss, LossKind, ProcessReport, Reason, RecordOptions, Summary, Unexplained, record,
-};
+use crate::describe::{self, line};
+use pagefirst_record::{RecordOptions, Summary, record};
 
 /// The exit status of a recording that lacks something.
 const INCOMPLETE: u8 = 3;
-/// The most processes that are listed.
-const PROCESSES: usize = 20;
 /// The exit status when nothing could be recorded, or the check of the recording fails.
 const FAILED: u8 = 1;
 
@@ -75,110 +71,20 @@ pub fn run(args: RecordArgs) -> ExitCode {
     u8::try_from(summary.trailer.exit_status).unwrap_or(FAILED).into()
 }
 
-/// The summary, a line for each thing to know.
+/// The summary.
 fn describe(options: &RecordOptions, summary: &Summary) -> String {
     let Summary { trailer, report, .. } = summary;
-    let mut text = String::new();
-    let mut line = |name: &str, value: String| _ = writeln!(text, "  {name:<12} {value}");
-    let size = summary.file_bytes.div_ceil(1024);
-    line("recording", format!("{} ({} KiB)", options.output.display(), group(size)));
-    let mut events =
-        format!("{}, of which {} first touches of pages", group(report.events), group(report.touches));
-    if trailer.accesses > 0 {
-        _ = write!(events, ", out of {} reads and writes", group(trailer.accesses));
-    }
-    line("events", events);
-    let explained =
-        format!("{} touches by a live mapping; {} not", group(report.explained), group(report.unexplained));
-    line("explained", explained);
-    for example in &report.examples {
-        let Unexplained { event, process, ref touch, reason } = *example;
-        line("", format!("event {event}, of process {}: {}", process.0, unexplained(touch, reason)));
-    }
-    if report.processes.len() > 1 {
-        for (number, process) in report.processes.iter().enumerate().take(PROCESSES) {
-            line(if number == 0 { "processes" } else { "" }, of_process(number, process));
-        }
-        if report.processes.len() > PROCESSES {
-            line("", format!("and {} more", group((report.processes.len() - PROCESSES) as u64)));
-        }
-    }
+    let mut text = format!("pagefirst: recorded {}\n", options.program.display());
+    let size = describe::group(summary.file_bytes.div_ceil(1024));
+    line(&mut text, "recording", &format!("{} ({size} KiB)", options.output.display()));
+    describe::events(&mut text, trailer, report);
     let seconds = |duration: std::time::Duration| format!("{:.2} s", duration.as_secs_f64());
     let native_time =
         summary.native.map_or_else(String::new, |time| format!(", {} without it", seconds(time)));
-    line("time", format!("{} under the emulator{native_time}", seconds(summary.emulated)));
-    line("exit status", trailer.exit_status.to_string());
-    if let Some(native) = &trailer.native {
-        let median = native.median();
-        line(
-            "Linux took",
-            format!(
-                "{} minor and {} major faults, {} KiB resident at the peak, {} KiB of page tables at the end",
-                group(median.minor_faults),
-                group(median.major_faults),
-                group(median.vm_hwm_kib),
-                group(median.vm_pte_kib)
-            ),
-        );
-        let (runs, several) = (native.runs.len(), report.processes.len() > 1);
-        let whose = if several { ", of the first process alone" } else { "" };
-        line("", format!("(median of {runs} runs on Linux {}{whose})", native.kernel));
-        if let Some(other) = native.runs.iter().find(|run| run.exit_status != trailer.exit_status) {
-            line("note", format!("a native run ended with status {}", other.exit_status));
-        }
-    }
-    for loss in &trailer.losses {
-        line("lost", lost(loss));
-    }
+    line(&mut text, "time", &format!("{} under the emulator{native_time}", seconds(summary.emulated)));
+    describe::end(&mut text, trailer, report);
     for note in &summary.notes {
-        line("note", note.clone());
-    }
-    format!("pagefirst: recorded {}\n{text}", options.program.display())
-}
-
-/// A process: who made it, what it ran, what was found of it.
-fn of_process(number: usize, process: &ProcessReport) -> String {
-    let origin = process.parent.map_or_else(String::new, |parent| format!(", made by {}", parent.0));
-    format!(
-        "{number}{origin}: {}; {} touches, {} unexplained",
-        process.programs.join(", then "),
-        group(process.touches),
-        group(process.unexplained)
-    )
-}
-
-fn lost(loss: &Loss) -> String {
-    let process = loss.process.0;
-    match loss.kind {
-        LossKind::Exec => format!("what happened after process {process} replaced itself by {}", loss.name),
-        LossKind::Cut => format!("perhaps the last events of process {process}, which was killed"),
-    }
-}
-
-fn unexplained(touch: &Event, reason: Reason) -> String {
-    let reason = match reason {
-        Reason::NotMapped => "nothing is mapped there",
-        Reason::NotAllowed => "the mapping does not allow it",
-        Reason::BeyondEnd => "it is beyond the end of the mapped file",
-    };
-    match touch {
-        Event::Touch { at, access, .. } => {
-            format!("{access:?} at {:#x} of mapping {}: {reason}", at.offset, at.mapping.0)
-        }
-        Event::Stray { recorded, access, .. } => format!("{access:?} at address {recorded:#x}: {reason}"),
-        other => format!("{other:?}: {reason}"),
-    }
-}
-
-/// A number with its digits in groups of three.
-fn group(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
+        line(&mut text, "note", note);
     }
     text
 }

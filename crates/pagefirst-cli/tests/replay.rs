@@ -1,4 +1,4 @@
-//! `pagefirst replay`, as a user calls it.
+//! `pagefirst replay` and `pagefirst check`, as a user calls them.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -9,8 +9,12 @@ use pagefirst_record::{
 };
 use serde_json::Value;
 
+fn pagefirst(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pagefirst")).args(arguments).output().unwrap()
+}
+
 fn replay(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_pagefirst")).arg("replay").args(arguments).output().unwrap()
+    pagefirst(&[&["replay"], arguments].concat())
 }
 
 /// What the bundled recording says of Linux.
@@ -115,4 +119,30 @@ fn what_cannot_be_replayed_is_refused_with_its_place() {
             "{message}"
         );
     }
+}
+
+#[test]
+fn a_check_says_what_each_process_did() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("it.pfrec");
+    write(&path, Event::Fork { thread: ThreadId(0), child: ProcessId(1), shares_memory: false });
+    let check = |path: &Path| {
+        let output = pagefirst(&["check", path.to_str().unwrap()]);
+        let text = String::from_utf8(if output.status.success() { output.stdout } else { output.stderr });
+        (output.status.code(), text.unwrap())
+    };
+    let (status, text) = check(&path);
+    assert_eq!(status, Some(0));
+    assert!(text.contains("1, made by 0: sh; 0 touches, 0 unexplained"), "{text}");
+    assert!(text.contains("check        passes"), "{text}");
+    // The same, cut short.
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+    let (status, text) = check(&path);
+    assert_eq!(status, Some(1));
+    assert!(
+        text.starts_with(&format!("pagefirst: {}: event 4, of process 1, at byte ", path.display())),
+        "{text}"
+    );
+    assert!(text.contains("found the end"), "{text}");
 }
