@@ -15,7 +15,7 @@ use crate::arena::Arena;
 use pagefirst::platform::Note;
 use pagefirst::types::Pfn;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
-use std::sync::atomic::{AtomicU8, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32};
 
 /// What frames that are handed out hold, and freed ones. No byte repeated gives it.
 pub const POISON: u64 = 0xf4ee_0bad_f4ee_0bad;
@@ -32,6 +32,8 @@ fn name(state: u8) -> &'static str {
 
 pub(crate) struct Shadow {
     state: Box<[AtomicU8]>,
+    /// Frames whose contents were looked at since they were handed out, and found to be their owner's.
+    filled: Box<[AtomicBool]>,
     /// For each frame, the number of translations to it in all TLBs.
     pub mapped: &'static [AtomicU32],
 }
@@ -39,11 +41,15 @@ pub(crate) struct Shadow {
 impl Shadow {
     pub fn new(frames: u32) -> Self {
         let n = frames as usize;
-        // SAFETY: an atomic integer has no invalid bits, so zeroed memory is a valid one.
-        let (state, mapped) = unsafe {
-            (Box::new_zeroed_slice(n).assume_init(), Box::<[AtomicU32]>::new_zeroed_slice(n).assume_init())
+        // SAFETY: zeroed memory is a valid atomic integer, and a valid atomic bool.
+        let (state, filled, mapped) = unsafe {
+            (
+                Box::new_zeroed_slice(n).assume_init(),
+                Box::new_zeroed_slice(n).assume_init(),
+                Box::<[AtomicU32]>::new_zeroed_slice(n).assume_init(),
+            )
         };
-        Shadow { state, mapped: Box::leak(mapped) }
+        Shadow { state, filled, mapped: Box::leak(mapped) }
     }
 
     fn state(&self, pfn: Pfn) -> u8 {
@@ -54,6 +60,7 @@ impl Shadow {
     pub fn note(&self, arena: &Arena, note: Note) -> Result<(), String> {
         match note {
             Note::FrameAllocated(pfn) => {
+                self.filled[pfn.0 as usize].store(false, Relaxed);
                 match self.go(pfn, &[FRESH, FREE], OWNED, "allocated")? {
                     FREE => is_poisoned(arena, pfn)?,
                     _ => poison(arena, pfn),
@@ -110,6 +117,17 @@ impl Shadow {
             OWNED => Ok(()),
             other => Err(format!("{pfn:?} is {what} as a page while it is {}", name(other))),
         }
+    }
+
+    /// Looks at a frame's contents, once for each owner.
+    #[inline]
+    pub fn once_filled(&self, pfn: Pfn, look: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+        let filled = &self.filled[pfn.0 as usize];
+        if !filled.load(Relaxed) {
+            look()?;
+            filled.store(true, Relaxed);
+        }
+        Ok(())
     }
 
     /// Frames owned and frames that are tables.

@@ -60,7 +60,8 @@ impl<F: Format> Machine<F> {
             Ok(entry) => {
                 let pfn = Pfn(entry.frame);
                 if let Some(shadow) = &self.shadow {
-                    self.require(shadow.is_page(pfn, "used").and_then(|()| self.is_filled(pfn, addr.page())));
+                    let filled = || shadow.once_filled(pfn, || self.is_filled(pfn, addr.page()));
+                    self.require(shadow.is_page(pfn, "used").and_then(|()| filled()));
                 }
                 mmu.insert(entry);
                 Ok(pfn)
