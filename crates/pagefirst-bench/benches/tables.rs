@@ -52,7 +52,7 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
-        let platform = Bench::new(if measure::is_counting() { 512 << 20 } else { 768 << 20 });
+        let platform = Bench::new(288 << 20);
         peers::take_memory(platform);
         let mut random = Random(1);
         let mut dense: Vec<u64> = (0..GIB / KIB4).map(|i| BASE + i * KIB4).collect();
