@@ -1,6 +1,7 @@
 //! Each check of the machine fires when the thing it looks for happens.
 
 use pagefirst::arch::{Attrs, Format, X86_64};
+use pagefirst::fault::Outcome;
 use pagefirst::frame::Frame;
 use pagefirst::platform::{Note, Platform};
 use pagefirst::policy::Policy;
@@ -222,12 +223,14 @@ fn machine_finds_an_address_of_memory_in_an_entry_that_is_not_present() -> Resul
 
 #[test]
 fn machine_finds_bytes_from_before_in_a_page() -> Result {
-    let (machine, space, at, mut cpu) = one_page(Config::default())?;
+    let (machine, space, first, mut cpu) = one_page(Config::default())?;
+    // Mapped, and not used by a CPU yet: what a CPU has used is known to be its program's.
+    let at = VirtAddr(first.0 + PAGE_SIZE);
+    assert!(matches!(space.fault(at, Access::Write), Outcome::Mapped { .. }));
     let path = machine.hook_path(space.page_table().root_frame(), at);
     let pfn = X86_64::frame(machine.hook_entry(path[3], 0, at).load(Relaxed), 0).ok_or("mapped")?;
     machine.cells(pfn)[511].store(POISON, Relaxed);
     contains(&found(|| machine.check_space(space))?, "holds what was there before, at offset 0xff8");
-    machine.hook_flush_all(space.page_table().tag());
     let text = found(|| cpu.touch(at, Access::Read))?;
     contains(&text, &format!("{pfn:?}, mapped at {at}, holds what was there before, at offset 0xff8"));
     std::mem::forget(cpu);
