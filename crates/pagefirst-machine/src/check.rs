@@ -22,7 +22,7 @@ pub struct Found {
     pub tables: [u64; MAX_LEVELS],
     /// Present entries that map pages.
     pub present: u64,
-    /// Of these, the ones whose frames are counted: not the zero page, not device memory.
+    /// Pages they map that count in the resident set: not the zero pages, not device memory.
     pub counted: u64,
     /// Entries that are neither empty nor present.
     pub software: u64,
@@ -181,11 +181,14 @@ impl<F: Format> Machine<F> {
             if let Some(frame) = F::frame(raw, level) {
                 found.present += 1;
                 if !F::attrs(raw).contains(Attrs::SPECIAL) {
-                    found.counted += 1;
+                    let zero = self.arena.meta(frame).flags().contains(FrameFlags::ZERO);
+                    found.counted += if zero { 0 } else { F::span(level) / PAGE_SIZE };
                     *found.frames.entry(frame).or_default() += 1;
                 }
                 if let Some(shadow) = &self.shadow {
-                    shadow.is_page(frame, "mapped").map_err(|e| format!("at {va}: {e}"))?;
+                    for i in 0..(F::span(level) / PAGE_SIZE) as u32 {
+                        shadow.is_page(frame.add(i), "mapped").map_err(|e| format!("at {va}: {e}"))?;
+                    }
                 }
             } else {
                 found.software += 1;

@@ -92,17 +92,15 @@ fn add(counter: &AtomicU64, n: u64) {
 impl Counters {
     #[inline]
     pub fn note(&self, note: Note) {
-        add(
-            match note {
-                Note::FrameAllocated(_) => &self.frames_allocated,
-                Note::FrameFreed(_) => &self.frames_freed,
-                Note::TableAllocated(_) => &self.tables_allocated,
-                Note::TableFreed(_) => &self.tables_freed,
-                Note::TableLocked(_, level) => &self.tables_locked[level as usize],
-                Note::TableScanned(_, level) => &self.tables_scanned[level as usize],
-            },
-            1,
-        );
+        let (counter, n) = match note {
+            Note::FrameAllocated(_, order) => (&self.frames_allocated, 1 << order),
+            Note::FrameFreed(_, order) => (&self.frames_freed, 1 << order),
+            Note::TableAllocated(_) => (&self.tables_allocated, 1),
+            Note::TableFreed(_) => (&self.tables_freed, 1),
+            Note::TableLocked(_, level) => (&self.tables_locked[level as usize], 1),
+            Note::TableScanned(_, level) => (&self.tables_scanned[level as usize], 1),
+        };
+        add(counter, n);
     }
     pub fn shootdown(&self, ipis: u64) {
         add(&self.shootdowns, 1);
@@ -141,11 +139,11 @@ mod tests {
     #[test]
     fn counts_can_be_subtracted() {
         let c = Counters::default();
-        c.note(Note::FrameAllocated(Pfn(1)));
+        c.note(Note::FrameAllocated(Pfn(1), 0));
         c.note(Note::TableLocked(Pfn(1), 3));
         let mut before = Counts::default();
         c.add_to(&mut before);
-        c.note(Note::FrameFreed(Pfn(1)));
+        c.note(Note::FrameFreed(Pfn(1), 0));
         c.note(Note::TableLocked(Pfn(1), 0));
         c.shootdown(2);
         let mut after = Counts::default();

@@ -48,8 +48,8 @@ const fn access_code(access: Access) -> u64 {
 /// (kind, a, b, c) with `c` below 2^32.
 fn encode(event: Event) -> (u64, u64, u64, u64) {
     match event {
-        Event::Note(Note::FrameAllocated(pfn)) => (0, pfn.0 as u64, 0, 0),
-        Event::Note(Note::FrameFreed(pfn)) => (1, pfn.0 as u64, 0, 0),
+        Event::Note(Note::FrameAllocated(pfn, order)) => (0, pfn.0 as u64, 0, order as u64),
+        Event::Note(Note::FrameFreed(pfn, order)) => (1, pfn.0 as u64, 0, order as u64),
         Event::Note(Note::TableAllocated(pfn)) => (2, pfn.0 as u64, 0, 0),
         Event::Note(Note::TableFreed(pfn)) => (3, pfn.0 as u64, 0, 0),
         Event::Note(Note::TableLocked(pfn, level)) => (4, pfn.0 as u64, 0, level as u64),
@@ -133,7 +133,7 @@ mod tests {
     fn the_history_reads_well_and_keeps_the_last() {
         let h = History::new();
         for i in 0..300 {
-            h.push(1, Event::Note(Note::FrameAllocated(Pfn(i))));
+            h.push(1, Event::Note(Note::FrameAllocated(Pfn(i), 0)));
         }
         h.push(3, Event::Fault { tag: 9, addr: VirtAddr(0x5000), access: Access::Write });
         h.push(0, Event::Flush { tag: 9, range: VirtRange::page_of(VirtAddr(0x5000)), tables: true });

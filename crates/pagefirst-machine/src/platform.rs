@@ -121,8 +121,8 @@ unsafe impl<F: Format> Platform for Machine<F> {
         if let Some(shadow) = &self.shadow {
             self.history.push(cpu, Event::Note(note));
             if let Err(what) = shadow.note(&self.arena, note) {
-                let (Note::FrameAllocated(pfn)
-                | Note::FrameFreed(pfn)
+                let (Note::FrameAllocated(pfn, _)
+                | Note::FrameFreed(pfn, _)
                 | Note::TableAllocated(pfn)
                 | Note::TableFreed(pfn)
                 | Note::TableLocked(pfn, _)

@@ -59,20 +59,20 @@ impl Shadow {
     /// Takes a note of the library.
     pub fn note(&self, arena: &Arena, note: Note) -> Result<(), String> {
         match note {
-            Note::FrameAllocated(pfn) => {
+            Note::FrameAllocated(first, order) => block(first, order).try_for_each(|pfn| {
                 self.filled[pfn.0 as usize].store(false, Relaxed);
                 match self.go(pfn, &[FRESH, FREE], OWNED, "allocated")? {
                     FREE => is_poisoned(arena, pfn)?,
                     _ => poison(arena, pfn),
                 }
                 self.no_translation(pfn, "allocated")
-            }
-            Note::FrameFreed(pfn) => {
+            }),
+            Note::FrameFreed(first, order) => block(first, order).try_for_each(|pfn| {
                 self.no_translation(pfn, "freed")?;
                 self.go(pfn, &[OWNED, CACHED], FREE, "freed")?;
                 poison(arena, pfn);
                 Ok(())
-            }
+            }),
             Note::TableAllocated(pfn) => {
                 is_zero(arena, pfn, "taken")?;
                 self.go(pfn, &[OWNED, CACHED], TABLE, "taken as a table").map(drop)
@@ -140,6 +140,10 @@ impl Shadow {
     }
 }
 
+fn block(first: Pfn, order: u8) -> impl Iterator<Item = Pfn> {
+    (0..1 << order).map(move |i| first.add(i))
+}
+
 fn poison(arena: &Arena, pfn: Pfn) {
     arena.words(pfn).iter().for_each(|w| w.store(POISON, Relaxed));
 }
@@ -178,7 +182,7 @@ mod tests {
     fn machine_the_life_of_a_table_frame() -> Result<(), String> {
         let (arena, shadow) = machine();
         let f = Pfn(9);
-        shadow.note(&arena, FrameAllocated(f))?;
+        shadow.note(&arena, FrameAllocated(f, 0))?;
         assert!(shadow.note(&arena, TableAllocated(f)).is_err(), "not cleared");
         zero(&arena, f);
         shadow.note(&arena, TableAllocated(f))?;
@@ -189,8 +193,8 @@ mod tests {
         assert!(shadow.note(&arena, TableLocked(f, 0)).is_err(), "given back");
         shadow.note(&arena, TableAllocated(f))?;
         shadow.note(&arena, TableFreed(f))?;
-        shadow.note(&arena, FrameFreed(f))?;
-        shadow.note(&arena, FrameAllocated(f))?;
+        shadow.note(&arena, FrameFreed(f, 0))?;
+        shadow.note(&arena, FrameAllocated(f, 0))?;
         assert_eq!(shadow.in_use(), (1, 0));
         Ok(())
     }
@@ -203,21 +207,21 @@ mod tests {
             let told = shadow.note(&arena, note).expect_err(what);
             assert!(told.contains(what), "{told}");
         };
-        told(FrameFreed(Pfn(8)), "freed while it is never allocated");
-        shadow.note(&arena, FrameAllocated(f))?;
-        told(FrameAllocated(f), "allocated while it is owned");
-        shadow.note(&arena, FrameFreed(f))?;
-        told(FrameFreed(f), "freed while it is free");
+        told(FrameFreed(Pfn(8), 0), "freed while it is never allocated");
+        shadow.note(&arena, FrameAllocated(f, 0))?;
+        told(FrameAllocated(f, 0), "allocated while it is owned");
+        shadow.note(&arena, FrameFreed(f, 0))?;
+        told(FrameFreed(f, 0), "freed while it is free");
         arena.words(f)[3].store(1, Relaxed);
-        told(FrameAllocated(f), "written to while it was free: 0x1 at offset 0x18");
+        told(FrameAllocated(f, 0), "written to while it was free: 0x1 at offset 0x18");
         zero(&arena, f);
         shadow.note(&arena, TableAllocated(f))?;
         arena.words(f)[7].store(5, Relaxed);
         told(TableFreed(f), "given back with entry 7 in it");
-        told(FrameFreed(f), "freed while it is a page table");
-        shadow.note(&arena, FrameAllocated(Pfn(10)))?;
+        told(FrameFreed(f, 0), "freed while it is a page table");
+        shadow.note(&arena, FrameAllocated(Pfn(10), 0))?;
         shadow.mapped[10].store(2, Relaxed);
-        told(FrameFreed(Pfn(10)), "freed while 2 translations lead to it");
+        told(FrameFreed(Pfn(10), 0), "freed while 2 translations lead to it");
         Ok(())
     }
 }

@@ -259,7 +259,7 @@ fn page_taken_first(stage: &'static Stage) -> Arc<Mutex<Option<pagefirst::types:
     let notes = found.clone();
     stage.at(
         move |step| {
-            if let Step::Note(Note::FrameAllocated(pfn)) = step {
+            if let Step::Note(Note::FrameAllocated(pfn, _)) = step {
                 *notes.lock().expect("one thread") = Some(*pfn);
             }
             is_frame_allocated(step)

@@ -43,9 +43,9 @@ fn a_range_is_mapped_across_tables_and_goes_with_them() -> Result {
     assert_eq!(tables_of(&table), 1 + 3 + 2 + 3);
 
     let mut mapper = table.mapper();
-    mapper.unmap(pages(0, 513));
-    mapper.unmap(pages(514, 1026));
-    mapper.unmap(pages(5, 5));
+    mapper.unmap(pages(0, 513))?;
+    mapper.unmap(pages(514, 1026))?;
+    mapper.unmap(pages(5, 5))?;
     drop(mapper);
     assert_eq!((frame_at(&table, 512), frame_at(&table, 513)), (None, Some(DEVICE.0 + 513)));
     assert_eq!((table.count().present, tables_of(&table)), (1, 4));
@@ -87,7 +87,7 @@ fn nonsense_is_refused() -> Result {
         let refused = mapper.map(range, first, level, Attrs::empty());
         assert_eq!(refused, Err(FramesError::Invalid(range, level)));
     }
-    mapper.unmap(VirtRange::new(VirtAddr(0), VirtAddr(u64::MAX)));
+    mapper.unmap(VirtRange::new(VirtAddr(0), VirtAddr(u64::MAX)))?;
     drop(mapper);
     assert_eq!(tables_of(&table), 1);
     drop(table);
@@ -121,10 +121,36 @@ fn pages_that_are_counted_are_not_unmapped() -> Result {
     cpu.store_u64(AT, 5)?;
     s.page_table().mapper().map(pages(2, 4), DEVICE, 0, Attrs::WRITE)?;
     assert_eq!(s.resident_bytes(), PAGE_SIZE, "frames are not counted");
-    s.page_table().mapper().unmap(pages(0, 4));
+    s.page_table().mapper().unmap(pages(0, 4))?;
     assert_eq!((cpu.load_u64(AT)?, frame_at(s.page_table(), 2)), (5, None));
     check(&s);
     drop(cpu);
     drop(s);
+    Ok(machine.nothing_left()?)
+}
+
+#[test]
+fn a_huge_page_that_is_cut_is_split() -> Result {
+    let machine = small_machine(64);
+    let table = PageTable::new(machine)?;
+    let three = VirtRange::new(VirtAddr(LEAF), VirtAddr(4 * LEAF));
+    table.mapper().map(three, Pfn(512), 1, Attrs::WRITE | Attrs::DEVICE)?;
+    assert_eq!(tables_of(&table), 3);
+    let middle = VirtRange::new(VirtAddr(LEAF + PAGE_SIZE), VirtAddr(4 * LEAF - PAGE_SIZE));
+    // Two tables are wanted, one for each end.
+    for left in 0..2 {
+        let taken = machine.leave_free(left);
+        assert_eq!(table.mapper().unmap(middle), Err(FramesError::NoMemory(middle)));
+        assert_eq!((table.count().present, tables_of(&table)), (3, 3));
+        drop(taken);
+    }
+    table.mapper().unmap(middle)?;
+    assert_eq!((table.count().present, tables_of(&table)), (2, 5));
+    for (va, pfn) in [(LEAF, 512), (4 * LEAF - PAGE_SIZE, 512 + 3 * 512 - 1)] {
+        let there = table.translate(&Pin::new(machine), VirtAddr(va)).ok_or("mapped")?;
+        assert_eq!((there.pfn, there.level), (Pfn(pfn), 0));
+        assert!(there.attrs.contains(Attrs::WRITE | Attrs::DEVICE));
+    }
+    drop(table);
     Ok(machine.nothing_left()?)
 }

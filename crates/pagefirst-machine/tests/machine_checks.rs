@@ -107,7 +107,7 @@ fn machine_finds_a_frame_freed_while_a_tlb_maps_it() -> Result {
     let path = machine.hook_path(space.page_table().root_frame(), at);
     let entry = machine.hook_entry(path[3], 0, at).load(Relaxed);
     let pfn = X86_64::frame(entry, 0).ok_or("mapped")?;
-    let text = found(|| machine.note(Note::FrameFreed(pfn)))?;
+    let text = found(|| machine.note(Note::FrameFreed(pfn, 0)))?;
     contains(&text, "is freed while 1 translations lead to it");
     contains(&text, &format!("CPU {} translates {at} of space", cpu.cpu()));
     std::mem::forget(cpu);
@@ -118,10 +118,10 @@ fn machine_finds_a_frame_freed_while_a_tlb_maps_it() -> Result {
 fn machine_finds_a_frame_freed_twice_and_one_handed_out_twice() -> Result {
     let machine = Machine::<X86_64>::new(Config { checks: true, ..Config::default() });
     let freed = Frame::new(machine)?.pfn();
-    contains(&found(|| machine.note(Note::FrameFreed(freed)))?, "is freed while it is free");
+    contains(&found(|| machine.note(Note::FrameFreed(freed, 0)))?, "is freed while it is free");
     let machine = Machine::<X86_64>::new(Config { checks: true, ..Config::default() });
     let frame = Frame::new(machine)?;
-    let text = found(|| machine.note(Note::FrameAllocated(frame.pfn())))?;
+    let text = found(|| machine.note(Note::FrameAllocated(frame.pfn(), 0)))?;
     contains(&text, "is allocated while it is owned");
     Ok(())
 }
@@ -257,7 +257,7 @@ fn machine_finds_a_livelock() -> Result {
 fn machine_tells_the_other_cpus_to_stop() -> Result {
     let machine = Machine::<X86_64>::new(Config { checks: true, ..Config::default() });
     let freed = Frame::new(machine)?.pfn();
-    found(|| machine.note(Note::FrameFreed(freed)))?;
+    found(|| machine.note(Note::FrameFreed(freed, 0)))?;
     let stopped = std::thread::spawn(|| machine.relax()).join();
     assert!(stopped.is_err(), "a CPU that waits would wait for ever");
     Ok(())

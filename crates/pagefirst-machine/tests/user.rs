@@ -243,7 +243,7 @@ fn a_device_in_the_space_is_not_user_memory() -> Result {
     );
     assert_eq!(copy_out(&s, page(AT, 2), &[1]), segv(0, Segv::NotMapped));
     assert!(s.compare_exchange_u32(page(AT, 1), 0, 1).is_err());
-    s.page_table().mapper().unmap(device);
+    s.page_table().mapper().unmap(device)?;
     check(&s);
     Ok(())
 }

@@ -17,6 +17,7 @@ pub(crate) struct Failures {
     pub segv: AtomicU64,
     pub bus: AtomicU64,
     pub no_memory: AtomicU64,
+    pub no_huge: AtomicU64,
 }
 
 impl Failures {
@@ -49,6 +50,10 @@ pub struct Faults {
     pub reuse: u64,
     /// An entry was marked accessed, or dirty, for hardware that does not.
     pub marked: u64,
+    /// Of these, the faults that mapped a huge page.
+    pub huge: u64,
+    /// Faults that wanted a huge page, found none free, and went on with a small one.
+    pub no_huge: u64,
     /// Nothing was left to do: another fault was faster, or a translation was stale.
     pub spurious: u64,
     /// The fault has to wait and come again.
@@ -80,6 +85,8 @@ impl Faults {
 pub struct Account {
     /// Resident pages of private memory, in bytes. The zero page does not count.
     pub anon_bytes: u64,
+    /// Of these, in huge pages.
+    pub huge_bytes: u64,
     /// Resident pages of files, in bytes.
     pub file_bytes: u64,
     /// Bytes of live tables by level, the root's last; limbo and caches are the machine's, see
@@ -117,6 +124,7 @@ impl<P: Platform> AddressSpace<P> {
         let f = &self.failures;
         Account {
             anon_bytes: t.anon * PAGE_SIZE,
+            huge_bytes: t.huge * PAGE_SIZE,
             file_bytes: t.file * PAGE_SIZE,
             table_bytes: self.page_table().table_bytes(),
             faults: Faults {
@@ -128,6 +136,8 @@ impl<P: Platform> AddressSpace<P> {
                 copy: t.of(FaultKind::Copy),
                 reuse: t.of(FaultKind::Reuse),
                 marked: t.of(FaultKind::Marked),
+                huge: t.huge_faults,
+                no_huge: f.no_huge.load(Relaxed),
                 spurious: f.spurious.load(Relaxed),
                 blocked: f.blocked.load(Relaxed),
                 segv: f.segv.load(Relaxed),

@@ -20,10 +20,10 @@ pub const MAX_CPUS: usize = 256;
 /// What the library tells the platform about its memory as it happens, for counting and for checking.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Note {
-    /// A frame left the allocator for a new owner.
-    FrameAllocated(Pfn),
-    /// A frame came back: from here nobody may touch it.
-    FrameFreed(Pfn),
+    /// 2^order frames from this one on left the allocator for a new owner.
+    FrameAllocated(Pfn, u8),
+    /// 2^order frames came back: from here nobody may touch them.
+    FrameFreed(Pfn, u8),
     /// A page table was taken into a reserve.
     TableAllocated(Pfn),
     /// A page table, empty and past its grace period, was given back.

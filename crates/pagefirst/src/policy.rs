@@ -13,6 +13,18 @@ pub enum TablePolicy {
     Upfront,
 }
 
+/// Where private memory gets huge pages (2 MiB on x86-64) on a fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum HugePolicy {
+    /// Nowhere.
+    Never,
+    /// Where [`Advice::Huge`](crate::space::Advice::Huge) was given.
+    #[default]
+    Advise,
+    /// Everywhere but where [`Advice::NoHuge`](crate::space::Advice::NoHuge) was given.
+    Always,
+}
+
 /// How a space behaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Policy {
@@ -23,6 +35,8 @@ pub struct Policy {
     pub prefault_young: bool,
     /// When tables are made.
     pub tables: TablePolicy,
+    /// Where private memory gets huge pages.
+    pub huge: HugePolicy,
     /// Refuse mappings that can be written and executed.
     pub deny_wx: bool,
     /// Addresses below are refused.
@@ -57,6 +71,7 @@ impl Default for Policy {
             fault_around: DEFAULT_FAULT_AROUND,
             prefault_young: false,
             tables: TablePolicy::Postponed,
+            huge: HugePolicy::Advise,
             deny_wx: false,
             min_addr: VirtAddr(64 << 10),
             map_top: VirtAddr(u64::MAX),

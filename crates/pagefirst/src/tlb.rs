@@ -9,7 +9,7 @@ use crate::platform::{MAX_CPUS, Platform};
 use crate::sync::atomic::{AcqRel, AtomicU64, Relaxed, SeqCst, fence};
 use crate::sync::held;
 use crate::table::{self, PageTable};
-use crate::types::{Pfn, VirtAddr, VirtRange};
+use crate::types::{Pfn, VirtRange};
 
 /// The set of CPUs that may hold translations of a space.
 ///
@@ -67,12 +67,14 @@ pub(crate) struct Gather<'a, P: Platform> {
     pages: [Pfn; CAPACITY],
     len: usize,
     tables: Option<Pfn>,
+    /// Tables were unlinked in the range.
+    unlinked: bool,
 }
 
 impl<'a, P: Platform> Gather<'a, P> {
     /// An empty gather for `space`.
     pub fn new(space: &'a PageTable<P>) -> Self {
-        Gather { space, range: None, pages: [Pfn(0); CAPACITY], len: 0, tables: None }
+        Gather { space, range: None, pages: [Pfn(0); CAPACITY], len: 0, tables: None, unlinked: false }
     }
     /// No room for another page: unlock, unpin, flush, look again.
     pub fn is_full(&self) -> bool {
@@ -82,19 +84,24 @@ impl<'a, P: Platform> Gather<'a, P> {
     pub fn touch(&mut self, range: VirtRange) {
         self.range = Some(self.range.map_or(range, |r| r.union(range)));
     }
-    /// A page's entry was taken out at `va`; its mapping and reference are dropped after the flush.
-    pub fn page(&mut self, va: VirtAddr, pfn: Pfn) {
+    /// The entry of a page was taken out that spanned `span`; its mapping and reference are dropped after the flush.
+    pub fn page(&mut self, span: VirtRange, pfn: Pfn) {
         debug_assert!(!self.is_full());
-        self.touch(VirtRange::page_of(va));
+        self.touch(span);
         if cfg!(mutant = "free_before_flush") {
             return frame::unmap(self.space.platform(), pfn);
         }
         self.pages[self.len] = pfn;
         self.len += 1;
     }
+    /// Whatever tables were unlinked from `span`, what is cached of them must go.
+    pub fn tables_of(&mut self, span: VirtRange) {
+        self.touch(span);
+        self.unlinked = true;
+    }
     /// A dead table was unlinked by the caller, who cleared the slot that spans `span`.
     pub(crate) fn table(&mut self, pfn: Pfn, span: VirtRange) {
-        self.touch(span);
+        self.tables_of(span);
         self.space.platform().meta(pfn).set_link(self.tables.map_or(0, |t| t.0));
         self.tables = Some(pfn);
     }
@@ -109,16 +116,21 @@ impl<'a, P: Platform> Gather<'a, P> {
             cpus: &self.space.cpus,
             tag: self.space.tag(),
             range,
-            tables: self.tables.is_some() && !cfg!(mutant = "flush_without_tables"),
+            tables: core::mem::take(&mut self.unlinked) && !cfg!(mutant = "flush_without_tables"),
         });
         for pfn in &self.pages[..self.len] {
             frame::unmap(p, *pfn);
         }
         self.len = 0;
+        let mut tables = 0;
         while let Some(pfn) = self.tables {
             let next = p.meta(pfn).link();
             self.tables = (next != 0).then_some(Pfn(next));
             table::retire(p, pfn);
+            tables += 1;
+        }
+        if tables > 0 {
+            self.space.count_flushed(tables);
         }
     }
 }

@@ -1,13 +1,13 @@
 //! The library's state on one machine, and of one CPU.
 
 use crate::file::{CacheNode, FileCache};
-use crate::frame::{self, Frame, FrameCache, Frames, Region};
+use crate::frame::{self, Frame, FrameCache, FrameFlags, Frames, Region};
 use crate::mem::{Limbo, Pool, Slab};
 use crate::platform::Platform;
 use crate::space::{TreeNode, Vma};
 use crate::sync::Spin;
 use crate::sync::atomic::plain;
-use crate::sync::atomic::{AtomicU64, Relaxed};
+use crate::sync::atomic::{AcqRel, Acquire, AtomicU32, AtomicU64, Relaxed};
 use crate::sync::epoch::Epoch;
 use crate::table::{TableCache, TableRecord};
 use crate::types::{NoMemory, Pfn};
@@ -58,6 +58,8 @@ pub struct Vm<P: Platform> {
     pub(crate) files: Pool<P, FileCache<P>>,
     pub(crate) cache_nodes: Pool<P, CacheNode<P>>,
     zero: plain::AtomicU32,
+    /// The huge zero page; 0 while there is none. One reference is ours.
+    huge_zero: AtomicU32,
     next_id: plain::AtomicU64,
 }
 
@@ -92,6 +94,7 @@ impl<P: Platform> Vm<P> {
             files: Pool::new(),
             cache_nodes: Pool::new(),
             zero: plain::AtomicU32::new(0),
+            huge_zero: AtomicU32::new(0),
             next_id: plain::AtomicU64::new(1),
         }
     }
@@ -122,6 +125,42 @@ impl<P: Platform> Vm<P> {
     /// The frame that every untouched page of private memory reads as.
     pub fn zero_page(&self) -> Pfn {
         Pfn(self.zero.load(Relaxed))
+    }
+
+    /// A reference to the huge zero page, which is made when it is first wanted; `None` when no huge page is free.
+    /// Called unpinned, with no lock held.
+    pub(crate) fn huge_zero_page(&'static self, p: &'static P) -> Option<Frame<P>> {
+        let there = Pfn(self.huge_zero.load(Acquire));
+        if there.0 != 0 {
+            // A number that was given up meanwhile is somebody else's, if anybody's.
+            let page = Frame::try_get(p, there)?;
+            return page.meta().flags().contains(FrameFlags::ZERO).then_some(page);
+        }
+        let mut page = Frame::block(p, crate::fault::huge_order::<P::Format>()).ok()?;
+        page.clear();
+        page.meta().reset(FrameFlags::ZERO | FrameFlags::UP_TO_DATE, page.order());
+        let ours = page.another();
+        if self.huge_zero.compare_exchange(0, page.pfn().0, AcqRel, Acquire).is_ok() {
+            let _ = ours.into_held();
+        }
+        Some(page)
+    }
+    /// Gives the huge zero page up if nobody maps it; returns the frames freed.
+    fn drop_huge_zero(&'static self, p: &'static P) -> usize {
+        // Who takes the number out has its reference: nobody else frees the page meanwhile.
+        let there = Pfn(self.huge_zero.swap(0, AcqRel));
+        if there.0 == 0 {
+            return 0;
+        }
+        let page = Frame::from_held(p, there);
+        if page.meta().counts().refs > 1 {
+            if self.huge_zero.compare_exchange(0, there.0, AcqRel, Relaxed).is_ok() {
+                let _ = page.into_held();
+            }
+            return 0;
+        }
+        // Nobody finds it any more: it goes now, or with a reference taken just before.
+        1 << page.order()
     }
 
     pub(crate) fn new_id(&self) -> u64 {
@@ -174,13 +213,14 @@ impl<P: Platform> Vm<P> {
                 p.relax();
             }
         }
+        let huge_zero = self.drop_huge_zero(p);
         let tables = crate::table::drain(p);
         let slabs = self.vmas.trim()
             + self.nodes.trim()
             + self.files.trim()
             + self.cache_nodes.trim()
             + self.records.trim(p);
-        tables + slabs + frame::drain(p)
+        huge_zero + tables + slabs + frame::drain(p)
     }
 
     /// A frame, draining what is held back before giving up. Called unpinned, with no lock held.

@@ -8,6 +8,9 @@ use pagefirst::table::PageTable;
 use pagefirst::types::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
 use pagefirst_bench::Bench;
 
+/// Unmapping fails only where a huge page is cut.
+const NO_CUT: &str = "no huge page is cut";
+
 /// One call for each page.
 pub struct Single(PageTable<Bench>);
 /// One call for all pages.
@@ -67,7 +70,7 @@ impl Tables for Single {
     fn unmap(&mut self, len: u64, size: u64) {
         let mut mapper = self.0.mapper();
         for va in (BASE..BASE + len).step_by(size as usize) {
-            mapper.unmap(range(va, size));
+            mapper.unmap(range(va, size)).expect(NO_CUT);
         }
         drop(mapper);
         collect(&self.0);
@@ -75,7 +78,7 @@ impl Tables for Single {
     fn unmap_at(&mut self, pages: &[u64]) {
         let mut mapper = self.0.mapper();
         for &va in pages {
-            mapper.unmap(range(va, KIB4));
+            mapper.unmap(range(va, KIB4)).expect(NO_CUT);
         }
         drop(mapper);
         collect(&self.0);
@@ -101,7 +104,7 @@ impl Tables for ByRange {
         translate(&self.0, addresses)
     }
     fn unmap(&mut self, len: u64, _: u64) {
-        self.0.mapper().unmap(range(BASE, len));
+        self.0.mapper().unmap(range(BASE, len)).expect(NO_CUT);
         collect(&self.0);
     }
     fn unmap_at(&mut self, _: &[u64]) {

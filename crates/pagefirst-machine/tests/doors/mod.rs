@@ -71,6 +71,9 @@ unsafe impl Format for Doors {
     fn table(pfn: Pfn) -> u64 {
         X86_64::table(pfn)
     }
+    fn transit(leaf: Pfn) -> u64 {
+        X86_64::transit(leaf)
+    }
     fn leaf(pfn: Pfn, level: u8, attrs: Attrs) -> u64 {
         pass(Point::Checked);
         X86_64::leaf(pfn, level, attrs)

@@ -361,7 +361,7 @@ impl Case {
             faults = Faults { spurious: found.faults.spurious, ..faults };
         }
         let (around, unused) = (model.around, model.never_used());
-        let expected = Account { anon_bytes, file_bytes, table_bytes, faults, around, unused };
+        let expected = Account { anon_bytes, huge_bytes: 0, file_bytes, table_bytes, faults, around, unused };
         assert_eq!(found, expected, "step {n}, {step:?}");
         assert_eq!(real.heap_end().0, model.heap.end, "step {n}, {step:?}");
 

@@ -137,7 +137,10 @@ impl Stage {
     }
 
     pub fn space(&'static self) -> Result<Space> {
-        Ok(Arc::new(AddressSpace::new(self, Policy::default())?))
+        self.space_with(Policy::default())
+    }
+    pub fn space_with(&'static self, policy: Policy) -> Result<Space> {
+        Ok(Arc::new(AddressSpace::new(self, policy)?))
     }
     pub fn cache(&'static self, file: &MachineFile, pages: u64) -> Result<Cache> {
         Ok(FileCache::new(self, file.clone(), pages * PAGE_SIZE)?)
@@ -191,7 +194,7 @@ pub fn is_table_locked(step: &Step) -> bool {
     matches!(step, Step::Note(Note::TableLocked(..)))
 }
 pub fn is_frame_allocated(step: &Step) -> bool {
-    matches!(step, Step::Note(Note::FrameAllocated(_)))
+    matches!(step, Step::Note(Note::FrameAllocated(..)))
 }
 /// The walk has found an empty slot in a leaf table.
 pub fn is_empty_leaf_slot(step: &Step) -> bool {
@@ -349,7 +352,7 @@ unsafe impl Platform for Stage {
         4
     }
     fn note(&'static self, note: Note) {
-        if let Note::FrameFreed(pfn) = note {
+        if let Note::FrameFreed(pfn, _) = note {
             self.words(pfn).iter().for_each(|w| w.store(STALE, Relaxed));
         }
         self.step(Step::Note(note));
@@ -376,6 +379,9 @@ unsafe impl Format for Watched {
     }
     fn table(pfn: Pfn) -> u64 {
         X86_64::table(pfn)
+    }
+    fn transit(leaf: Pfn) -> u64 {
+        X86_64::transit(leaf)
     }
     fn leaf(pfn: Pfn, level: u8, attrs: Attrs) -> u64 {
         X86_64::leaf(pfn, level, attrs)

@@ -43,7 +43,8 @@ bitflags::bitflags! {
 ///
 /// # Safety
 /// The library follows what the functions answer: `child(table(pfn), level)` is `pfn` at every level above 0 and
-/// `None` for every other entry, `frame(leaf(pfn, level, attrs), level)` is `pfn`, indexes are below `ENTRIES`.
+/// `None` for every other entry, `frame(leaf(pfn, level, attrs), level)` is `pfn` and `None` for `transit`, indexes are
+/// below `ENTRIES`.
 pub unsafe trait Format: 'static {
     /// Number of levels.
     const LEVELS: u8;
@@ -59,6 +60,9 @@ pub unsafe trait Format: 'static {
     fn table(pfn: Pfn) -> u64;
     /// A leaf entry at `level`.
     fn leaf(pfn: Pfn, level: u8, attrs: Attrs) -> u64;
+    /// An entry of a table above level 0, neither empty nor present, that stands in for a huge page while it is being
+    /// split into the entries of this table. No usable address stands in it.
+    fn transit(leaf: Pfn) -> u64;
     /// The table this entry of a table at `level` points to.
     fn child(raw: u64, level: u8) -> Option<Pfn>;
     /// The frame of a present leaf entry; `None` when the entry is empty, a table or not present.
@@ -102,6 +106,12 @@ pub unsafe trait Format: 'static {
     #[inline]
     fn shift(level: u8) -> u32 {
         PAGE_SHIFT + Self::BITS * level as u32
+    }
+    /// What the entry for `va` in a table at `level` spans.
+    #[inline]
+    fn span_of(va: VirtAddr, level: u8) -> VirtRange {
+        let start = va.align_down(Self::span(level));
+        VirtRange::new(start, VirtAddr(start.0.saturating_add(Self::span(level))))
     }
     /// What one entry at `level` spans, in bytes.
     #[inline]

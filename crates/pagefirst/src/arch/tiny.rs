@@ -5,6 +5,7 @@ use crate::types::{Pfn, VirtAddr};
 
 const PRESENT: u64 = 1;
 const TABLE: u64 = 2;
+const TRANSIT: u64 = 4;
 
 /// Two levels, four entries a table, 64 KiB of addresses.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +25,9 @@ unsafe impl Format for Tiny {
     }
     fn leaf(pfn: Pfn, _level: u8, attrs: Attrs) -> u64 {
         (pfn.0 as u64) << 16 | (attrs.bits() as u64) << 8 | PRESENT
+    }
+    fn transit(leaf: Pfn) -> u64 {
+        (leaf.0 as u64) << 16 | TRANSIT
     }
     fn child(raw: u64, level: u8) -> Option<Pfn> {
         (level > 0 && raw & TABLE != 0).then_some(Pfn((raw >> 16) as u32))

@@ -18,6 +18,8 @@ const LARGE: u64 = 1 << 7;
 const NONE: u64 = 1 << 8;
 /// Ignored by hardware (bits 11:9): ours.
 const SPECIAL: u64 = 1 << 9;
+/// Ours in an entry that is not present: a huge page is being split into the table whose address stands here.
+const TRANSIT: u64 = 1 << 10;
 const NO_EXEC: u64 = 1 << 63;
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
@@ -66,6 +68,10 @@ unsafe impl Format for X86_64 {
     fn leaf(pfn: Pfn, level: u8, attrs: Attrs) -> u64 {
         let bits = bits(attrs) | if level > 0 { LARGE } else { 0 };
         bits | address(bits, pfn.phys())
+    }
+    #[inline]
+    fn transit(leaf: Pfn) -> u64 {
+        TRANSIT | address(TRANSIT, leaf.phys())
     }
     #[inline]
     fn child(raw: u64, level: u8) -> Option<Pfn> {
@@ -127,6 +133,15 @@ mod tests {
         assert_eq!(X86_64::leaf(Pfn(0x200), 1, Attrs::WRITE | Attrs::EXEC), 0x20_0087);
         assert_eq!(X86_64::child(0x20_0087, 1), None);
         assert_eq!(X86_64::frame(0x20_0087, 1), Some(Pfn(0x200)));
+        let none = X86_64::with_attrs(0x20_0087, Attrs::NONE);
+        assert_eq!((none & 1, X86_64::frame(none, 1), X86_64::child(none, 1)), (0, Some(Pfn(0x200)), None));
+    }
+    /// Bit 0, P, is clear: hardware looks at nothing else (section 4.5.2); the address is inverted (L1TF).
+    #[test]
+    fn transit_bits() {
+        let raw = X86_64::transit(Pfn(1));
+        assert_eq!(raw, 0x000f_ffff_ffff_e400);
+        assert_eq!((X86_64::child(raw, 1), X86_64::frame(raw, 1)), (None, None));
     }
     /// Table 4-19 "Format of a Page-Directory Entry that References a Page Table": P, R/W, U/S.
     #[test]

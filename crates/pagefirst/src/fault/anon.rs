@@ -1,7 +1,8 @@
-//! Private memory where nothing is mapped: the zero page for a read, a cleared page for a write.
+//! Private memory where nothing is mapped: the zero page for a read, a cleared page for a write; huge ones where they
+//! fit (`huge`).
 
 use super::hand::{Fresh, Need};
-use super::{Fault, Look};
+use super::{Fault, Look, huge};
 use crate::arch::{Attrs, Format};
 use crate::frame::Frame;
 use crate::platform::Platform;
@@ -46,22 +47,32 @@ pub(super) struct Private<'f, P: Platform> {
     /// Whether the page it is a copy of is still what was copied.
     pub source_is_valid: &'f dyn Fn(&Frame<P>) -> bool,
     pub kind: FaultKind,
+    /// The level of the table its entry goes into.
+    pub level: u8,
+    /// See [`Batch::flushed`].
+    pub flushed: Option<u64>,
 }
 
-/// The entry of a page of private memory, written at once. Its reference becomes the mapping's.
-pub(super) fn private_entry<P: Platform>(vma: &Vma<P>, va: VirtAddr, page: Frame<P>) -> u64 {
+/// The entry, in a table at `level`, of a page of private memory, written at once. Its reference becomes the mapping's.
+pub(super) fn private_entry<P: Platform>(vma: &Vma<P>, va: VirtAddr, page: Frame<P>, level: u8) -> u64 {
     if vma.prot.contains(Prot::EXEC) {
-        page.platform().sync_instructions(page.pfn());
+        page.frames().for_each(|pfn| page.platform().sync_instructions(pfn));
     }
     page.make_anonymous(va.0 >> PAGE_SHIFT);
     page.meta().map_held();
     let pfn = if cfg!(mutant = "entry_without_reference") { page.pfn() } else { page.into_held() };
-    P::Format::leaf(pfn, 0, readable(vma) | Attrs::WRITE | Attrs::DIRTY)
+    P::Format::leaf(pfn, level, readable(vma) | Attrs::WRITE | Attrs::DIRTY)
 }
 
 impl<P: Platform> Batch for Private<'_, P> {
     fn va(&self) -> VirtAddr {
         self.va
+    }
+    fn level(&self) -> u8 {
+        self.level
+    }
+    fn flushed(&self) -> Option<u64> {
+        self.flushed
     }
     fn is_current(&self) -> bool {
         !self.vma.is_retired()
@@ -73,7 +84,10 @@ impl<P: Platform> Batch for Private<'_, P> {
         {
             return None;
         }
-        Some(NewEntry { raw: private_entry(self.vma, self.va, fresh.page), counted: Counted::Anon })
+        Some(NewEntry {
+            raw: private_entry(self.vma, self.va, fresh.page, self.level),
+            counted: Counted::Anon,
+        })
     }
     fn kind(&self) -> Option<FaultKind> {
         Some(self.kind)
@@ -82,13 +96,17 @@ impl<P: Platform> Batch for Private<'_, P> {
 
 impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     pub(super) fn zero_page(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Nothing>) -> Look<'a, P> {
+        if self.is_room_for_huge(vma, &slot) {
+            return self.huge_zero_page(vma, slot);
+        }
         let zero = self.pin.platform().vm().zero_page();
         self.install(slot, &mut Zero { vma, va: self.addr.page(), zero })
     }
 
     pub(super) fn fresh_page(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Nothing>) -> Look<'a, P> {
-        if !self.hand.has_cleared() {
-            return Look::Need(Need::Cleared);
+        let level = if self.is_room_for_huge(vma, &slot) { huge::LEVEL } else { 0 };
+        if !self.hand.has_cleared(level) {
+            return Look::Need(Need::Cleared(level));
         }
         self.install_private(vma, slot, FaultKind::AnonWrite, &|_| true)
     }
@@ -102,7 +120,10 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         source_is_valid: &dyn Fn(&Frame<P>) -> bool,
     ) -> Look<'a, P> {
         let mut page = self.hand.fresh.take();
-        let mut batch = Private { vma, va: self.addr.page(), page: &mut page, source_is_valid, kind };
+        let level = page.as_ref().map_or(0, Fresh::level);
+        let va = P::Format::span_of(self.addr, level).start;
+        let flushed = self.hand.flushed_tables;
+        let mut batch = Private { vma, va, page: &mut page, source_is_valid, kind, level, flushed };
         let look = self.install(slot, &mut batch);
         self.hand.fresh = page;
         look

@@ -10,13 +10,13 @@ use super::hand::{Fresh, Need};
 use super::{Fault, Look};
 use crate::arch::{Attrs, Format};
 use crate::file::FileCache;
-use crate::frame::{Frame, FrameFlags};
+use crate::frame::Frame;
 use crate::mem::Shared;
 use crate::platform::Platform;
 use crate::space::Vma;
 use crate::sync::atomic::{SeqCst, fence};
-use crate::table::{Counted, FaultKind, Locked, Nothing, Slot, Walk};
-use crate::types::{Access, Pfn, VirtRange};
+use crate::table::{FaultKind, Locked, Nothing, Slot, Walk};
+use crate::types::{Access, Pfn};
 
 impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     /// Nothing is mapped: a copy of the file's page.
@@ -48,23 +48,20 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let p = self.pin.platform();
         let table = self.space.page_table();
         let special = old == p.vm().zero_page();
-        let was = match special {
-            true => Counted::Nothing,
-            false if p.meta(old).flags().contains(FrameFlags::ANON) => Counted::Anon,
-            false => Counted::File,
-        };
-        let va = self.addr.page();
+        let level = slot.level();
+        debug_assert_eq!(level, fresh.level());
+        let span = P::Format::span_of(self.addr, level);
         let copy = fresh.page.pfn();
-        let writable = private_entry(vma, va, fresh.page);
+        let writable = private_entry(vma, span.start, fresh.page, level);
         let read_only = P::Format::with_attrs(writable, readable(vma));
         table.begin_unflushed();
-        slot.replace(read_only, was);
+        slot.replace(read_only);
         slot.tally(FaultKind::Copy);
         fence(SeqCst);
         let alone = table.cpus().is_only(p.cpu());
         if alone {
             // This CPU's own stale translation goes before another thread can run here, in this space or, by tag, out of it.
-            p.sync_local(table.tag(), va, false);
+            p.sync_local(table.tag(), self.addr, false);
             slot.widen(Attrs::WRITE | Attrs::DIRTY);
             table.end_unflushed();
         } else {
@@ -75,11 +72,11 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         drop(slot);
         // The old page's mapping ends after the flush.
         match special {
-            true => self.hand.gather.touch(VirtRange::page_of(va)),
-            false => self.hand.gather.page(va, old),
+            true => self.hand.gather.touch(span),
+            false => self.hand.gather.page(span, old),
         }
         if alone {
-            return Look::mapped(self.hand.major, 0);
+            return Look::mapped(self.hand.major, level > 0, 0);
         }
         Look::Need(Need::Settle)
     }
@@ -87,16 +84,18 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     /// The flush of a copy that was stored read-only is done: makes it writable, if it is still there and may be.
     pub(super) fn settle_copy(&mut self) -> Look<'a, P> {
         let table = self.space.page_table();
+        let mut huge = false;
         if let Some(copy) = self.hand.unflushed.take()
             && let Some(vma) = self.space.find(self.pin, self.addr)
             && vma.prot.allows(Access::Write)
-            && let Walk::Seen(slot) = table.walk(self.pin, self.addr)
-            && P::Format::frame(slot.raw(), 0) == Some(copy.pfn())
+            && let Walk::Seen(slot) | Walk::Huge(slot) = table.walk(self.pin, self.addr)
+            && P::Format::frame(slot.raw(), slot.level()) == Some(copy.pfn())
             && let Ok(mut slot) = slot.lock(|| !vma.is_retired())
         {
             slot.widen(Attrs::WRITE | Attrs::DIRTY);
+            huge = slot.level() > 0;
         }
         table.end_unflushed();
-        Look::mapped(self.hand.major, 0)
+        Look::mapped(self.hand.major, huge, 0)
     }
 }

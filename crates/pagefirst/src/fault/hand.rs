@@ -1,26 +1,32 @@
 //! What a fault has in hand between two looks, and what it may need.
 
 use super::outcome::For;
-use super::{Bus, FaultError, Outcome, Ticket};
+use super::{Bus, FaultError, Outcome, Ticket, huge};
+use crate::arch::Format;
 use crate::file::{FileCache, ReadError};
 use crate::frame::Frame;
 use crate::mem::Shared;
 use crate::platform::Platform;
 use crate::space::{AddressSpace, Grown};
+use crate::sync::atomic::Relaxed;
 use crate::table::Reserve;
 use crate::tlb::Gather;
-use crate::types::{Pfn, VirtAddr, VirtRange};
+use crate::types::{NoMemory, Pfn, VirtAddr};
 
 /// What is missing.
 pub(crate) enum Need<P: Platform> {
-    /// A cleared page.
-    Cleared,
+    /// A cleared page for an entry of a table at this level.
+    Cleared(u8),
+    /// The huge zero page.
+    HugeZero,
     /// A copy of this page.
     Copy(Frame<P>),
     /// This page of a file.
     Page(Shared<P, FileCache<P>>, u64),
     /// So many tables.
     Tables(u8),
+    /// A flush of the huge page's span, since so many tables were unlinked and not all of them flushed.
+    FlushTables(u64),
     /// A flush of the address, since this page was seen mapped there while copies were not flushed.
     Flush(Frame<P>),
     /// A stack that covers the address.
@@ -36,6 +42,13 @@ pub(super) struct Fresh<P: Platform> {
     pub copy_of: Option<Frame<P>>,
 }
 
+impl<P: Platform> Fresh<P> {
+    /// The level of the table that its entry goes into.
+    pub fn level(&self) -> u8 {
+        self.page.order() / P::Format::BITS as u8
+    }
+}
+
 /// What a fault has in hand. All of it is owned: dropped, it returns.
 pub(crate) struct Hand<'a, P: Platform> {
     pub fresh: Option<Fresh<P>>,
@@ -48,6 +61,11 @@ pub(crate) struct Hand<'a, P: Platform> {
     /// A copy stored read-only, whose flush has to be done before it is made writable; held, so that no other page can
     /// take its number.
     pub unflushed: Option<Frame<P>>,
+    pub huge_zero: Option<Frame<P>>,
+    /// The tables unlinked when the span of a huge page was flushed for it.
+    pub flushed_tables: Option<u64>,
+    /// No huge page can be had, or there is no room for one: the small path goes on.
+    pub small: bool,
     /// A page was read from its file.
     pub major: bool,
     /// Tables were published.
@@ -65,6 +83,9 @@ impl<'a, P: Platform> Hand<'a, P> {
             flushed: None,
             read: None,
             unflushed: None,
+            huge_zero: None,
+            flushed_tables: None,
+            small: false,
             major: false,
             published: false,
             grown: false,
@@ -76,9 +97,15 @@ impl<'a, P: Platform> Hand<'a, P> {
         let source = self.fresh.as_ref().and_then(|f| f.copy_of.as_ref());
         source.is_some_and(|s| s.pfn() == pfn)
     }
-    /// Whether a cleared page is in hand.
-    pub fn has_cleared(&self) -> bool {
-        self.fresh.as_ref().is_some_and(|f| f.copy_of.is_none())
+    /// Whether a cleared page for an entry of a table at `level` is in hand.
+    pub fn has_cleared(&self, level: u8) -> bool {
+        self.fresh.as_ref().is_some_and(|f| f.copy_of.is_none() && f.level() == level)
+    }
+
+    /// A huge page was wanted and none can be had.
+    fn fall_back(&mut self, space: &AddressSpace<P>) {
+        self.small = true;
+        space.failures.no_huge.fetch_add(1, Relaxed);
     }
 
     /// Gets what is missing, unpinned and unlocked.
@@ -91,11 +118,32 @@ impl<'a, P: Platform> Hand<'a, P> {
         let p = space.platform();
         let end = |error| Outcome::Error(error);
         match need {
-            Need::Cleared => {
+            Need::Cleared(0) => {
                 self.fresh = None;
                 let mut page = p.vm().frame(p).map_err(|_| end(FaultError::NoMemory))?;
                 page.clear();
                 self.fresh = Some(Fresh { page, copy_of: None });
+            }
+            Need::Cleared(_) => {
+                self.fresh = None;
+                match Frame::block(p, huge::order::<P::Format>()) {
+                    Ok(mut page) => {
+                        page.clear();
+                        self.fresh = Some(Fresh { page, copy_of: None });
+                    }
+                    Err(NoMemory) => self.fall_back(space),
+                }
+            }
+            Need::HugeZero => {
+                self.huge_zero = p.vm().huge_zero_page(p);
+                if self.huge_zero.is_none() {
+                    self.fall_back(space);
+                }
+            }
+            Need::FlushTables(unlinked) => {
+                self.gather.tables_of(P::Format::span_of(addr, huge::LEVEL));
+                self.gather.flush();
+                self.flushed_tables = Some(unlinked);
             }
             Need::Copy(source) => {
                 self.fresh = None;
@@ -119,7 +167,8 @@ impl<'a, P: Platform> Hand<'a, P> {
                 refilled.map_err(|_| end(FaultError::NoMemory))?;
             }
             Need::Flush(seen) => {
-                self.gather.touch(VirtRange::page_of(addr));
+                let level = seen.order() / P::Format::BITS as u8;
+                self.gather.touch(P::Format::span_of(addr, level));
                 self.gather.flush();
                 self.flushed = Some(seen);
             }

@@ -9,6 +9,7 @@
 //! | file | what is there, and the access | what is mapped |
 //! |---|---|---|
 //! | `anon` | nothing; private memory | the zero page, or a cleared page |
+//! | `huge` | nothing, no table either; private memory | the huge zero page, or a huge cleared page |
 //! | `file` | nothing; a file, read or shared write | the file's page, with its neighbours (`around`) |
 //! | `cow` | nothing, or a page that is not ours; a private write | a copy |
 //! | `wp` | a page that may be written where it is | the same page, writable |
@@ -19,9 +20,11 @@ mod around;
 mod cow;
 mod file;
 mod hand;
+mod huge;
 mod outcome;
 mod wp;
 
+pub(crate) use huge::{LEVEL as HUGE_LEVEL, order as huge_order};
 pub use outcome::{Bus, FaultError, Outcome, Segv, Signal, Ticket};
 
 use crate::arch::{Attrs, Format};
@@ -110,14 +113,12 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             return Look::error(FaultError::Segv(Segv::Access));
         }
         #[cfg(feature = "__baseline")]
-        if let Some(look) = self.tables_first() {
+        if let Some(look) = self.tables_first(vma) {
             return look;
         }
         match self.space.page_table().walk(self.pin, self.addr) {
             Walk::Nothing(slot) => self.nothing_there(vma, slot),
-            Walk::Seen(slot) => self.entry_there(vma, slot),
-            // A huge entry is made with the rights of its VMA: nothing is left to do.
-            Walk::Huge(_) => Look::Done(Outcome::Spurious),
+            Walk::Seen(slot) | Walk::Huge(slot) => self.entry_there(vma, slot),
         }
     }
 
@@ -132,6 +133,9 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     }
 
     fn entry_there(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>) -> Look<'a, P> {
+        if P::Format::frame(slot.raw(), slot.level()).is_none() {
+            return Look::Done(Outcome::Spurious); // a huge page that is being split
+        }
         let attrs = P::Format::attrs(slot.raw());
         let write = self.access == Access::Write;
         if write && !attrs.contains(Attrs::WRITE) {
@@ -146,7 +150,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let Ok(mut slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
         slot.widen(marks);
         slot.tally(FaultKind::Marked);
-        Look::mapped(self.hand.major, 0)
+        Look::mapped(self.hand.major, slot.level() > 0, 0)
     }
 
     /// No VMA: a mapping call may be about to put one here, a stack above may grow, or the address is wrong.
@@ -173,14 +177,19 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     /// Installs what is in hand, with the tables in hand.
     fn install<B: Batch>(&mut self, slot: Slot<'f, P, Nothing>, batch: &mut B) -> Look<'a, P> {
         // With luck the tables can be had without leaving: no lock is held yet.
-        let _ = self.hand.reserve.refill(slot.level() - batch.level());
+        let _ = self.hand.reserve.refill(slot.level().saturating_sub(batch.level()));
         let (reserve, gather) = (&mut self.hand.reserve, &mut self.hand.gather);
         match install(self.space.page_table(), self.pin, slot, batch, reserve, gather) {
             Ok(done) => {
                 self.hand.published |= done.tables > 0;
-                Look::mapped(self.hand.major, done.around)
+                Look::mapped(self.hand.major, batch.level() > 0, done.around)
             }
             Err(Refused::Short(tables)) => Look::Need(Need::Tables(tables)),
+            Err(Refused::Unflushed(tables)) => Look::Need(Need::FlushTables(tables)),
+            Err(Refused::Raced) if batch.level() > 0 => {
+                self.hand.small = true; // a table or another huge page is there by now
+                Look::Again
+            }
             Err(Refused::Raced) => Look::Done(Outcome::Spurious),
             Err(Refused::Again) => Look::Again,
         }
@@ -188,13 +197,16 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
 
     /// The baseline: tables first, whatever comes of the fault.
     #[cfg(feature = "__baseline")]
-    fn tables_first(&mut self) -> Option<Look<'a, P>> {
+    fn tables_first(&mut self, vma: &Vma<P>) -> Option<Look<'a, P>> {
         if self.space.policy().tables != crate::policy::TablePolicy::Upfront {
             return None;
         }
+        let span = P::Format::span_of(self.addr, huge::LEVEL);
+        let huge = !self.hand.small && vma.takes_huge(self.space.policy().huge, span);
+        let lowest = if huge { huge::LEVEL } else { 0 };
         let (reserve, gather) = (&mut self.hand.reserve, &mut self.hand.gather);
         let table = self.space.page_table();
-        match crate::table::publish_empty(table, self.pin, self.addr, reserve, gather) {
+        match crate::table::publish_empty(table, self.pin, self.addr, lowest, reserve, gather) {
             Ok(()) => None,
             Err(tables) => Some(Look::Need(Need::Tables(tables))),
         }
@@ -205,7 +217,7 @@ impl<P: Platform> Look<'_, P> {
     fn error(error: FaultError) -> Self {
         Look::Done(Outcome::Error(error))
     }
-    fn mapped(major: bool, around: u32) -> Self {
-        Look::Done(Outcome::Mapped { major, huge: false, around })
+    fn mapped(major: bool, huge: bool, around: u32) -> Self {
+        Look::Done(Outcome::Mapped { major, huge, around })
     }
 }

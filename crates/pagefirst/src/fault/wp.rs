@@ -12,7 +12,8 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     pub(super) fn write_protected(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>) -> Look<'a, P> {
         let p = self.pin.platform();
         let raw = slot.raw();
-        let Some(pfn) = P::Format::frame(raw, 0) else { return Look::Done(Outcome::Spurious) };
+        let level = slot.level();
+        let Some(pfn) = P::Format::frame(raw, level) else { return Look::Done(Outcome::Spurious) };
         let Ok(mut slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
         let meta = p.meta(pfn);
         // A reference taken under the table's lock: the page is mapped, so it is not free.
@@ -22,9 +23,12 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         if self.space.page_table().is_unflushed() && !flushed {
             return held().map_or(Look::Again, |page| Look::Need(Need::Flush(page)));
         }
-        if P::Format::attrs(raw).contains(Attrs::SPECIAL) {
-            if !self.hand.has_cleared() {
-                return Look::Need(Need::Cleared);
+        if P::Format::attrs(raw).contains(Attrs::SPECIAL) || meta.flags().contains(FrameFlags::ZERO) {
+            if level > 0 && self.hand.small {
+                return self.take_huge_zero(slot);
+            }
+            if !self.hand.has_cleared(level) {
+                return Look::Need(Need::Cleared(level));
             }
         } else if !vma.is_private() || meta.flags().contains(FrameFlags::ANON | FrameFlags::EXCLUSIVE) {
             if let Backing::File { file, .. } = &vma.backing
@@ -38,7 +42,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             }
             slot.widen(Attrs::WRITE | Attrs::ACCESSED | Attrs::DIRTY);
             slot.tally(FaultKind::Reuse);
-            return Look::mapped(self.hand.major, 0);
+            return Look::mapped(self.hand.major, level > 0, 0);
         } else if !self.hand.has_copy_of(pfn) {
             return held().map_or(Look::Again, |page| Look::Need(Need::Copy(page)));
         }

@@ -110,7 +110,7 @@ unsafe impl Platform for Machine {
         4
     }
     fn note(&'static self, note: Note) {
-        if let Note::FrameFreed(pfn) = note {
+        if let Note::FrameFreed(pfn, _) = note {
             self.cells(pfn).iter().for_each(|c| c.store(STALE, Relaxed));
         }
     }

@@ -1,6 +1,6 @@
 //! An owned reference to a frame.
 
-use super::{FrameFlags, FrameMeta, allocate, release};
+use super::{FrameFlags, FrameMeta, allocate_block, release};
 use crate::platform::Platform;
 use crate::sync::atomic::{Relaxed, plain};
 use crate::types::{NoMemory, PAGE_SIZE, Pfn};
@@ -18,7 +18,8 @@ pub(crate) fn words<P: Platform>(p: &'static P, pfn: Pfn) -> &'static [plain::At
     unsafe { p.page(pfn).cast().as_ref() }
 }
 
-/// Possession proves a reference: the frame stays what it is until the handle is dropped.
+/// Possession proves a reference: the frame, or the folio that begins with it, stays what it is until the handle is
+/// dropped.
 pub struct Frame<P: Platform> {
     p: &'static P,
     pfn: Pfn,
@@ -30,7 +31,14 @@ impl<P: Platform> Frame<P> {
     /// # Errors
     /// [`NoMemory`] when neither this CPU's cache nor the allocator has one; nothing is drained for it.
     pub fn new(p: &'static P) -> Result<Self, NoMemory> {
-        allocate(p).map(|pfn| Frame { p, pfn })
+        Frame::block(p, 0)
+    }
+    /// A folio of 2^order frames owned by the caller alone, its contents unspecified.
+    ///
+    /// # Errors
+    /// [`NoMemory`] when no such block is free; nothing is drained for it.
+    pub fn block(p: &'static P, order: u8) -> Result<Self, NoMemory> {
+        allocate_block(p, order).map(|pfn| Frame { p, pfn })
     }
     /// Wraps a reference the caller holds.
     pub(crate) fn from_held(p: &'static P, pfn: Pfn) -> Self {
@@ -63,19 +71,33 @@ impl<P: Platform> Frame<P> {
     pub fn meta(&self) -> &'static FrameMeta {
         self.p.meta(self.pfn)
     }
-    /// Zeroes the frame. Runs unlocked and unpinned.
-    pub(crate) fn clear(&mut self) {
-        // SAFETY: `Platform::page` answers with the frame's 4 KiB in the direct map; the frame is not yet mapped or
-        // shared (callers hold the only reference), so nobody else uses the bytes.
-        unsafe { core::ptr::write_bytes(self.p.page(self.pfn).as_ptr(), 0, PAGE_SIZE as usize) }
+    /// log2 of the number of frames.
+    pub(crate) fn order(&self) -> u8 {
+        self.meta().order()
     }
-    /// Copies the contents of another frame. Runs unlocked and unpinned.
+    /// The numbers of all its frames.
+    pub(crate) fn frames(&self) -> impl Iterator<Item = Pfn> + use<P> {
+        let first = self.pfn;
+        (0..1 << self.order()).map(move |i| first.add(i))
+    }
+    /// Zeroes the folio. Runs unlocked and unpinned.
+    pub(crate) fn clear(&mut self) {
+        for pfn in self.frames() {
+            // SAFETY: `Platform::page` answers with the frame's 4 KiB in the direct map; the folio is not yet mapped
+            // or shared (callers hold the only reference), so nobody else uses the bytes.
+            unsafe { core::ptr::write_bytes(self.p.page(pfn).as_ptr(), 0, PAGE_SIZE as usize) }
+        }
+    }
+    /// Copies the contents of another folio of the same order. Runs unlocked and unpinned.
     ///
     /// User code may write to `from` meanwhile (a shared file page): such a racing copy is torn exactly as it
     /// would be on hardware.
     pub(crate) fn copy_from(&mut self, from: &Frame<P>) {
-        for (to, from) in self.words().iter().zip(from.words()) {
-            to.store(from.load(Relaxed), Relaxed);
+        debug_assert_eq!(self.order(), from.order());
+        for (to, from) in self.frames().zip(from.frames()) {
+            for (to, from) in words(self.p, to).iter().zip(words(self.p, from)) {
+                to.store(from.load(Relaxed), Relaxed);
+            }
         }
     }
     /// The frame's contents, for pages that others may use at the same time.
@@ -87,10 +109,10 @@ impl<P: Platform> Frame<P> {
         // SAFETY: as in `clear`; the lifetime is bound to the exclusive handle.
         unsafe { core::slice::from_raw_parts_mut(self.p.page(self.pfn).as_ptr(), PAGE_SIZE as usize) }
     }
-    /// Marks the frame as a page of private memory, reachable through one mapping.
+    /// Marks the folio as private memory, reachable through one mapping.
     pub(crate) fn make_anonymous(&self, index: u64) {
         self.meta().set_index(index);
-        self.meta().reset(FrameFlags::ANON | FrameFlags::EXCLUSIVE | FrameFlags::UP_TO_DATE, 0);
+        self.meta().reset(FrameFlags::ANON | FrameFlags::EXCLUSIVE | FrameFlags::UP_TO_DATE, self.order());
     }
 }
 

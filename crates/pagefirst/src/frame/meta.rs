@@ -28,6 +28,8 @@ bitflags::bitflags! {
         const GOING = 1 << 7;
         /// Hardware reported a memory error.
         const POISON = 1 << 8;
+        /// The huge zero page: all zeros, never written, in no resident set.
+        const ZERO = 1 << 10;
         /// Reading it failed; the next fault that meets it reports it and takes it out.
         const FAILED = 1 << 9;
     }
@@ -135,6 +137,16 @@ impl FrameMeta {
     pub(crate) fn thaw(&self) {
         debug_assert_eq!(self.counts.load(Relaxed), 0);
         self.counts.store(REF, Ordering::Release);
+    }
+    /// The same for a page whose only reference is its only mapping's.
+    #[must_use]
+    pub(crate) fn freeze_mapped(&self) -> bool {
+        self.counts.compare_exchange(REF + MAP, 0, AcqRel, Relaxed).is_ok()
+    }
+    /// One mapping and its reference, for a frame nobody refers to.
+    pub(crate) fn thaw_mapped(&self) {
+        debug_assert_eq!(self.counts.load(Relaxed), 0);
+        self.counts.store(REF + MAP, Ordering::Release);
     }
     /// Takes a reference unless the frame is free.
     pub(crate) fn try_get(&self) -> bool {

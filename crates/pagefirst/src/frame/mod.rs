@@ -72,15 +72,47 @@ pub(crate) fn allocate<P: Platform>(p: &'static P) -> Result<Pfn, NoMemory> {
     let meta = p.meta(pfn);
     meta.reset(FrameFlags::empty(), 0);
     meta.adopt();
-    p.note(Note::FrameAllocated(pfn));
+    p.note(Note::FrameAllocated(pfn, 0));
     Ok(pfn)
+}
+
+/// Takes a block of 2^order frames, owned by the caller alone, contents unspecified: one folio, whose metadata is its
+/// first frame's. Does not drain anything.
+pub(crate) fn allocate_block<P: Platform>(p: &'static P, order: u8) -> Result<Pfn, NoMemory> {
+    if order == 0 {
+        return allocate(p);
+    }
+    let pfn = p.vm().frames.allocate(p, order).ok_or(NoMemory)?;
+    p.meta(pfn).adopt();
+    p.note(Note::FrameAllocated(pfn, order));
+    Ok(pfn)
+}
+
+/// Makes a folio of private memory that is mapped once into so many small pages, each mapped once; false, with nothing
+/// changed, while somebody else holds a reference to it.
+#[must_use]
+pub(crate) fn split<P: Platform>(p: &'static P, folio: Pfn) -> bool {
+    let head = p.meta(folio);
+    let (order, index, flags) = (head.order(), head.index(), head.flags());
+    debug_assert!(flags.contains(FrameFlags::ANON));
+    if !head.freeze_mapped() {
+        return false;
+    }
+    for i in 0..1u32 << order {
+        let meta = p.meta(folio.add(i));
+        meta.reset(flags, 0);
+        meta.set_owner(core::ptr::null_mut());
+        meta.set_index(index + i as u64);
+        meta.thaw_mapped();
+    }
+    true
 }
 
 /// Gives back a frame whose last reference is gone.
 pub(crate) fn release<P: Platform>(p: &'static P, pfn: Pfn) {
     let meta = p.meta(pfn);
     let order = meta.order();
-    p.note(Note::FrameFreed(pfn));
+    p.note(Note::FrameFreed(pfn, order));
     meta.reset(FrameFlags::empty(), 0);
     meta.set_owner(core::ptr::null_mut());
     if order > 0 {

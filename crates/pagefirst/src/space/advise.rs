@@ -1,11 +1,70 @@
 //! Advice.
 
-use super::{AddressSpace, MapError};
+use super::change::Change;
+use super::{AddressSpace, MapError, Vma, VmaFlags};
 use crate::platform::Platform;
+use crate::table::{Flow, Guard, Visitor};
 use crate::tlb::Gather;
-use crate::types::VirtAddr;
+use crate::types::{VirtAddr, VirtRange};
+
+/// What a program says of a range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Advice {
+    /// Huge pages are wanted (`MADV_HUGEPAGE`).
+    Huge,
+    /// Huge pages are not wanted (`MADV_NOHUGEPAGE`). Those that are there stay, but for those that reach beyond the
+    /// range: they are split.
+    NoHuge,
+}
+
+/// Splits the huge page that begins before the range, and leaves all entries as they are.
+struct Cut;
+
+impl<P: Platform> Visitor<P> for Cut {
+    fn leaf(&mut self, _: &mut Guard<'_, P>, _: VirtRange, _: &mut Gather<'_, P>) -> Flow {
+        Flow::Done
+    }
+    fn splits(&self, span: VirtRange, range: VirtRange) -> bool {
+        span.start < range.start
+    }
+}
 
 impl<P: Platform> AddressSpace<P> {
+    /// Takes advice on `len` bytes from `start`, rounded up to whole pages. It becomes a property of the mappings.
+    ///
+    /// # Errors
+    /// [`MapError`], [`NotMapped`](MapError::NotMapped) with the first hole among them; nothing has changed then.
+    pub fn advise(&self, start: VirtAddr, len: u64, advice: Advice) -> Result<(), MapError> {
+        let range = self.check_range(start, len)?;
+        let mut writing = self.write();
+        self.check_mapped(range)?;
+        let advised = |flags: VmaFlags| match advice {
+            Advice::Huge => (flags - VmaFlags::NO_HUGE) | VmaFlags::HUGE,
+            Advice::NoHuge => (flags - VmaFlags::HUGE) | VmaFlags::NO_HUGE,
+        };
+        if self.tree.overlapping(range).all(|vma| advised(vma.flags) == vma.flags) {
+            return Ok(());
+        }
+        let mut change = Change::cut(&mut writing, range)?;
+        for vma in self.tree.overlapping(range) {
+            let part = vma.range.intersect(range);
+            let piece = Vma::new(0, part, vma.prot, advised(vma.flags), vma.backing_at(part.start));
+            change.push(piece, &mut writing.state)?;
+        }
+        let ready = change.finish(&mut writing.state)?;
+        let mut cuts = self.cuts(&[range.start, range.end])?;
+        ready.announce();
+        // No huge page lies in two mappings.
+        let mut gather = Gather::new(&self.table);
+        for end in [range.start, range.end] {
+            if self.usable().contains(end) {
+                self.table.visit(VirtRange::page_of(end), &mut Cut, &mut cuts, &mut gather);
+            }
+        }
+        gather.flush();
+        ready.publish(&mut writing.state);
+        Ok(())
+    }
     /// Discards the pages of `len` bytes from `start` (`MADV_DONTNEED`): private memory reads as zero again, private
     /// copies of a file's pages as the file, shared pages stay in the file. Tables that held nothing else go.
     ///
@@ -17,8 +76,9 @@ impl<P: Platform> AddressSpace<P> {
         let range = self.check_range(start, len)?;
         let _writing = self.write();
         self.check_mapped(range)?;
+        let mut cuts = self.cuts(&[range.start, range.end])?;
         let mut gather = Gather::new(&self.table);
-        self.table.zap(range, None, &mut gather);
+        self.table.zap(range, None, &mut cuts, &mut gather);
         gather.flush();
         Ok(())
     }

@@ -4,7 +4,8 @@ use super::change::Change;
 use super::error::Unpopulated;
 use super::tree::Order;
 use super::{AddressSpace, Backing, MapError, Vma, VmaFlags, Writing};
-use crate::fault::Outcome;
+use crate::arch::Format;
+use crate::fault::{HUGE_LEVEL, Outcome};
 use crate::platform::Platform;
 use crate::tlb::Gather;
 use crate::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
@@ -85,6 +86,7 @@ impl<P: Platform> AddressSpace<P> {
         let mut at = range.start;
         while at < range.end {
             match self.fault(at, access) {
+                Outcome::Mapped { huge: true, .. } => at = P::Format::span_of(at, HUGE_LEVEL).end,
                 Outcome::Mapped { .. } | Outcome::Spurious => at = VirtAddr(at.0 + PAGE_SIZE),
                 Outcome::Blocked(ticket) => {
                     while !ticket.is_ready() {
@@ -172,10 +174,11 @@ impl<P: Platform> Writing<'_, P> {
         let mut change = Change::cut(self, range)?;
         change.push(Vma::new(0, range, map.prot, map.flags, map.backing), &mut self.state)?;
         let ready = change.finish(&mut self.state)?;
+        let mut cuts = space.cuts(&[range.start, range.end])?;
         ready.announce();
         if replaces {
             let mut gather = Gather::new(&space.table);
-            space.table.zap(range, None, &mut gather);
+            space.table.zap(range, None, &mut cuts, &mut gather);
             gather.flush();
         }
         ready.publish(&mut self.state);

@@ -15,6 +15,7 @@
 mod advise;
 mod brk;
 mod change;
+mod cuts;
 mod error;
 mod map;
 mod protect;
@@ -26,6 +27,7 @@ mod user;
 mod vma;
 mod zap;
 
+pub use advise::Advice;
 pub use error::{MapError, Unpopulated};
 pub use map::{Map, Mapped, Place};
 pub use remap::RemapTo;
@@ -41,7 +43,7 @@ use crate::policy::Policy;
 use crate::sync::atomic::{Acquire, AtomicU64, Relaxed, Release};
 use crate::sync::epoch::Pin;
 use crate::sync::{LockGuard, Writer};
-use crate::table::{PageTable, Tables};
+use crate::table::{PageTable, Stock, Tables};
 use crate::tlb::Gather;
 use crate::types::{NoMemory, PAGE_SIZE, VirtAddr, VirtRange};
 use tree::{TreeReserve, VmaTree};
@@ -209,6 +211,6 @@ impl<P: Platform> Drop for AddressSpace<P> {
         let mut gather = Gather::new(&self.table);
         let whole = VirtRange::new(VirtAddr(0), P::Format::USER_END);
         let everything = VirtRange::new(VirtAddr(0), VirtAddr(u64::MAX));
-        self.table.zap(whole, Some(everything), &mut gather);
+        self.table.zap(whole, Some(everything), &mut Stock::empty(self.p), &mut gather);
     }
 }

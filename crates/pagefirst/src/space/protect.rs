@@ -7,7 +7,7 @@ use crate::frame::FrameFlags;
 use crate::platform::Platform;
 use crate::table::{Flow, Guard, PageTable, Visitor};
 use crate::tlb::Gather;
-use crate::types::{PAGE_SIZE, Prot, VirtAddr, VirtRange};
+use crate::types::{Prot, VirtAddr, VirtRange};
 
 /// Gives the entries of one VMA its new rights. Write is given at once where a write fault would give it without
 /// looking at anything but the page.
@@ -18,7 +18,7 @@ struct Protect<'a, P: Platform> {
 }
 
 impl<P: Platform> Protect<'_, P> {
-    fn attrs(&self, p: &'static P, raw: u64) -> Attrs {
+    fn attrs(&self, p: &'static P, raw: u64, level: u8) -> Attrs {
         let mut attrs = P::Format::attrs(raw);
         attrs.set(Attrs::NONE, self.prot.is_empty());
         attrs.set(Attrs::EXEC, self.prot.contains(Prot::EXEC));
@@ -27,7 +27,7 @@ impl<P: Platform> Protect<'_, P> {
         } else if !attrs.contains(Attrs::SPECIAL)
             // A copy that is not flushed must not become writable yet: the write fault sees to it.
             && !self.table.is_unflushed()
-            && let Some(pfn) = P::Format::frame(raw, 0)
+            && let Some(pfn) = P::Format::frame(raw, level)
         {
             let flags = p.meta(pfn).flags();
             let own = flags.contains(FrameFlags::ANON | FrameFlags::EXCLUSIVE);
@@ -41,23 +41,24 @@ impl<P: Platform> Protect<'_, P> {
 
 impl<P: Platform> Visitor<P> for Protect<'_, P> {
     fn leaf(&mut self, guard: &mut Guard<'_, P>, range: VirtRange, gather: &mut Gather<'_, P>) -> Flow {
-        let p = guard.table().platform();
+        let (p, level) = (guard.table().platform(), guard.table().level());
         let mut va = range.start;
         while va < range.end {
-            let index = P::Format::index(va, 0);
+            let index = P::Format::index(va, level);
             if guard.entry(index) != 0 {
-                let new = |raw| P::Format::with_attrs(raw, self.attrs(p, raw));
+                let new = |raw| P::Format::with_attrs(raw, self.attrs(p, raw, level));
                 let old = guard.update(index, new);
                 if new(old) != old && !cfg!(mutant = "protect_without_flush") {
                     let gained =
                         !P::Format::attrs(old).contains(Attrs::EXEC) && self.prot.contains(Prot::EXEC);
-                    if let Some(pfn) = P::Format::frame(old, 0).filter(|_| gained) {
-                        p.sync_instructions(pfn);
+                    if let Some(pfn) = P::Format::frame(old, level).filter(|_| gained) {
+                        let pages = 1 << (P::Format::BITS * level as u32);
+                        (0..pages).for_each(|i| p.sync_instructions(pfn.add(i)));
                     }
-                    gather.touch(VirtRange::page_of(va));
+                    gather.touch(P::Format::span_of(va, level));
                 }
             }
-            va = VirtAddr(va.0 + PAGE_SIZE);
+            va = VirtAddr(va.0 + P::Format::span(level));
         }
         Flow::Done
     }
@@ -85,12 +86,13 @@ impl<P: Platform> AddressSpace<P> {
             change.push(piece, &mut writing.state)?;
         }
         let ready = change.finish(&mut writing.state)?;
+        let mut cuts = self.cuts(&[range.start, range.end])?;
         ready.announce();
         let mut gather = Gather::new(&self.table);
         for vma in self.tree.overlapping(range) {
             let writable_in_place = vma.is_written_in_place();
             let mut visitor = Protect { table: &self.table, prot, writable_in_place };
-            self.table.visit(vma.range.intersect(range), &mut visitor, &mut gather);
+            self.table.visit(vma.range.intersect(range), &mut visitor, &mut cuts, &mut gather);
         }
         gather.flush();
         ready.publish(&mut writing.state);

@@ -8,14 +8,14 @@
 
 use super::change::Change;
 use super::{AddressSpace, Backing, Map, MapError, Place, Vma, Writing};
-use crate::arch::{Attrs, Format};
+use crate::arch::Format;
 use crate::file::FileCache;
-use crate::frame::{self, FrameFlags};
+use crate::frame;
 use crate::platform::Platform;
 use crate::sync::epoch::Pin;
 use crate::table::{
-    Batch, Counted, FaultKind, Flow, Guard, NewEntry, PageTable, Refused, Reserve, Stock, Visitor, Walk,
-    install,
+    Batch, Counted, FaultKind, Flow, Guard, NewEntry, PageTable, Pieces, Refused, Reserve, Stock, Visitor,
+    Walk, install,
 };
 use crate::tlb::Gather;
 use crate::types::{PAGE_SIZE, VirtAddr, VirtRange};
@@ -95,10 +95,12 @@ impl<P: Platform> Writing<'_, P> {
         change.push(piece, &mut self.state)?;
         let ready = change.finish(&mut self.state)?;
         let undo = ready.undo()?;
+        let ends = [old.start, moved.end, old.end, new.start, new.end];
         ready.announce();
-        let stock = match Stock::new(space.p, tables_needed::<P>(&space.table, moved, new)) {
-            Ok(stock) => stock,
-            Err(error) => {
+        let needed = tables_needed::<P>(&space.table, moved, new);
+        let (stock, mut cuts) = match (Stock::new(space.p, needed), space.cuts(&ends)) {
+            (Ok(stock), Ok(cuts)) => (stock, cuts),
+            (Err(error), _) | (_, Err(error)) => {
                 space.tree.adopt(undo);
                 return Err(error.into());
             }
@@ -113,26 +115,27 @@ impl<P: Platform> Writing<'_, P> {
             indexes: vma.index_of(old.start),
             from: old.start,
             to: new.start,
-            entries: [(VirtAddr(0), 0); BATCH],
+            entries: [Taken { from: VirtAddr(0), raw: 0, level: 0 }; BATCH],
             len: 0,
             stock,
             reserve: Reserve::new(space.p),
         };
         let mut gather = Gather::new(&space.table);
-        space.table.zap(new, None, &mut gather);
+        space.table.zap(new, None, &mut cuts, &mut gather);
         gather.flush();
         let unneeded = ready.unneeded(old);
-        space.table.visit(moved, &mut relocation, &mut gather);
+        space.table.visit(moved, &mut relocation, &mut cuts, &mut gather);
         gather.flush();
         relocation.settle();
-        space.table.zap(old, Some(unneeded), &mut gather);
+        space.table.zap(old, Some(unneeded), &mut cuts, &mut gather);
         gather.flush();
         ready.publish(&mut self.state);
         Ok(new.start)
     }
 }
 
-/// No more tables than this are missing at `new` for what is mapped in `from`: two leaf tables for each in use there.
+/// No more tables than this are missing at `new` for what is mapped in `from`: two leaf tables for each in use there,
+/// and for each huge page.
 fn tables_needed<P: Platform>(table: &PageTable<P>, from: VirtRange, new: VirtRange) -> u64 {
     struct Leaves(u64);
     impl<P: Platform> Visitor<P> for Leaves {
@@ -140,9 +143,12 @@ fn tables_needed<P: Platform>(table: &PageTable<P>, from: VirtRange, new: VirtRa
             self.0 += 1;
             Flow::Done
         }
+        fn splits(&self, _: VirtRange, _: VirtRange) -> bool {
+            false
+        }
     }
     let mut leaves = Leaves(0);
-    table.visit(from, &mut leaves, &mut Gather::new(table));
+    table.visit(from, &mut leaves, &mut Stock::empty(table.platform()), &mut Gather::new(table));
     let mut at_level = 2 * leaves.0;
     let mut sum = 0;
     for level in 1..P::Format::LEVELS {
@@ -154,6 +160,14 @@ fn tables_needed<P: Platform>(table: &PageTable<P>, from: VirtRange, new: VirtRa
 
 const BATCH: usize = 64;
 
+/// An entry on its way, taken from a table at `level`.
+#[derive(Clone, Copy)]
+struct Taken {
+    from: VirtAddr,
+    raw: u64,
+    level: u8,
+}
+
 /// Entries on their way: taken from the source, not yet at the destination, their mappings still counted.
 struct Relocation<'a, P: Platform> {
     table: &'a PageTable<P>,
@@ -162,8 +176,8 @@ struct Relocation<'a, P: Platform> {
     indexes: u64,
     from: VirtAddr,
     to: VirtAddr,
-    /// Old address and entry, in the order of addresses.
-    entries: [(VirtAddr, u64); BATCH],
+    /// In the order of addresses.
+    entries: [Taken; BATCH],
     len: usize,
     stock: Stock<P>,
     /// Taken from the stock and not used yet. Kept from batch to batch: what a page that went away does not use, the
@@ -173,23 +187,19 @@ struct Relocation<'a, P: Platform> {
 
 impl<P: Platform> Visitor<P> for Relocation<'_, P> {
     fn leaf(&mut self, guard: &mut Guard<'_, P>, range: VirtRange, gather: &mut Gather<'_, P>) -> Flow {
-        let p = guard.table().platform();
+        let (p, level) = (guard.table().platform(), guard.table().level());
         let mut va = range.start;
         while va < range.end && guard.entries() > 0 {
             if self.len == BATCH {
                 return Flow::Full(va);
             }
-            if let Some(raw) = guard.take(P::Format::index(va, 0)) {
-                match counted::<P>(p, raw) {
-                    Counted::Anon => guard.count_anon(-1),
-                    Counted::File => guard.count_file(-1),
-                    Counted::Nothing => {}
-                }
-                gather.touch(VirtRange::page_of(va));
-                self.entries[self.len] = (va, raw);
+            if let Some(raw) = guard.take(P::Format::index(va, level)) {
+                guard.count(Counted::of(p, raw, level), -1);
+                gather.touch(P::Format::span_of(va, level));
+                self.entries[self.len] = Taken { from: va, raw, level };
                 self.len += 1;
             }
-            va = VirtAddr(va.0 + PAGE_SIZE);
+            va = VirtAddr(va.0 + P::Format::span(level));
         }
         Flow::Done
     }
@@ -198,54 +208,73 @@ impl<P: Platform> Visitor<P> for Relocation<'_, P> {
     }
 }
 
-fn counted<P: Platform>(p: &'static P, raw: u64) -> Counted {
-    match P::Format::frame(raw, 0) {
-        Some(pfn) if !P::Format::attrs(raw).contains(Attrs::SPECIAL) => {
-            if p.meta(pfn).flags().contains(FrameFlags::ANON) { Counted::Anon } else { Counted::File }
-        }
-        _ => Counted::Nothing,
-    }
-}
-
 impl<P: Platform> Relocation<'_, P> {
     /// Installs what was taken. The source is flushed.
     fn settle(&mut self) {
-        let p = self.table.platform();
         let mut gather = Gather::new(self.table);
         for i in 0..self.len {
-            let (from, raw) = self.entries[i];
-            let va = VirtAddr(self.to.0 + (from.0 - self.from.0));
-            let index = self.indexes + (from.0 - self.from.0) / PAGE_SIZE;
-            let mut batch = One { p, file: self.file, index, va, raw: Some(raw) };
-            loop {
-                let done = {
-                    let pin = Pin::new(p);
-                    match self.table.walk(&pin, va) {
-                        Walk::Nothing(slot) => {
-                            install(self.table, &pin, slot, &mut batch, &mut self.reserve, &mut gather)
-                        }
-                        // Nobody else maps here: the destination is not published and was zapped.
-                        Walk::Seen(_) | Walk::Huge(_) => Err(Refused::Raced),
-                    }
-                };
-                match done {
-                    Err(Refused::Short(n)) => {
-                        self.stock.refill(&mut self.reserve, n);
-                        debug_assert!(self.reserve.len() >= n, "fewer tables than a move needs");
-                    }
-                    _ => break,
-                }
+            let taken = self.entries[i];
+            if self.install(taken, &mut gather) {
+                continue;
             }
-            if let Some(raw) = batch.raw
-                && counted::<P>(p, raw) != Counted::Nothing
-                && let Some(pfn) = P::Format::frame(raw, 0)
-            {
-                // The page went away meanwhile: its mapping ends here.
-                frame::unmap(p, pfn);
+            // No room for a huge page there: it goes on as small ones.
+            let p = self.table.platform();
+            let (pieces, below) = (Pieces::of(p, taken.raw, taken.level), taken.level - 1);
+            for index in 0..P::Format::ENTRIES {
+                let from = VirtAddr(taken.from.0 + index as u64 * P::Format::span(below));
+                let piece = Taken { from, raw: pieces.entry(p, index), level: below };
+                let installed = self.install(piece, &mut gather);
+                debug_assert!(installed, "a destination that is taken");
             }
+            pieces.settle(p);
         }
         self.len = 0;
         gather.flush();
+    }
+
+    /// Installs one entry; false when it is huge and there is no room for it.
+    fn install(&mut self, taken: Taken, gather: &mut Gather<'_, P>) -> bool {
+        let p = self.table.platform();
+        let Taken { from, raw, level } = taken;
+        let va = VirtAddr(self.to.0 + (from.0 - self.from.0));
+        if !va.is_aligned(P::Format::span(level)) {
+            return false;
+        }
+        let index = self.indexes + (from.0 - self.from.0) / PAGE_SIZE;
+        let mut batch = One { p, file: self.file, index, va, level, raw: Some(raw), flushed: None };
+        loop {
+            let done = {
+                let pin = Pin::new(p);
+                match self.table.walk(&pin, va) {
+                    Walk::Nothing(slot) => {
+                        install(self.table, &pin, slot, &mut batch, &mut self.reserve, gather)
+                    }
+                    // Nobody else maps here: the destination is not published and was zapped.
+                    Walk::Seen(_) | Walk::Huge(_) => Err(Refused::Raced),
+                }
+            };
+            match done {
+                Err(Refused::Short(n)) => {
+                    self.stock.refill(&mut self.reserve, n);
+                    debug_assert!(self.reserve.len() >= n, "fewer tables than a move needs");
+                }
+                Err(Refused::Unflushed(unlinked)) => {
+                    gather.tables_of(P::Format::span_of(va, level));
+                    gather.flush();
+                    batch.flushed = Some(unlinked);
+                }
+                Err(Refused::Raced) if level > 0 => return false,
+                _ => break,
+            }
+        }
+        if let Some(raw) = batch.raw
+            && Counted::of(p, raw, level) != Counted::Nothing
+            && let Some(pfn) = P::Format::frame(raw, level)
+        {
+            // The page went away meanwhile: its mapping ends here.
+            frame::unmap(p, pfn);
+        }
+        true
     }
 }
 
@@ -255,21 +284,29 @@ struct One<'a, P: Platform> {
     file: Option<&'a FileCache<P>>,
     index: u64,
     va: VirtAddr,
+    level: u8,
     raw: Option<u64>,
+    flushed: Option<u64>,
 }
 
 impl<P: Platform> Batch for One<'_, P> {
     fn va(&self) -> VirtAddr {
         self.va
     }
+    fn level(&self) -> u8 {
+        self.level
+    }
+    fn flushed(&self) -> Option<u64> {
+        self.flushed
+    }
     fn is_current(&self) -> bool {
         true // the destination is not published yet: nobody can take it away
     }
     fn entry(&mut self, _: VirtAddr) -> Option<NewEntry> {
         let raw = self.raw?;
-        let counted = counted::<P>(self.p, raw);
+        let counted = Counted::of(self.p, raw, self.level);
         if counted == Counted::File
-            && let Some(pfn) = P::Format::frame(raw, 0)
+            && let Some(pfn) = P::Format::frame(raw, self.level)
             && !self.file.is_some_and(|f| f.is_attached(self.p.meta(pfn), self.index))
         {
             return None;

@@ -23,10 +23,11 @@ impl<P: Platform> Writing<'_, P> {
             return Ok(());
         }
         let ready = Change::cut(self, range)?.finish(&mut self.state)?;
+        let mut cuts = self.space.cuts(&[range.start, range.end])?;
         ready.announce();
         let table = &self.space.table;
         let mut gather = Gather::new(table);
-        table.zap(range, Some(ready.unneeded(range)), &mut gather);
+        table.zap(range, Some(ready.unneeded(range)), &mut cuts, &mut gather);
         gather.flush();
         ready.publish(&mut self.state);
         Ok(())

@@ -6,6 +6,7 @@
 use crate::file::{File, FileCache};
 use crate::mem::Shared;
 use crate::platform::Platform;
+use crate::policy::HugePolicy;
 use crate::sync::atomic::{Acquire, AtomicU32, Release};
 use crate::types::{PAGE_SHIFT, Prot, VirtAddr, VirtRange};
 
@@ -21,6 +22,10 @@ bitflags::bitflags! {
         const HEAP = 4;
         /// Shared, of a file that was not opened for writing: never to be made writable.
         const NEVER_WRITE = 8;
+        /// Huge pages are wanted ([`Advice::Huge`](super::Advice::Huge)).
+        const HUGE = 16;
+        /// Huge pages are not wanted ([`Advice::NoHuge`](super::Advice::NoHuge)).
+        const NO_HUGE = 32;
     }
 }
 
@@ -86,6 +91,16 @@ impl<P: Platform> Vma<P> {
             Backing::File { file, .. } => !self.is_private() && !file.file().tracks_writes(),
             Backing::Anonymous => false,
         }
+    }
+    /// Whether a huge page that spans `span` may be mapped where nothing is: private memory, all of it in this
+    /// mapping, wanted by policy or advice.
+    pub(crate) fn takes_huge(&self, policy: HugePolicy, span: VirtRange) -> bool {
+        let wanted = match policy {
+            HugePolicy::Never => false,
+            HugePolicy::Advise => self.flags.contains(VmaFlags::HUGE),
+            HugePolicy::Always => !self.flags.contains(VmaFlags::NO_HUGE),
+        };
+        wanted && matches!(self.backing, Backing::Anonymous) && self.range.covers(span)
     }
     /// The index in the file of the page at `va`; for anonymous memory the address's page number.
     pub fn index_of(&self, va: VirtAddr) -> u64 {

@@ -12,10 +12,14 @@ use crate::sync::epoch::Pin;
 pub struct Tables {
     /// Tables by level, the root's last.
     pub tables: [u64; MAX_LEVELS],
-    /// Entries of anonymous pages.
+    /// Small pages of private memory, those in huge pages included.
     pub anon: u64,
-    /// Entries of file pages.
+    /// Small pages of files.
     pub file: u64,
+    /// Of the pages of private memory, those in huge pages.
+    pub huge: u64,
+    /// Faults that mapped huge pages, those of tables that are gone included.
+    pub huge_faults: u64,
     /// Present leaf entries, the zero page's included.
     pub present: u64,
     /// Present leaf entries that were never used.
@@ -41,6 +45,7 @@ impl<P: Platform> PageTable<P> {
         for (to, from) in sum.tally.iter_mut().zip(&self.tally) {
             *to = from.load(Relaxed) as u64;
         }
+        sum.huge_faults = self.huge_faults.load(Relaxed);
         visit(self.root(&pin), &mut sum);
         sum.tally[FaultKind::Unused as usize] += sum.unused;
         sum
@@ -48,7 +53,7 @@ impl<P: Platform> PageTable<P> {
 }
 
 impl<P: Platform> PageTable<P> {
-    /// Entries of anonymous and of file pages, summed over the tables' records.
+    /// Pages of private memory and of files, summed over the tables' records.
     pub(crate) fn resident(&self) -> (u64, u64) {
         resident(self.root(&Pin::new(self.p)))
     }
@@ -74,6 +79,8 @@ fn visit<P: Platform>(table: Table<'_, P>, sum: &mut Tables) {
     let (anon, file) = record.resident();
     sum.anon += anon;
     sum.file += file;
+    sum.huge += if table.level() > 0 { anon } else { 0 };
+    sum.huge_faults += record.huge_faults(table.level());
     for (to, n) in sum.tally.iter_mut().zip(record.tally()) {
         *to += n as u64;
     }

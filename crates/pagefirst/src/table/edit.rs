@@ -1,7 +1,7 @@
 //! Changes to one entry that is there: widen it, put another page in its place, use it as the MMU would.
 
 use super::PageTable;
-use super::record::FaultKind;
+use super::record::{Counted, FaultKind};
 use super::slot::{Locked, Seen, Slot, Walk};
 use crate::arch::{Attrs, Format};
 use crate::frame::{WORDS, words};
@@ -40,17 +40,18 @@ impl<P: Platform> Slot<'_, P, Locked<'_, P>> {
         let index = self.index();
         self.state.0.update(index, |raw| P::Format::with_attrs(raw, P::Format::attrs(raw) | attrs));
     }
-    /// Puts an anonymous page's entry in place of what is there, and returns what was there. `was_file` and
-    /// `was_counted` say as what the old entry counted.
-    pub(crate) fn replace(&mut self, raw: u64, was: super::Counted) -> u64 {
-        match was {
-            super::Counted::Anon => self.state.0.count_anon(-1),
-            super::Counted::File => self.state.0.count_file(-1),
-            super::Counted::Nothing => {}
-        }
-        self.state.0.count_anon(1);
-        let index = self.index();
-        self.state.0.update(index, |_| raw)
+    /// Puts the entry of a page of private memory in place of what is there, and returns what was there.
+    pub(crate) fn replace(&mut self, raw: u64) -> u64 {
+        let (index, guard) = (self.index(), &mut self.state.0);
+        guard.count(Counted::of(self.at.platform(), guard.entry(index), self.at.level()), -1);
+        guard.count(Counted::Anon, 1);
+        guard.update(index, |_| raw)
+    }
+    /// Takes the entry out, and unlocks; returns what was there.
+    pub(crate) fn take(self) -> u64 {
+        let (index, mut guard) = (self.index(), self.state.0);
+        guard.count(Counted::of(self.at.platform(), guard.entry(index), self.at.level()), -1);
+        guard.take(index).unwrap_or(0)
     }
     /// Counts a fault of this kind in the table's record.
     pub(crate) fn tally(&self, kind: FaultKind) {

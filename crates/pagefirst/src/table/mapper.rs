@@ -4,7 +4,8 @@
 //! loses entries, tables made with their entries in them, tables gone with their last entry.
 
 use super::{
-    Batch, Counted, FaultKind, Flow, Guard, NewEntry, PageTable, Refused, Reserve, Visitor, Walk, install,
+    Batch, Counted, FaultKind, Flow, Guard, NewEntry, PageTable, Refused, Reserve, Stock, Visitor, Walk,
+    install,
 };
 use crate::arch::{Attrs, Format};
 use crate::platform::Platform;
@@ -78,7 +79,7 @@ impl<P: Platform> PageTable<P> {
 /// table.mapper().map(range, Pfn(0xf_ee00), 0, Attrs::WRITE | Attrs::DEVICE)?;
 /// let there = table.translate(&Pin::new(machine), VirtAddr(0x10_1234)).ok_or("not mapped")?;
 /// assert_eq!(there.pfn, Pfn(0xf_ee01));
-/// table.mapper().unmap(range);
+/// table.mapper().unmap(range)?;
 /// assert_eq!(table.table_bytes().iter().sum::<u64>(), 4096); // the root is all there is
 /// # Ok(())
 /// # }
@@ -109,8 +110,8 @@ impl<P: Platform> Mapper<'_, P> {
             let pages = (at.0 - range.start.0) >> PAGE_SHIFT;
             let mut frames: Frames<P::Format> = Frames::new(part, first.add(pages as u32), level, attrs);
             if let Err(error) = self.map_part(&mut frames) {
-                self.unmap(VirtRange::new(range.start, at));
-                return Err(error);
+                // Whole tables and whole huge pages: nothing is cut.
+                self.unmap(VirtRange::new(range.start, at)).and(Err(error))?;
             }
             at = part.end;
         }
@@ -130,6 +131,12 @@ impl<P: Platform> Mapper<'_, P> {
                 Err(Refused::Short(tables)) => {
                     self.refill(tables).map_err(|NoMemory| FramesError::NoMemory(frames.part))?;
                 }
+                Err(Refused::Unflushed(unlinked)) => {
+                    self.pin = None;
+                    self.gather.tables_of(frames.part);
+                    self.gather.flush();
+                    frames.flushed = Some(unlinked);
+                }
                 Err(Refused::Raced | Refused::Again) => return Err(FramesError::Occupied(frames.part)),
             }
         }
@@ -146,12 +153,30 @@ impl<P: Platform> Mapper<'_, P> {
     }
 
     /// Unmaps the frames that are mapped in `range`, and the tables that lose their last entry by it. Pages that are
-    /// counted stay.
-    pub fn unmap(&mut self, range: VirtRange) {
-        self.pin = None;
+    /// counted stay. A huge page that reaches beyond the range is split.
+    ///
+    /// # Errors
+    /// [`FramesError::NoMemory`] when a huge page is to be split and there is no memory for the table; nothing has
+    /// changed then.
+    pub fn unmap(&mut self, range: VirtRange) -> Result<(), FramesError> {
         let range = range.intersect(VirtRange::new(VirtAddr(0), P::Format::USER_END));
+        let (p, cut) =
+            (self.space.p, [range.start, range.end].into_iter().filter(|at| self.is_cut(*at)).count());
+        self.pin = None;
+        let mut cuts = Stock::new(p, cut as u64).map_err(|NoMemory| FramesError::NoMemory(range))?;
         self.gather.touch(range);
-        self.space.visit(range, &mut Unmap, &mut self.gather);
+        self.space.visit(range, &mut Unmap, &mut cuts, &mut self.gather);
+        Ok(())
+    }
+
+    /// Whether `at` is inside a huge page.
+    fn is_cut(&mut self, at: VirtAddr) -> bool {
+        let p = self.space.p;
+        let pin = self.pin.get_or_insert_with(|| Pin::new(p));
+        match self.space.walk(pin, at) {
+            Walk::Huge(slot) => !at.is_aligned(P::Format::span(slot.level())),
+            Walk::Nothing(_) | Walk::Seen(_) => false,
+        }
     }
 }
 
@@ -176,13 +201,14 @@ struct Frames<F> {
     base: u32,
     level: u8,
     attrs: Attrs,
+    flushed: Option<u64>,
     format: core::marker::PhantomData<F>,
 }
 
 impl<F: Format> Frames<F> {
     fn new(part: VirtRange, first: Pfn, level: u8, attrs: Attrs) -> Self {
         let base = first.0.wrapping_sub((part.start.0 >> PAGE_SHIFT) as u32);
-        Frames { part, base, level, attrs, format: core::marker::PhantomData }
+        Frames { part, base, level, attrs, flushed: None, format: core::marker::PhantomData }
     }
 }
 
@@ -192,6 +218,9 @@ impl<F: Format> Batch for Frames<F> {
     }
     fn level(&self) -> u8 {
         self.level
+    }
+    fn flushed(&self) -> Option<u64> {
+        self.flushed
     }
     fn window(&self) -> VirtRange {
         self.part

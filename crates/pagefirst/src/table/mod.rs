@@ -10,6 +10,7 @@
 //! | `mapper` | frames that an embedder maps itself, not counted | 1, 2 |
 //! | `edit` | change one entry that is there | 1 |
 //! | `retire` | dead tables: unlink, limbo, reuse | 3 |
+//! | `split` | a huge page becomes a table of small ones | |
 //! | `account` | count by a walk | |
 //!
 //! | | walk | install | zap, edit | retire |
@@ -28,6 +29,7 @@ mod record;
 mod reserve;
 mod retire;
 mod slot;
+mod split;
 
 #[cfg(all(test, loom))]
 mod model;
@@ -37,15 +39,16 @@ pub use mapper::{FramesError, Mapper, Translation};
 pub(crate) use publish::install;
 #[cfg(feature = "__baseline")]
 pub(crate) use publish::publish_empty;
-pub(crate) use publish::{Batch, Counted, NewEntry, Refused};
+pub(crate) use publish::{Batch, NewEntry, Refused};
 pub(crate) use range::{Flow, Visitor};
+pub(crate) use record::{Counted, Guard, Table};
 pub use record::{FaultKind, TableRecord};
-pub(crate) use record::{Guard, Table};
 pub use reserve::Reserve;
 pub(crate) use reserve::Stock;
 pub(crate) use reserve::{TableCache, cached, drain};
 pub(crate) use retire::{collect, retire};
 pub use slot::{Locked, Nothing, Seen, Slot, Walk};
+pub(crate) use split::Pieces;
 
 use crate::arch::{Format, MAX_LEVELS};
 use crate::platform::Platform;
@@ -65,8 +68,13 @@ pub struct PageTable<P: Platform> {
     /// before it copies or widens.
     pub(crate) unflushed: crate::sync::atomic::AtomicU32,
     published: [AtomicU64; MAX_LEVELS],
+    /// Tables unlinked since the space began, and how many of them were flushed. Written rarely.
+    unlinked: crate::sync::atomic::AtomicU64,
+    flushed: crate::sync::atomic::AtomicU64,
     /// What dead tables had counted, by [`FaultKind`].
     tally: [AtomicU32; FaultKind::COUNT],
+    /// Of these, the faults that mapped huge pages.
+    huge_faults: AtomicU64,
 }
 
 impl<P: Platform> PageTable<P> {
@@ -84,6 +92,9 @@ impl<P: Platform> PageTable<P> {
             cpus: CpuMask::new(),
             unflushed: crate::sync::atomic::AtomicU32::new(0),
             published: core::array::from_fn(|_| AtomicU64::new(0)),
+            unlinked: crate::sync::atomic::AtomicU64::new(0),
+            flushed: crate::sync::atomic::AtomicU64::new(0),
+            huge_faults: AtomicU64::new(0),
             tally: core::array::from_fn(|_| AtomicU32::new(0)),
         };
         table.published[P::Format::LEVELS as usize - 1].store(1, Relaxed);
@@ -129,8 +140,10 @@ impl<P: Platform> PageTable<P> {
     fn count_published(&self, level: u8, n: u64) {
         self.published[level as usize].fetch_add(n, Relaxed);
     }
-    /// Takes a table that was unlinked off the books; its counts of faults stay.
+    /// Takes a table that is being unlinked off the books; its counts of faults stay.
     fn count_unlinked(&self, table: Table<'_, P>) {
+        self.unlinked.fetch_add(1, AcqRel);
+        self.huge_faults.fetch_add(table.record().huge_faults(table.level()), Relaxed);
         self.published[table.level() as usize].fetch_sub(1, Relaxed);
         for (sum, n) in self.tally.iter().zip(table.record().tally()) {
             sum.fetch_add(n, Relaxed);
@@ -139,6 +152,17 @@ impl<P: Platform> PageTable<P> {
     /// Bytes of live tables by level, the root's last; limbo and caches are apart.
     pub fn table_bytes(&self) -> [u64; MAX_LEVELS] {
         core::array::from_fn(|l| self.published[l].load(Relaxed) * crate::types::PAGE_SIZE)
+    }
+    /// Tables unlinked since the space began, if any of them is not flushed yet.
+    fn unflushed_tables(&self) -> Option<u64> {
+        // Those flushed first: they are among those unlinked by then.
+        let flushed = self.flushed.load(Acquire);
+        let unlinked = self.unlinked.load(Acquire);
+        (flushed != unlinked).then_some(unlinked)
+    }
+    /// So many unlinked tables were flushed.
+    pub(crate) fn count_flushed(&self, tables: u64) {
+        self.flushed.fetch_add(tables, AcqRel);
     }
     pub(crate) fn is_unflushed(&self) -> bool {
         self.unflushed.load(Acquire) > 0
@@ -155,7 +179,8 @@ impl<P: Platform> Drop for PageTable<P> {
     fn drop(&mut self) {
         // A space has taken out what it had mapped; this is what an embedder has.
         if self.table_bytes().iter().sum::<u64>() > crate::types::PAGE_SIZE {
-            self.mapper().unmap(VirtRange::new(VirtAddr(0), P::Format::USER_END));
+            let unmapped = self.mapper().unmap(VirtRange::new(VirtAddr(0), P::Format::USER_END));
+            debug_assert!(unmapped.is_ok(), "no huge page is cut");
         }
         debug_assert!(
             self.table_bytes().iter().sum::<u64>() <= crate::types::PAGE_SIZE,

@@ -5,7 +5,7 @@
 //! tables missing: build them privately, bottom up, the entries in the leaf, and make the whole chain visible with
 //! one store. Taken by a table that has appeared: descend with the same page. A dead table: unlink it, walk again.
 
-use super::record::{FaultKind, Guard};
+use super::record::{Counted, FaultKind, Guard};
 use super::slot::{Nothing, Slot, Walk, walk};
 use super::{PageTable, Reserve, retire};
 use crate::arch::Format;
@@ -13,17 +13,6 @@ use crate::platform::Platform;
 use crate::sync::epoch::Pin;
 use crate::tlb::Gather;
 use crate::types::{VirtAddr, VirtRange};
-
-/// As what an entry counts in the resident set.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Counted {
-    /// A page of private memory.
-    Anon,
-    /// A page of a file's cache.
-    File,
-    /// The zero page, device memory: not counted.
-    Nothing,
-}
 
 /// An entry to be made visible. Its mapping is counted and its page validated.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +32,10 @@ pub(crate) trait Batch {
     /// The level of the table the entries go into.
     fn level(&self) -> u8 {
         0
+    }
+    /// The tables unlinked, since the space began, when the span of the batch was last flushed for it.
+    fn flushed(&self) -> Option<u64> {
+        None
     }
     /// The page and the neighbours that may be mapped with it, all in one table.
     fn window(&self) -> VirtRange {
@@ -79,6 +72,9 @@ pub(crate) enum Refused {
     Raced,
     /// Something was announced to go away, or the page is not valid any more: look again, page in hand.
     Again,
+    /// Tables were unlinked and not flushed yet, so many by now since the space began: a huge page does not go where
+    /// translations of small ones may be cached. Drop every lock, flush, again.
+    Unflushed(u64),
 }
 
 /// Maps the batch's page at `slot`, and what it can of its neighbours.
@@ -118,6 +114,13 @@ pub(crate) fn install<'e, P: Platform, B: Batch>(
                 Walk::Seen(_) | Walk::Huge(_) => return Err(Refused::Raced),
             }
             continue;
+        }
+        if batch.level() > 0
+            && let Some(unlinked) = space.unflushed_tables()
+            && batch.flushed() != Some(unlinked)
+            && !cfg!(mutant = "huge_over_unflushed")
+        {
+            return Err(Refused::Unflushed(unlinked));
         }
         if missing == 0 {
             let around = fill(&mut guard, batch).ok_or(Refused::Again)?;
@@ -196,16 +199,12 @@ fn fill<P: Platform, B: Batch>(guard: &mut Guard<'_, P>, batch: &mut B) -> Optio
     Some(around)
 }
 
-fn set<P: Platform>(guard: &mut Guard<'_, P>, index: usize, entry: NewEntry) {
-    match entry.counted {
-        Counted::Anon => guard.count_anon(1),
-        Counted::File => guard.count_file(1),
-        Counted::Nothing => {}
-    }
+pub(super) fn set<P: Platform>(guard: &mut Guard<'_, P>, index: usize, entry: NewEntry) {
+    guard.count(entry.counted, 1);
     guard.set(index, entry.raw);
 }
 
-/// Tables first, as before 2016: publishes empty tables down to the lowest level for `va`. They are pinned, and die
+/// Tables first, as before 2016: publishes empty tables down to level `lowest` for `va`. They are pinned, and die
 /// when the mapping call that removes their range unpins them.
 ///
 /// # Errors
@@ -215,11 +214,12 @@ pub(crate) fn publish_empty<P: Platform>(
     space: &PageTable<P>,
     pin: &Pin<P>,
     va: VirtAddr,
+    lowest: u8,
     reserve: &mut Reserve<P>,
     gather: &mut Gather<'_, P>,
 ) -> Result<(), u8> {
     while let Walk::Nothing(slot) = space.walk(pin, va) {
-        let missing = slot.level();
+        let missing = slot.level().saturating_sub(lowest);
         if reserve.len() < missing {
             return Err(missing);
         }
@@ -236,7 +236,7 @@ pub(crate) fn publish_empty<P: Platform>(
             continue;
         }
         let mut entry = 0;
-        for level in 0..missing {
+        for level in lowest..lowest + missing {
             let Some(table) = reserve.take() else { return Err(missing) };
             let mut private = Guard::private(pin.platform(), table, level, true);
             if entry != 0 {

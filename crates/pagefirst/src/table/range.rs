@@ -5,14 +5,17 @@
 //! Every child was locked alive after the caller's announcement, or had died of itself and its slot was looked at
 //! again; so an install that came before is found, and one that comes after sees the announcement. If the table holds
 //! no more entries than were seen, no slot needs a second look. The cost follows the tables in use, not the addresses.
+//!
+//! A huge page is an entry like others, of a table further up. One that reaches beyond the range is split first.
 
 use super::record::{Guard, Table};
-use super::{PageTable, retire};
+use super::{PageTable, Stock, retire, split};
 use crate::arch::Format;
 use crate::platform::{Note, Platform};
 use crate::sync::epoch::Pin;
 use crate::tlb::Gather;
 use crate::types::{VirtAddr, VirtRange};
+use core::ops::RangeInclusive;
 
 /// How a visit to a table ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,12 +24,19 @@ pub(crate) enum Flow {
     Done,
     /// The gather is full: unlock, unpin, flush, and go on at this address.
     Full(VirtAddr),
+    /// Unlock, unpin, split the huge page at this address, and go on there.
+    Split(VirtAddr),
 }
 
 /// What is done to the entries of a range.
 pub(crate) trait Visitor<P: Platform> {
-    /// Visits the entries of a locked table of the lowest level that intersect `range`, which lies in its span.
+    /// Visits the leaf entries of a locked table that intersect `range`, which lies in its span: small pages, or one
+    /// huge page and all of it, unless [`splits`](Visitor::splits) said otherwise.
     fn leaf(&mut self, guard: &mut Guard<'_, P>, range: VirtRange, gather: &mut Gather<'_, P>) -> Flow;
+    /// Whether a huge page that spans `span` must be split before `range` of it can be visited.
+    fn splits(&self, span: VirtRange, range: VirtRange) -> bool {
+        !range.covers(span)
+    }
     /// Whether tables that span only addresses of this range need no longer be kept while empty.
     fn unpins(&self) -> Option<VirtRange> {
         None
@@ -35,6 +45,7 @@ pub(crate) trait Visitor<P: Platform> {
     fn between(&mut self) {}
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Visit {
     /// Locked alive, visited, still alive.
     Alive,
@@ -70,13 +81,26 @@ impl Slots {
     }
 }
 
+/// The slots of one table that were visited since the announcement, by what was found in them.
+struct Seen {
+    tables: Slots,
+    huge: Slots,
+}
+impl Seen {
+    fn contains(&self, i: usize) -> bool {
+        self.tables.contains(i) || self.huge.contains(i)
+    }
+}
+
 impl<P: Platform> PageTable<P> {
     /// Visits `range`; whatever was to be announced is announced. Called with no lock and no pin held; flushes when
-    /// the visitor cannot take more, and leaves the last flush to the gather's owner.
+    /// the visitor cannot take more, and leaves the last flush to the gather's owner. Huge pages are split with the
+    /// tables of `cuts`: one for each end of the range that may cut one.
     pub(crate) fn visit<V: Visitor<P>>(
         &self,
         mut range: VirtRange,
         visitor: &mut V,
+        cuts: &mut Stock<P>,
         gather: &mut Gather<'_, P>,
     ) {
         while !range.is_empty() {
@@ -91,6 +115,10 @@ impl<P: Platform> PageTable<P> {
                 Flow::Full(at) => {
                     gather.flush();
                     visitor.between();
+                    range.start = at;
+                }
+                Flow::Split(at) => {
+                    split::split(self, at, cuts, gather);
                     range.start = at;
                 }
             }
@@ -114,15 +142,18 @@ impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
         let level = table.level();
         let first = P::Format::index(range.start, level);
         let last = P::Format::index(VirtAddr(range.end.0 - 1), level);
-        let mut seen = Slots::none();
+        let mut seen = Seen { tables: Slots::none(), huge: Slots::none() };
         loop {
-            self.children(table, base, range, first..=last, &mut seen);
-            if self.flow == Flow::Done && seen.len() == last - first + 1 && !any_dead(table, &seen) {
+            if self.below(table, base, range, first..=last, &mut seen) == Visit::Died {
+                return Visit::Died; // with its last huge page
+            }
+            let tables = &seen.tables;
+            if self.flow == Flow::Done && tables.len() == last - first + 1 && !any_dead(table, tables) {
                 return Visit::Alive; // nothing empty to look at, nothing to clear
             }
             let Some(mut guard) = table.lock() else { return Visit::WasDead };
             let mut occupied = 0;
-            for i in seen.iter() {
+            for i in tables.iter() {
                 match table.child(guard.entry(i)) {
                     Some(child) if child.record().is_dead() => {
                         let va = slot_base::<P>(base, level, i);
@@ -145,29 +176,69 @@ impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
         }
     }
 
-    /// Visits the children of `table` that were not seen yet, without its lock.
-    fn children(
+    /// Visits what is below the slots of `table` that were not seen yet: tables without its lock, huge pages with it.
+    fn below(
         &mut self,
         table: Table<'_, P>,
         base: VirtAddr,
         range: VirtRange,
-        slots: core::ops::RangeInclusive<usize>,
-        seen: &mut Slots,
-    ) {
+        slots: RangeInclusive<usize>,
+        seen: &mut Seen,
+    ) -> Visit {
         self.space.platform().note(Note::TableScanned(table.pfn(), table.level()));
-        for i in slots {
+        for i in slots.clone() {
             while self.flow == Flow::Done && !seen.contains(i) {
-                let Some(child) = table.child(table.entry(i)) else { break };
+                let raw = table.entry(i);
+                if raw == 0 {
+                    break;
+                }
                 let start = slot_base::<P>(base, table.level(), i);
-                let part = range.intersect(retire::slot_span::<P>(start, table.level()));
+                let Some(child) = table.child(raw) else {
+                    if self.huge(table, base, range, i..=*slots.end(), seen) == Visit::Died {
+                        return Visit::Died;
+                    }
+                    continue;
+                };
+                let part = range.intersect(P::Format::span_of(start, table.level()));
                 match self.table(child, start, part) {
-                    Visit::Alive | Visit::Died => seen.insert(i),
-                    Visit::WasDead if cfg!(mutant = "zap_trusts_dead") => seen.insert(i),
+                    Visit::Alive | Visit::Died => seen.tables.insert(i),
+                    Visit::WasDead if cfg!(mutant = "zap_trusts_dead") => seen.tables.insert(i),
                     // Somebody may put another table here without having seen the announcement: look again.
                     Visit::WasDead => retire::unlink(self.space, table, child, start, self.gather),
                 }
             }
         }
+        Visit::Alive
+    }
+
+    /// Visits huge pages side by side, from the first of `slots` on, with one lock.
+    fn huge(
+        &mut self,
+        table: Table<'_, P>,
+        base: VirtAddr,
+        range: VirtRange,
+        slots: RangeInclusive<usize>,
+        seen: &mut Seen,
+    ) -> Visit {
+        let Some(mut guard) = table.lock() else { return Visit::Died };
+        for i in slots {
+            let raw = guard.entry(i);
+            if raw == 0 || table.child(raw).is_some() {
+                break;
+            }
+            let span = P::Format::span_of(slot_base::<P>(base, table.level(), i), table.level());
+            let part = range.intersect(span);
+            if self.visitor.splits(span, range) {
+                self.flow = Flow::Split(part.start);
+            } else {
+                self.flow = self.visitor.leaf(&mut guard, part, self.gather);
+            }
+            if self.flow != Flow::Done {
+                break;
+            }
+            seen.huge.insert(i);
+        }
+        if guard.unlock() { Visit::Died } else { Visit::Alive }
     }
 
     fn leaf(&mut self, table: Table<'_, P>, base: VirtAddr, range: VirtRange) -> Visit {
@@ -182,7 +253,7 @@ impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
         let level = guard.table().level();
         if level + 1 < P::Format::LEVELS
             && self.flow == Flow::Done
-            && self.visitor.unpins().is_some_and(|r| r.covers(retire::slot_span::<P>(base, level + 1)))
+            && self.visitor.unpins().is_some_and(|r| r.covers(P::Format::span_of(base, level + 1)))
         {
             guard.unpin();
         }

@@ -1,8 +1,9 @@
 //! A table's record: lock, dead bit and number of entries in one word; and the guard that proves the lock.
 
-use crate::arch::Format;
+use crate::arch::{Attrs, Format};
+use crate::frame::FrameFlags;
 use crate::platform::{Note, Platform};
-use crate::sync::atomic::plain::{AtomicU8, AtomicU16, AtomicU32};
+use crate::sync::atomic::plain::{AtomicU8, AtomicU32};
 use crate::sync::atomic::{AcqRel, Acquire, AtomicU64, Relaxed, Release};
 use crate::sync::epoch::Pin;
 use crate::sync::held;
@@ -49,15 +50,46 @@ impl FaultKind {
     pub const COUNT: usize = 11;
 }
 
+/// As what an entry counts in the resident set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Counted {
+    /// A page of private memory.
+    Anon,
+    /// A page of a file's cache.
+    File,
+    /// A zero page, device memory: not counted.
+    Nothing,
+}
+
+impl Counted {
+    /// As what this entry of a table at `level` counts.
+    pub fn of<P: Platform>(p: &'static P, raw: u64, level: u8) -> Counted {
+        match P::Format::frame(raw, level) {
+            Some(pfn) if !P::Format::attrs(raw).contains(Attrs::SPECIAL) => {
+                let flags = p.meta(pfn).flags();
+                if flags.contains(FrameFlags::ANON) {
+                    Counted::Anon
+                } else if flags.contains(FrameFlags::ZERO) {
+                    Counted::Nothing
+                } else {
+                    Counted::File
+                }
+            }
+            _ => Counted::Nothing,
+        }
+    }
+}
+
 /// The record of one table: 64 bytes in a slab, taken and given back with the table.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct TableRecord {
     word: AtomicU64,
     level: AtomicU8,
-    /// Entries of anonymous and of file pages; written under the lock. Resident set is their sum over tables.
-    anon: AtomicU16,
-    file: AtomicU16,
+    /// Small pages of private memory and of files that the entries map; written under the lock. Resident set is their
+    /// sum over tables.
+    anon: AtomicU32,
+    file: AtomicU32,
     tally: [AtomicU32; FaultKind::COUNT],
 }
 
@@ -69,8 +101,8 @@ impl TableRecord {
         TableRecord {
             word: AtomicU64::new(0),
             level: AtomicU8::new(0),
-            anon: AtomicU16::new(0),
-            file: AtomicU16::new(0),
+            anon: AtomicU32::new(0),
+            file: AtomicU32::new(0),
             tally: [const { AtomicU32::new(0) }; FaultKind::COUNT],
         }
     }
@@ -82,10 +114,16 @@ impl TableRecord {
         self.file.store(0, Relaxed);
         self.tally.iter().for_each(|t| t.store(0, Relaxed));
     }
+    /// The faults that mapped huge pages, for a table at `level`.
+    pub(super) fn huge_faults(&self, level: u8) -> u64 {
+        let mapped = [FaultKind::AnonRead, FaultKind::AnonWrite, FaultKind::Copy];
+        let sum = mapped.into_iter().map(|kind| self.tally[kind as usize].load(Relaxed) as u64).sum();
+        if level > 0 { sum } else { 0 }
+    }
     pub(super) fn tally(&self) -> [u32; FaultKind::COUNT] {
         core::array::from_fn(|i| self.tally[i].load(Relaxed))
     }
-    /// Entries of anonymous and of file pages.
+    /// Small pages of private memory and of files that the entries map.
     pub fn resident(&self) -> (u64, u64) {
         (self.anon.load(Relaxed) as u64, self.file.load(Relaxed) as u64)
     }
@@ -275,11 +313,15 @@ impl<'e, P: Platform> Guard<'e, P> {
         let t = &self.record.tally[kind as usize];
         t.store(t.load(Relaxed).wrapping_add(n), Relaxed);
     }
-    pub(crate) fn count_anon(&self, by: i16) {
-        self.record.anon.store(self.record.anon.load(Relaxed).wrapping_add_signed(by), Relaxed);
-    }
-    pub(crate) fn count_file(&self, by: i16) {
-        self.record.file.store(self.record.file.load(Relaxed).wrapping_add_signed(by), Relaxed);
+    /// Counts so many entries more, or less, in the resident set.
+    pub(crate) fn count(&self, counted: Counted, entries: i32) {
+        let count = match counted {
+            Counted::Anon => &self.record.anon,
+            Counted::File => &self.record.file,
+            Counted::Nothing => return,
+        };
+        let pages = entries << (P::Format::BITS * self.table.level as u32);
+        count.store(count.load(Relaxed).wrapping_add_signed(pages), Relaxed);
     }
     fn leave(&self) -> bool {
         let dies = self.word & !PINNED == 0 && self.word & PINNED == 0;

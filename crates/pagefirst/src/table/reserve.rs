@@ -198,15 +198,21 @@ pub(crate) struct Stock<P: Platform> {
 impl<P: Platform> Stock<P> {
     /// `n` tables. Called with no lock held.
     pub fn new(p: &'static P, n: u64) -> Result<Self, NoMemory> {
-        let mut stock = Stock { p, head: None };
+        let mut stock = Stock::empty(p);
         for _ in 0..n {
-            let pfn = p.vm().or_drain(p, || take_zeroed(p))?;
-            p.meta(pfn).set_link(stock.head.map_or(0, |h| h.0));
-            stock.head = Some(pfn);
+            stock.put(p.vm().or_drain(p, || take_zeroed(p))?);
         }
         Ok(stock)
     }
-    fn take(&mut self) -> Option<Pfn> {
+    /// A stock without tables.
+    pub fn empty(p: &'static P) -> Self {
+        Stock { p, head: None }
+    }
+    pub(super) fn put(&mut self, pfn: Pfn) {
+        self.p.meta(pfn).set_link(self.head.map_or(0, |h| h.0));
+        self.head = Some(pfn);
+    }
+    pub(super) fn take(&mut self) -> Option<Pfn> {
         let pfn = self.head?;
         let next = self.p.meta(pfn).link();
         self.head = (next != 0).then_some(Pfn(next));

@@ -10,7 +10,7 @@ use crate::arch::Format;
 use crate::mem::Chain;
 use crate::platform::Platform;
 use crate::tlb::Gather;
-use crate::types::{Pfn, VirtAddr, VirtRange};
+use crate::types::{Pfn, VirtAddr};
 
 struct ByFrame<P: Platform>(&'static P);
 impl<P: Platform> Chain for ByFrame<P> {
@@ -22,12 +22,6 @@ impl<P: Platform> Chain for ByFrame<P> {
     fn set_next(&self, at: Pfn, next: Option<Pfn>) {
         self.0.meta(at).set_link(next.map_or(0, |n| n.0));
     }
-}
-
-/// What the slot for `va` in a table at `level` spans.
-pub(super) fn slot_span<P: Platform>(va: VirtAddr, level: u8) -> VirtRange {
-    let start = va.align_down(P::Format::span(level));
-    VirtRange { start, end: VirtAddr(start.0.saturating_add(P::Format::span(level))) }
 }
 
 /// Clears the slot of `parent` that points to the dead table `child`, if it still does.
@@ -56,11 +50,11 @@ pub(super) fn unlink_locked<P: Platform>(
     gather: &mut Gather<'_, P>,
 ) {
     debug_assert!(child.record().is_dead());
+    space.count_unlinked(child);
     if !cfg!(mutant = "unlink_keeps_slot") {
         parent.take(index);
     }
-    space.count_unlinked(child);
-    gather.table(child.pfn(), slot_span::<P>(va, parent.table().level()));
+    gather.table(child.pfn(), P::Format::span_of(va, parent.table().level()));
 }
 
 /// Retires a table that was unlinked and flushed: its owner gives it up.

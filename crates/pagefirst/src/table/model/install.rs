@@ -8,7 +8,7 @@ use crate::sync::epoch::Pin;
 use crate::table::publish::Installed;
 use crate::table::publish::install;
 use crate::table::{
-    Batch, Counted, FaultKind, Flow, Guard, NewEntry, Refused, Reserve, Table, Visitor, Walk,
+    Batch, Counted, FaultKind, Flow, Guard, NewEntry, Refused, Reserve, Stock, Table, Visitor, Walk,
 };
 use crate::tlb::Gather;
 use crate::types::{PAGE_SIZE, VirtAddr, VirtRange};
@@ -37,7 +37,7 @@ impl Batch for Page {
 }
 
 /// Zaps what is mapped; counts it.
-struct Zap(u64);
+pub(super) struct Zap(pub u64);
 impl Visitor<Machine> for Zap {
     fn leaf(
         &mut self,
@@ -47,17 +47,17 @@ impl Visitor<Machine> for Zap {
     ) -> Flow {
         let mut va = range.start;
         while va < range.end {
-            let index = Tiny::index(va, 0);
+            let index = Tiny::index(va, guard.table().level());
             if guard.take(index).is_some() {
                 gather.touch(VirtRange::page_of(va));
                 self.0 += 1;
             }
-            va = VirtAddr(va.0 + PAGE_SIZE);
+            va = VirtAddr(va.0 + Tiny::span(guard.table().level()));
         }
         Flow::Done
     }
 }
-const MAPPED: u64 = 1;
+pub(super) const MAPPED: u64 = 1;
 const MAPPED_WITH_TABLE: u64 = 2;
 const RACED: u64 = 3;
 const AGAIN: u64 = 4;
@@ -79,6 +79,7 @@ fn fault(m: &'static Machine, at: u64, page: u32, heeds: bool) -> u64 {
         Ok(Installed { .. }) => MAPPED_WITH_TABLE,
         Err(Refused::Raced) => RACED,
         Err(Refused::Again) => AGAIN,
+        Err(Refused::Unflushed(n)) => panic!("{n} tables unflushed"),
         Err(Refused::Short(n)) => panic!("{n} tables wanted"),
     }
 }
@@ -88,11 +89,11 @@ pub(super) fn map(m: &'static Machine, at: u64, page: u32) -> u64 {
 pub(super) fn zap(m: &'static Machine, range: VirtRange) -> u64 {
     let mut zap = Zap(0);
     let mut gather = Gather::new(m.space());
-    m.space().visit(range, &mut zap, &mut gather);
+    m.space().visit(range, &mut zap, &mut Stock::empty(m), &mut gather);
     zap.0
 }
 /// Announces, then zaps.
-fn unmap(m: &'static Machine, range: VirtRange) -> u64 {
+pub(super) fn unmap(m: &'static Machine, range: VirtRange) -> u64 {
     m.retired.store(1, Relaxed);
     zap(m, range)
 }

@@ -7,6 +7,10 @@
 //! | `c24_install_against_retire` | `install` | an entry never lands in a dead table, the dead table has one owner | 3 |
 //! | `dead_table_hides_no_…` | `install` | a dead table says nothing about what came after it | 2 and 3 together |
 //! | `c35_…` | `install` | hardware and other walkers see no table before its entries | 1: one store publishes the chain |
+//! | `r03_small_against_huge_…` | `huge` | a small or a huge page, never both | 1 |
+//! | `huge_page_over_a_dead_table_…` | `huge` | a huge page comes after the flush of the table that was there | |
+//! | `r11_huge_page_…` | `huge` | as `r11_…`, for a huge page | 2 |
+//! | `r15_…` | `huge` | no bit is lost in a split, and nobody takes it for nothing | |
 //! | `c06_walk_against_retire_and_reuse` | `reuse` | a table found under a pin stays a table | 3: a grace period |
 //! | `retire_tags_in_order` | `reuse` | who retires late does not shorten another's grace period | 3 |
 //! | `epoch_…` | `epoch` | no reader is overtaken; what it read happened before the reuse | `sync::epoch` |
@@ -21,6 +25,7 @@
 //! no atomic operations.)
 
 mod epoch;
+mod huge;
 mod install;
 mod reuse;
 
@@ -156,6 +161,8 @@ struct Machine {
     linked: AtomicU32,
     /// The announcement of protocol 2, as a VMA's `retired`.
     retired: AtomicU32,
+    /// Shootdowns so far.
+    flushes: AtomicU32,
 }
 
 // SAFETY: cells and metadata are the machine's own and do not move; a thread is a CPU; nobody caches translations.
@@ -188,7 +195,9 @@ unsafe impl Platform for Machine {
     fn page(&'static self, _: Pfn) -> NonNull<u8> {
         unreachable!("no model touches a page")
     }
-    fn shootdown(&'static self, _: &Flush<'_>) {}
+    fn shootdown(&'static self, _: &Flush<'_>) {
+        self.flushes.fetch_add(1, Relaxed);
+    }
     fn sync_local(&'static self, _: u64, _: VirtAddr, _: bool) {}
     fn relax(&'static self) {
         loom::thread::yield_now();
@@ -227,6 +236,7 @@ impl Machine {
             object: Watch::new(),
             linked: AtomicU32::new(1),
             retired: AtomicU32::new(0),
+            flushes: AtomicU32::new(0),
         }));
         m.items.init(m);
         m.watch[0].change(false);

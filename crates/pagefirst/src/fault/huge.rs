@@ -1,0 +1,84 @@
+//! Huge pages of private memory: where one fits, it goes one level up, and no table below it.
+//!
+//! It fits where the tables leave room for it, its span lies in one VMA, and policy and advice want it. If it cannot be
+//! had, or the room is taken meanwhile, the fault goes on with a small page. A read maps the huge zero page, which
+//! a write replaces like the small one; when no huge page can be had for that, it is taken out, and the small pages
+//! that come in its place read as zero as well.
+
+use super::anon::readable;
+use super::hand::Need;
+use super::{Fault, Look};
+use crate::arch::Format;
+use crate::frame::Frame;
+use crate::platform::Platform;
+use crate::space::Vma;
+use crate::table::{Batch, Counted, FaultKind, Locked, NewEntry, Nothing, Slot};
+use crate::types::VirtAddr;
+
+/// The level of the tables that hold the entries of huge pages.
+pub(crate) const LEVEL: u8 = 1;
+
+/// log2 of the number of small pages in a huge one.
+pub(crate) const fn order<F: Format>() -> u8 {
+    F::BITS as u8 * LEVEL
+}
+
+/// The huge zero page. Its reference becomes the mapping's.
+struct HugeZero<'f, P: Platform> {
+    vma: &'f Vma<P>,
+    va: VirtAddr,
+    page: &'f mut Option<Frame<P>>,
+    flushed: Option<u64>,
+}
+
+impl<P: Platform> Batch for HugeZero<'_, P> {
+    fn va(&self) -> VirtAddr {
+        self.va
+    }
+    fn level(&self) -> u8 {
+        LEVEL
+    }
+    fn flushed(&self) -> Option<u64> {
+        self.flushed
+    }
+    fn is_current(&self) -> bool {
+        !self.vma.is_retired()
+    }
+    fn entry(&mut self, _: VirtAddr) -> Option<NewEntry> {
+        let page = self.page.take()?;
+        page.meta().map_held();
+        let raw = P::Format::leaf(page.into_held(), LEVEL, readable(self.vma));
+        Some(NewEntry { raw, counted: Counted::Nothing })
+    }
+    fn kind(&self) -> Option<FaultKind> {
+        Some(FaultKind::AnonRead)
+    }
+}
+
+impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
+    /// Whether a huge page goes where nothing is mapped: there is no table for small ones.
+    pub(super) fn is_room_for_huge(&self, vma: &Vma<P>, slot: &Slot<'_, P, Nothing>) -> bool {
+        let span = P::Format::span_of(self.addr, LEVEL);
+        slot.level() >= LEVEL && !self.hand.small && vma.takes_huge(self.space.policy().huge, span)
+    }
+
+    pub(super) fn huge_zero_page(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Nothing>) -> Look<'a, P> {
+        let Some(page) = self.hand.huge_zero.take() else { return Look::Need(Need::HugeZero) };
+        let mut page = Some(page);
+        let va = P::Format::span_of(self.addr, LEVEL).start;
+        let mut batch = HugeZero { vma, va, page: &mut page, flushed: self.hand.flushed_tables };
+        let look = self.install(slot, &mut batch);
+        self.hand.huge_zero = page;
+        look
+    }
+
+    /// Takes the huge zero page out of the locked slot: there is no huge page to replace it. Small ones come in its
+    /// place when the fault looks again, after the flush.
+    pub(super) fn take_huge_zero(&mut self, slot: Slot<'f, P, Locked<'f, P>>) -> Look<'a, P> {
+        let (level, raw) = (slot.level(), slot.take());
+        if let Some(page) = P::Format::frame(raw, level) {
+            self.hand.gather.page(P::Format::span_of(self.addr, level), page);
+        }
+        Look::Need(Need::Settle)
+    }
+}
