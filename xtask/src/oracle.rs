@@ -6,7 +6,8 @@
 use crate::{Result, cmd};
 
 /// The tests of `crates/pagefirst-machine/tests/oracle.rs` that go on for `PAGEFIRST_MINUTES`.
-const KINDS: [&str; 3] = ["one_cpu", "two_cpus_in_turn", "four_cpus_in_turn"];
+const KINDS: [&str; 5] =
+    ["one_cpu", "two_cpus_in_turn", "four_cpus_in_turn", "two_cpus_together", "four_cpus_together"];
 
 /// Runs the oracle for `minutes` in all.
 pub(crate) fn run(minutes: &str) -> Result {

@@ -1,5 +1,6 @@
 //! Random sequences of all calls and accesses, by one to four CPUs, against an oracle that is not the library: plain
-//! maps of pages to bytes and rights (`oracle/areas.rs`, `files.rs`, `model.rs`, `calls.rs`).
+//! maps of pages to bytes and rights (`oracle/areas.rs`, `files.rs`, `model.rs`, `calls.rs`). CPUs take turns, and all is
+//! compared after each step (`turns.rs`), or work at the same time (`together.rs`).
 //!
 //! A failure prints its seed and the shrunk case. `PAGEFIRST_SEED` runs a seed again, `PAGEFIRST_CASES` says how many
 //! cases a seed has, `PAGEFIRST_MINUTES` goes on with fresh seeds (`cargo xtask oracle --minutes 30`).
@@ -8,19 +9,27 @@
 mod areas;
 #[path = "oracle/calls.rs"]
 mod calls;
+#[path = "oracle/case.rs"]
+mod case;
+#[path = "oracle/compare.rs"]
+mod compare;
 #[path = "oracle/crew.rs"]
 mod crew;
-#[path = "oracle/drive.rs"]
-mod drive;
 #[path = "oracle/files.rs"]
 mod files;
 mod kit;
 #[path = "oracle/model.rs"]
 mod model;
+#[path = "oracle/parts.rs"]
+mod parts;
 #[path = "oracle/plan.rs"]
 mod plan;
 #[path = "oracle/seeds.rs"]
 mod seeds;
+#[path = "oracle/together.rs"]
+mod together;
+#[path = "oracle/turns.rs"]
+mod turns;
 
 use pagefirst_machine::Machine;
 use plan::Hardware;
@@ -36,13 +45,13 @@ impl Machines {
     fn with(
         &self,
         hardware: Hardware,
-        run: impl FnOnce(&'static Machine) -> Result<(), String>,
-    ) -> Result<(), TestCaseError> {
+        run: impl FnOnce(&'static Machine) -> Result<seeds::Tally, String>,
+    ) -> Result<seeds::Tally, TestCaseError> {
         let known = self.0.borrow_mut().remove(&hardware);
         let machine = known.unwrap_or_else(|| Machine::new(hardware.config()));
-        run(machine).map_err(TestCaseError::fail)?;
+        let tally = run(machine).map_err(TestCaseError::fail)?;
         self.0.borrow_mut().insert(hardware, machine);
-        Ok(())
+        Ok(tally)
     }
 }
 
@@ -51,8 +60,7 @@ fn in_turn(name: &'static str, cpus: usize, cases: u32) -> seeds::End {
     let machines = Machines::default();
     let strategy = (plan::settings(cpus), plan::steps(cpus, 120));
     seeds::run(name, cases, &strategy, |(setting, steps)| {
-        machines.with(setting.hardware, |machine| drive::run(machine, &setting, &steps))?;
-        Ok(steps.len())
+        machines.with(setting.hardware, |machine| turns::run(machine, &setting, &steps))
     })
 }
 
@@ -69,4 +77,23 @@ fn two_cpus_in_turn() -> seeds::End {
 #[test]
 fn four_cpus_in_turn() -> seeds::End {
     in_turn("four_cpus_in_turn", 4, 60)
+}
+
+/// Steps by CPUs that do not wait for each other.
+fn together(name: &'static str, cpus: usize, cases: u32) -> seeds::End {
+    let machines = Machines::default();
+    let strategy = (plan::settings_together(cpus + 1), parts::steps_together(cpus, 100));
+    seeds::run(name, cases, &strategy, |(setting, steps)| {
+        machines.with(setting.hardware, |machine| together::run(machine, &setting, &steps))
+    })
+}
+
+#[test]
+fn two_cpus_together() -> seeds::End {
+    together("two_cpus_together", 2, 60)
+}
+
+#[test]
+fn four_cpus_together() -> seeds::End {
+    together("four_cpus_together", 4, 40)
 }

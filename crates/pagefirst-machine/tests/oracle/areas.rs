@@ -114,11 +114,11 @@ impl Areas {
         self.stacks += is_stack as u64;
         self.map.insert(range.start, (range.end, Area { stack: self.stacks * is_stack as u64, ..area }));
     }
-    /// Gives what is mapped in `range` other rights.
-    pub fn protect(&mut self, range: Range<u64>, prot: Prot) {
-        let parts: Vec<_> = self.within(range.clone()).collect();
-        if parts.iter().all(|(_, area)| area.prot == prot) {
-            return;
+    /// Gives what is mapped in `range` other rights or flags, unless `change` leaves all as it is; says whether it did.
+    pub fn change(&mut self, range: Range<u64>, change: impl Fn(Area) -> Area) -> bool {
+        let parts: Vec<_> = self.within(range).collect();
+        if parts.iter().all(|(_, area)| change(*area) == *area) {
+            return false;
         }
         // What is cut out of a stack is a stack of its own.
         let mut renumbered = BTreeMap::new();
@@ -128,8 +128,9 @@ impl Areas {
                 self.stacks += (area.stack != 0) as u64;
                 if area.stack == 0 { 0 } else { self.stacks }
             });
-            self.map.insert(part.start, (part.end, Area { prot, stack, ..area }));
+            self.map.insert(part.start, (part.end, Area { stack, ..change(area) }));
         }
+        true
     }
     /// Lets the stack that starts at `start` start at `page`.
     pub fn grow(&mut self, start: u64, page: u64) {
@@ -142,6 +143,18 @@ impl Areas {
         let (start, area) = self.next(page)?;
         let whole = self.mapping(start)?.0;
         area.flags.contains(VmaFlags::GROWS_DOWN).then_some(whole)
+    }
+
+    /// Adds the areas of `other`, which lie elsewhere, and whose files are numbered from `files` on.
+    pub fn absorb(&mut self, other: Areas, files: usize) {
+        let renamed = |shows| match shows {
+            Shows::Anonymous => Shows::Anonymous,
+            Shows::Private { file, first } => Shows::Private { file: file + files, first },
+            Shows::Shared { file, first } => Shows::Shared { file: file + files, first },
+        };
+        for (start, (end, area)) in other.map {
+            self.map.insert(start, (end, Area { shows: renamed(area.shows), ..area }));
+        }
     }
 
     /// The mappings as a program sees them: neighbours that continue each other are one.

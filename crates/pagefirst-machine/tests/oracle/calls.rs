@@ -2,9 +2,9 @@
 
 use super::areas::{Area, Areas, Shows};
 use super::files::File;
-use super::model::{Entry, Space, USER_END};
+use super::model::{Entry, LEAF, Space, USER_END, leaf};
 use pagefirst::fault::FaultError;
-use pagefirst::space::{MapError, Place, RemapTo, Unpopulated, VmaFlags};
+use pagefirst::space::{Advice, MapError, Place, RemapTo, Unpopulated, VmaFlags};
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -36,6 +36,11 @@ impl Space {
     fn usable(&self, range: &Range<u64>) -> Called {
         let inside = range.start >= self.min_page() && range.end <= USER_END;
         if inside { Ok(()) } else { Err(MapError::OutOfRange(bytes_of(range))) }
+    }
+    /// Whether bytes lie where something can be mapped.
+    pub fn is_usable(&self, at: VirtAddr, len: u64) -> bool {
+        let end = at.0.checked_add(len).map(|end| end.div_ceil(PAGE_SIZE));
+        end.is_some_and(|end| self.usable(&(page_of(at)..end)).is_ok())
     }
     fn place(&self, pages: u64, place: Place, large: bool) -> Called<Range<u64>> {
         let from = |at| page_of(at)..page_of(at) + pages;
@@ -105,14 +110,17 @@ impl Space {
             p if p.is_empty() => return None,
             _ => Access::Read,
         };
-        for page in range {
+        let mut page = range.start;
+        while page < range.end {
             let at = VirtAddr(page * PAGE_SIZE);
             if limit == Some(Unpopulated { at, why: FaultError::NoMemory }) {
-                self.faults.no_memory += 1;
+                self.out_of_memory(page, access);
                 return limit;
             }
-            if let Err(why) = self.fault(files, page, access) {
-                return Some(Unpopulated { at, why });
+            match self.fault(files, page, access) {
+                Ok(true) if self.huge.contains(&leaf(page)) => page = leaf(page) + LEAF,
+                Ok(_) => page += 1,
+                Err(why) => return Some(Unpopulated { at, why }),
             }
         }
         None
@@ -144,13 +152,31 @@ impl Space {
             }
         }
         let mut next = self.areas.clone();
-        next.protect(range.clone(), prot);
+        if !next.change(range.clone(), |area| Area { prot, ..area }) {
+            return Ok(());
+        }
         self.adopt(next)?;
+        self.split(&range);
         for (page, entry) in self.entries.range_mut(range) {
             let (Entry::File { writable, .. }, Some(area)) = (entry, self.areas.at(*page)) else { continue };
             let Shows::Shared { file, .. } = area.shows else { continue };
             // Where writes are tracked, a page gets write access by a fault alone.
             *writable = prot.contains(Prot::WRITE) && (*writable || !files[file].tracks);
+        }
+        Ok(())
+    }
+
+    pub fn advise(&mut self, range: Range<u64>, advice: Advice) -> Called {
+        self.usable(&range)?;
+        self.check_mapped(&range)?;
+        let (on, off) = match advice {
+            Advice::Huge => (VmaFlags::HUGE, VmaFlags::NO_HUGE),
+            Advice::NoHuge => (VmaFlags::NO_HUGE, VmaFlags::HUGE),
+        };
+        let mut next = self.areas.clone();
+        if next.change(range.clone(), |area| Area { flags: (area.flags - off) | on, ..area }) {
+            self.adopt(next)?;
+            self.split(&range);
         }
         Ok(())
     }
@@ -204,10 +230,19 @@ impl Space {
         next.insert(new.clone(), area);
         self.adopt(next)?;
         self.zap(new.clone());
-        let moved = (old.end - old.start).min(new.end - new.start);
-        let entries: BTreeMap<u64, Entry> = (old.start..old.start + moved)
-            .filter_map(|page| Some((page - old.start + new.start, self.entries.remove(&page)?)))
-            .collect();
+        let moved = old.start..old.start + (old.end - old.start).min(new.end - new.start);
+        self.split(&moved);
+        let there = |page: u64| page - old.start + new.start;
+        // A huge page stays one if it can.
+        let huge: Vec<u64> = self.huge.range(moved.clone()).copied().collect();
+        for page in huge {
+            self.huge.remove(&page);
+            if there(page).is_multiple_of(LEAF) {
+                self.huge.insert(there(page));
+            }
+        }
+        let entries: BTreeMap<u64, Entry> =
+            moved.filter_map(|page| Some((there(page), self.entries.remove(&page)?))).collect();
         self.entries.extend(entries);
         self.zap(old);
         Ok(new.start)

@@ -1,9 +1,18 @@
 //! Up to four CPUs, each a thread, of which one at a time is at work: so steps are in a total order, and yet each CPU
 //! has its own translations, caches and epoch.
 
+use super::kit::Space;
 use pagefirst_machine::{Machine, Vcpu};
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::thread::JoinHandle;
+
+/// Lets a CPU run a space.
+pub fn enter(cpu: &mut Vcpu, space: &Space) {
+    if cpu.space().is_none_or(|running| !Arc::ptr_eq(running, space)) {
+        cpu.switch_to(space);
+    }
+}
 
 type Job = Box<dyn FnOnce(&mut Vcpu) + Send>;
 
@@ -31,6 +40,11 @@ impl Crew {
             Worker { jobs, thread: std::thread::spawn(work) }
         };
         Crew { machine, here, others: (1..cpus).map(worker).collect() }
+    }
+
+    /// The CPU that is this thread.
+    pub fn here(&mut self) -> &mut Vcpu {
+        &mut self.here
     }
 
     /// Runs `job` on one of the CPUs, while the others rest. Its panic becomes one here.

@@ -4,10 +4,12 @@
 use super::areas::{Area, Areas, GUARD, Shows};
 use super::files::{Bytes, File, zeros};
 use pagefirst::account::Faults;
+use pagefirst::arch::{Format, MAX_LEVELS, X86_64};
 use pagefirst::fault::{Bus, FaultError, Segv};
-use pagefirst::policy::Policy;
+use pagefirst::policy::{HugePolicy, Policy};
+use pagefirst::space::VmaFlags;
 use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -16,15 +18,34 @@ pub const USER_END: u64 = (1 << 35) - 1;
 /// Pages spanned by one leaf table.
 pub const LEAF: u64 = 512;
 
+/// The first page of those that share a leaf table, or a huge page, with `page`.
+pub fn leaf(page: u64) -> u64 {
+    page / LEAF * LEAF
+}
+
 /// What is in the tables for one page.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Entry {
     /// The page of zeros that all share.
     Zero,
-    /// The page of the file, as the area says.
-    File { writable: bool, used: bool },
-    /// A page of its own.
+    /// The page of the file, as the area says, and how the entry is marked.
+    File { writable: bool, used: bool, dirty: bool },
+    /// A page of its own, marked as used and dirty from the first.
     Own(Bytes),
+}
+
+impl Entry {
+    /// Whether the entry allows an access that its area allows.
+    fn allows(&self, access: Access) -> bool {
+        access != Access::Write || matches!(self, Entry::Own(_) | Entry::File { writable: true, .. })
+    }
+    /// Marks the entry for an access; says whether it was not yet.
+    fn mark(&mut self, access: Access) -> bool {
+        let Entry::File { used, dirty, .. } = self else { return false };
+        let before = (*used, *dirty);
+        (*used, *dirty) = (true, *dirty || access == Access::Write);
+        before != (*used, *dirty)
+    }
 }
 
 /// An address space.
@@ -33,6 +54,13 @@ pub struct Space {
     pub areas: Areas,
     /// The pages that are in the tables.
     pub entries: BTreeMap<u64, Entry>,
+    /// The first pages of what is mapped by one huge entry; its pages are in `entries`, all of a kind.
+    pub huge: BTreeSet<u64>,
+    /// Whether a huge page can be had depends on which memory is free, which the oracle does not know: this tells of a
+    /// page whether it is mapped by a huge entry after a step. That it may be is for the oracle to say.
+    is_huge: IsHuge,
+    /// Whoever accesses marks entries himself; otherwise it takes a fault.
+    pub marks: bool,
     /// Start and end of the heap, in bytes.
     pub heap: Range<u64>,
     pub faults: Faults,
@@ -42,15 +70,19 @@ pub struct Space {
     pub unused: u64,
 }
 
+pub type IsHuge = Box<dyn Fn(u64) -> bool + Send>;
 pub type Outcome<T = ()> = Result<T, FaultError>;
 
 impl Space {
-    pub fn new(policy: Policy) -> Space {
+    pub fn new(policy: Policy, heap: u64, is_huge: IsHuge) -> Space {
         Space {
             policy,
             areas: Areas::default(),
             entries: BTreeMap::new(),
-            heap: 0..0,
+            huge: BTreeSet::new(),
+            is_huge,
+            marks: true,
+            heap: heap..heap,
             faults: Faults::default(),
             around: 0,
             unused: 0,
@@ -59,20 +91,35 @@ impl Space {
 
     /// Bytes of tables of each level, computed from the pages that are mapped: one for each part of the address space
     /// with a page in it, and the root.
-    pub fn table_bytes(&self, levels: usize) -> Vec<u64> {
+    pub fn table_bytes(&self) -> [u64; MAX_LEVELS] {
+        let levels = X86_64::LEVELS as usize;
         let tables = |level: usize| {
             let span = LEAF.pow(level as u32 + 1);
-            let mut all: Vec<u64> = self.entries.keys().map(|page| page / span).collect();
+            let is_small = |page: &&u64| level > 0 || !self.huge.contains(&leaf(**page));
+            let mut all: Vec<u64> = self.entries.keys().filter(is_small).map(|page| page / span).collect();
             all.dedup();
             if level + 1 == levels { 1 } else { all.len() as u64 }
         };
-        (0..levels).map(|level| tables(level) * PAGE_SIZE).collect()
+        std::array::from_fn(|level| if level < levels { tables(level) * PAGE_SIZE } else { 0 })
     }
-    /// Bytes of resident private memory and of files.
-    pub fn resident(&self) -> (u64, u64) {
-        let count = |which: fn(&Entry) -> bool| self.entries.values().filter(|e| which(e)).count() as u64;
-        let own = count(|e| matches!(e, Entry::Own(_)));
-        (own * PAGE_SIZE, count(|e| matches!(e, Entry::File { .. })) * PAGE_SIZE)
+    /// Entries in the tables: one for each huge page.
+    pub fn present(&self) -> u64 {
+        self.entries.len() as u64 - self.huge.len() as u64 * (LEAF - 1)
+    }
+    /// What is in `other`, where nothing is in this one, becomes part of it; its files are numbered from `files` on.
+    pub fn absorb(&mut self, other: Space, files: usize) {
+        self.entries.extend(other.entries);
+        self.huge.extend(other.huge);
+        self.areas.absorb(other.areas, files);
+    }
+    /// Bytes of resident private memory, what of that is in huge pages, and bytes of files.
+    pub fn resident(&self) -> (u64, u64, u64) {
+        let own = |entry: &Entry| matches!(entry, Entry::Own(_));
+        let is_file = |entry: &&Entry| matches!(entry, Entry::File { .. });
+        let anon = self.entries.values().filter(|entry| own(entry)).count() as u64;
+        let huge = self.huge.iter().filter(|page| own(&self.entries[page])).count() as u64;
+        let file = self.entries.values().filter(is_file).count() as u64;
+        (anon * PAGE_SIZE, huge * LEAF * PAGE_SIZE, file * PAGE_SIZE)
     }
     /// Entries never used, those that are gone included.
     pub fn never_used(&self) -> u64 {
@@ -88,8 +135,18 @@ impl Space {
         })
     }
 
+    /// Makes small pages of the huge ones that lie in a range in part.
+    pub fn split(&mut self, range: &Range<u64>) {
+        for edge in [range.start, range.end] {
+            if edge != leaf(edge) {
+                self.huge.remove(&leaf(edge));
+            }
+        }
+    }
     /// Takes what is mapped in a range out of the tables.
     pub fn zap(&mut self, range: Range<u64>) {
+        self.split(&range);
+        self.huge.retain(|page| !range.contains(page));
         let gone: Vec<u64> = self.entries.range(range).map(|(page, _)| *page).collect();
         for page in gone {
             let entry = self.entries.remove(&page);
@@ -113,6 +170,33 @@ impl Space {
         may
     }
 
+    /// Whether a huge page goes where `page` is: nothing is mapped, not even under the same leaf table, and one
+    /// mapping of private memory that wants them covers all of it.
+    fn wants_huge(&self, page: u64) -> bool {
+        let span = leaf(page)..leaf(page) + LEAF;
+        let wanted = |area: &Area| match self.policy.huge {
+            HugePolicy::Never => false,
+            HugePolicy::Advise => area.flags.contains(VmaFlags::HUGE),
+            HugePolicy::Always => !area.flags.contains(VmaFlags::NO_HUGE),
+        };
+        self.entries.range(span.clone()).next().is_none()
+            && self.areas.mapping(page).is_some_and(|(mapping, area)| {
+                area.shows == Shows::Anonymous
+                    && wanted(&area)
+                    && mapping.start <= span.start
+                    && span.end <= mapping.end
+            })
+    }
+    /// Whether `page` is in the huge page of zeros.
+    fn is_huge_zero(&self, page: u64) -> bool {
+        self.huge.contains(&leaf(page)) && self.entries.get(&page) == Some(&Entry::Zero)
+    }
+    fn map_huge(&mut self, page: u64, entry: &Entry) {
+        self.faults.huge += 1;
+        self.huge.insert(leaf(page));
+        self.entries.extend((leaf(page)..leaf(page) + LEAF).map(|page| (page, entry.clone())));
+    }
+
     /// What a page fault comes to. True: something was mapped; false: nothing was left to do.
     pub fn fault(&mut self, files: &mut [File], page: u64, access: Access) -> Outcome<bool> {
         let done = self.answer(files, page, access);
@@ -124,6 +208,16 @@ impl Space {
             Err(FaultError::NoMemory) => self.faults.no_memory += 1,
         }
         done
+    }
+    /// A page fault for which there was no memory. No huge page was to be had, then, either.
+    pub fn out_of_memory(&mut self, page: u64, access: Access) {
+        self.faults.no_memory += 1;
+        if access == Access::Write && self.is_huge_zero(page) {
+            self.faults.no_huge += 1;
+            self.zap(leaf(page)..leaf(page) + LEAF);
+        } else if self.wants_huge(page) {
+            self.faults.no_huge += 1;
+        }
     }
 
     fn answer(&mut self, files: &mut [File], page: u64, access: Access) -> Outcome<bool> {
@@ -143,15 +237,35 @@ impl Space {
             return Err(FaultError::Segv(Segv::Access));
         }
         let write = access == Access::Write;
+        let now = if write { Entry::Own(zeros()) } else { Entry::Zero };
+        if self.wants_huge(page) {
+            if (self.is_huge)(page) {
+                let faults = &mut self.faults;
+                *(if write { &mut faults.anon_write } else { &mut faults.anon_read }) += 1;
+                self.map_huge(page, &now);
+                return Ok(true);
+            }
+            self.faults.no_huge += 1;
+        }
+        if write && self.is_huge_zero(page) {
+            if (self.is_huge)(page) {
+                self.faults.copy += 1;
+                self.map_huge(page, &now);
+                return Ok(true);
+            }
+            // Small pages of zeros come instead, each when it is touched.
+            self.faults.no_huge += 1;
+            self.zap(leaf(page)..leaf(page) + LEAF);
+        }
         let faults = &mut self.faults;
-        let now = match (self.entries.get(&page), area.shows) {
+        let now = match (self.entries.get_mut(&page), area.shows) {
             (None, Shows::Anonymous) if write => {
                 faults.anon_write += 1;
-                Entry::Own(zeros())
+                now
             }
             (None, Shows::Anonymous) => {
                 faults.anon_read += 1;
-                Entry::Zero
+                now
             }
             (None, Shows::Private { file, first } | Shows::Shared { file, first }) => {
                 let file = &mut files[file];
@@ -170,7 +284,7 @@ impl Space {
                         faults.file_read += 1;
                     }
                     let writable = write || writable_at_once(&area, file);
-                    let entry = Entry::File { writable, used: true };
+                    let entry = Entry::File { writable, used: true, dirty: write };
                     self.entries.insert(page, entry.clone());
                     if !write {
                         self.map_around(files, page);
@@ -178,8 +292,11 @@ impl Space {
                     entry
                 }
             }
-            (Some(_), _) if !write => return Ok(false),
-            (Some(Entry::Own(_) | Entry::File { writable: true, .. }), _) => return Ok(false),
+            (Some(entry), _) if entry.allows(access) => {
+                let marked = entry.mark(access);
+                faults.marked += marked as u64;
+                return Ok(marked);
+            }
             (Some(Entry::Zero), _) => {
                 faults.copy += 1;
                 Entry::Own(zeros())
@@ -187,13 +304,13 @@ impl Space {
             (Some(Entry::File { .. }), Shows::Shared { file, first }) => {
                 faults.reuse += 1;
                 files[file].cached.insert(first, true);
-                Entry::File { writable: true, used: true }
+                Entry::File { writable: true, used: true, dirty: true }
             }
             (Some(Entry::File { .. }), Shows::Private { file, first }) => {
                 faults.copy += 1;
                 Entry::Own(files[file].bytes(first))
             }
-            (Some(Entry::File { .. }), Shows::Anonymous) => unreachable!("a file's page in anonymous memory"),
+            (Some(entry), shows) => unreachable!("{entry:?} refuses {access:?} in {shows:?}"),
         };
         self.entries.insert(page, now);
         Ok(true)
@@ -205,8 +322,8 @@ impl Space {
         let Some((file, first)) = area.shows.file() else { return };
         let window = (self.policy.fault_around / PAGE_SIZE).clamp(1, LEAF);
         let start = page / window * window;
-        let entry =
-            Entry::File { writable: writable_at_once(&area, &files[file]), used: self.policy.prefault_young };
+        let writable = writable_at_once(&area, &files[file]);
+        let entry = Entry::File { writable, used: self.policy.prefault_young, dirty: false };
         for near in start.max(mapping.start)..(start + window).min(mapping.end) {
             let index = first + near - mapping.start;
             let there = index < files[file].pages() && files[file].cached.contains_key(&index);
@@ -220,16 +337,12 @@ impl Space {
     /// An access by a program to bytes that lie in one page: faults, if it has to, until it goes through.
     fn reach(&mut self, files: &mut [File], page: u64, access: Access) -> Outcome<Area> {
         loop {
-            if let Some(area) = self.areas.at(page).filter(|area| area.prot.allows(access)) {
-                match self.entries.get_mut(&page) {
-                    Some(Entry::Own(_)) => return Ok(area),
-                    Some(Entry::Zero) if access != Access::Write => return Ok(area),
-                    Some(Entry::File { writable, used }) if access != Access::Write || *writable => {
-                        *used = true;
-                        return Ok(area);
-                    }
-                    _ => {}
-                }
+            if let Some(area) = self.areas.at(page).filter(|area| area.prot.allows(access))
+                && let Some(entry) = self.entries.get_mut(&page).filter(|entry| entry.allows(access))
+                && (self.marks || !entry.clone().mark(access))
+            {
+                entry.mark(access);
+                return Ok(area);
             }
             self.fault(files, page, access)?;
         }
@@ -253,6 +366,16 @@ impl Space {
             (entry, shows) => unreachable!("a write to {entry:?} of {shows:?}"),
         }
         Ok(())
+    }
+    /// The word that a load would find; 0 where it would find none.
+    pub fn peek(&self, files: &[File], at: VirtAddr) -> u64 {
+        let (page, place) = (at.0 / PAGE_SIZE, (at.0 % PAGE_SIZE) as usize);
+        let Some(area) = self.areas.at(page) else { return 0 };
+        let bytes = match (self.entries.get(&page), area.shows.file()) {
+            (None, Some((file, index))) => files[file].bytes(index),
+            _ => self.bytes(files, page, &area),
+        };
+        u64::from_le_bytes(std::array::from_fn(|i| bytes[place + i]))
     }
     /// What a program sees in a page that is in the tables.
     pub fn bytes(&self, files: &[File], page: u64, area: &Area) -> Bytes {

@@ -2,18 +2,19 @@
 
 use super::areas::Shows;
 use super::calls::NewMap;
-use pagefirst::policy::Policy;
-use pagefirst::space::{Place, RemapTo, VmaFlags};
+use pagefirst::policy::{HugePolicy, Policy};
+use pagefirst::space::{Advice, Place, RemapTo, VmaFlags};
 use pagefirst::types::{PAGE_SIZE, Prot, VirtAddr};
-use pagefirst_machine::{Config, TlbShape};
+use pagefirst_machine::Config;
 use proptest::prelude::*;
 use std::ops::Range;
 
 /// Where calls and accesses happen, in pages: across the border of two leaf tables and of two tables above them; far
 /// away; a region that spans several leaf tables.
-const NEAR: Range<u64> = (1 << 18) - 20..(1 << 18) + 28;
-const FAR: Range<u64> = (1 << 30) + 7..(1 << 30) + 55;
-const WIDE: Range<u64> = 3 << 18..(3 << 18) + 4 * 512;
+pub const NEAR: Range<u64> = (1 << 18) - 20..(1 << 18) + 28;
+pub const HOT: Range<u64> = (1 << 18) - 4..(1 << 18) + 4;
+pub const FAR: Range<u64> = (1 << 30) + 7..(1 << 30) + 55;
+pub const WIDE: Range<u64> = 3 << 18..(3 << 18) + 4 * 512;
 /// Sizes of the two files when a case begins, in bytes.
 pub const FILES: [u64; 2] = [30 * PAGE_SIZE, 600 * PAGE_SIZE + 1234];
 /// No file of a case becomes larger.
@@ -23,20 +24,15 @@ const LARGEST: u64 = 700 * PAGE_SIZE;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Hardware {
     pub cpus: usize,
-    pub small_tlb: bool,
+    /// All that manuals allow hardware to do.
+    pub is_harsh: bool,
     pub keep_tags: bool,
 }
 
 impl Hardware {
     pub fn config(self) -> Config {
-        Config {
-            checks: true,
-            memory: 8192 * PAGE_SIZE,
-            cpus: self.cpus,
-            tlb: if self.small_tlb { TlbShape { sets: 2, ways: 2 } } else { TlbShape::default() },
-            keep_tags: self.keep_tags,
-            ..Config::default()
-        }
+        let base = if self.is_harsh { Config::harsh(1) } else { Config::default() };
+        Config { checks: true, memory: 8192 * PAGE_SIZE, cpus: self.cpus, keep_tags: self.keep_tags, ..base }
     }
 }
 
@@ -68,16 +64,25 @@ pub enum Op {
         to: RemapTo,
     },
     Brk(u64),
+    Advise(Range<u64>, Advice),
     Load {
         at: u64,
         wide: bool,
+        by: By,
     },
     Store {
         at: u64,
         wide: bool,
+        by: By,
         value: u64,
     },
     Fetch(u64),
+    /// A compare-exchange by the kernel; `hits` if it is to find what it looks for.
+    Exchange {
+        at: u64,
+        hits: bool,
+        value: u64,
+    },
     ReadFile {
         file: usize,
         at: u64,
@@ -101,6 +106,14 @@ pub enum Op {
     Drain,
 }
 
+/// Who uses a program's memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum By {
+    Program,
+    /// A system call that copies.
+    Kernel,
+}
+
 /// One step: what one CPU does in one of the two spaces.
 #[derive(Clone, Debug)]
 pub struct Step {
@@ -114,10 +127,11 @@ fn spots() -> impl Strategy<Value = u64> {
         let border = WIDE.start + leaf * 512;
         (border + n).saturating_sub(8).clamp(WIDE.start, WIDE.end - 1)
     });
-    prop_oneof![5 => NEAR, 2 => FAR, 3 => near_leaf_borders, 1 => WIDE]
+    // Most of it happens on few pages, so that steps have to do with each other.
+    prop_oneof![10 => HOT, 3 => NEAR, 1 => FAR, 5 => near_leaf_borders, 2 => WIDE]
 }
 
-fn region_end(page: u64) -> u64 {
+pub fn region_end(page: u64) -> u64 {
     [NEAR, FAR, WIDE].into_iter().find(|r| r.contains(&page)).map_or(page + 1, |r| r.end)
 }
 
@@ -134,11 +148,11 @@ fn ranges(most: u64) -> impl Strategy<Value = Range<u64>> {
 fn prots() -> impl Strategy<Value = Prot> {
     let (r, w, x) = (Prot::READ, Prot::WRITE, Prot::EXEC);
     prop_oneof![
-        8 => Just(r | w),
+        12 => Just(r | w),
         4 => Just(r),
-        2 => Just(Prot::empty()),
-        1 => Just(r | w | x),
-        1 => Just(r | x),
+        1 => Just(Prot::empty()),
+        2 => Just(r | w | x),
+        2 => Just(r | x),
         1 => prop_oneof![Just(w), Just(x)],
     ]
 }
@@ -158,7 +172,7 @@ fn addresses() -> impl Strategy<Value = u64> {
 }
 
 fn shows() -> impl Strategy<Value = (Shows, VmaFlags)> {
-    let file = || (0..FILES.len(), prop_oneof![4 => 0..40_u64, 1 => 560..610_u64]);
+    let file = || (0..FILES.len(), prop_oneof![4 => 0..8_u64, 2 => 0..40_u64, 1 => 560..610_u64]);
     prop_oneof![
         8 => Just((Shows::Anonymous, VmaFlags::empty())),
         1 => Just((Shows::Anonymous, VmaFlags::GROWS_DOWN)),
@@ -189,7 +203,7 @@ fn maps() -> impl Strategy<Value = Op> {
 }
 
 fn remaps() -> impl Strategy<Value = Op> {
-    (ranges(10), ranges(14), 0..6_u8).prop_map(|(old, new, to)| {
+    let any = (ranges(4), ranges(6), 0..6_u8).prop_map(|(old, new, to)| {
         let at = VirtAddr(new.start * PAGE_SIZE);
         let to = match to {
             0 | 1 => RemapTo::InPlace,
@@ -197,7 +211,14 @@ fn remaps() -> impl Strategy<Value = Op> {
             _ => RemapTo::Fixed(at),
         };
         Op::Remap { old, pages: new.end - new.start, to }
-    })
+    });
+    // Where huge pages may be, to where they may be, or not quite.
+    let huge = (0..4_u64, 0..4_u64, prop_oneof![3 => Just(0), 1 => 1..8_u64]).prop_map(|(from, to, off)| {
+        let (old, new) = (WIDE.start + from * 512, WIDE.start + to * 512 + off);
+        let to = RemapTo::Fixed(VirtAddr(new * PAGE_SIZE));
+        Op::Remap { old: old..old + 512, pages: (WIDE.end - new).min(512), to }
+    });
+    prop_oneof![6 => any, 1 => huge]
 }
 
 fn file_ops() -> impl Strategy<Value = Op> {
@@ -209,34 +230,79 @@ fn file_ops() -> impl Strategy<Value = Op> {
             .prop_map(|((file, at, len), value)| Op::WriteFile { file, at, len, value }),
         1 => (file(), prop_oneof![0..40 * PAGE_SIZE, 0..LARGEST])
             .prop_map(|(file, size)| Op::Resize { file, size }),
-        1 => file().prop_map(Op::Evict),
+        2 => file().prop_map(Op::Evict),
         1 => file().prop_map(Op::WriteBack),
     ]
 }
 
-fn ops() -> impl Strategy<Value = Op> {
+pub fn ops() -> impl Strategy<Value = Op> {
+    let by = || prop_oneof![4 => Just(By::Program), 1 => Just(By::Kernel)];
+    let advice = prop_oneof![2 => Just(Advice::Huge), 1 => Just(Advice::NoHuge)];
     let accesses = prop_oneof![
-        10 => (addresses(), any::<bool>()).prop_map(|(at, wide)| Op::Load { at, wide }),
-        14 => (addresses(), any::<bool>(), any::<u64>())
-            .prop_map(|(at, wide, value)| Op::Store { at, wide, value }),
+        10 => (addresses(), any::<bool>(), by()).prop_map(|(at, wide, by)| Op::Load { at, wide, by }),
+        14 => (addresses(), any::<bool>(), by(), any::<u64>())
+            .prop_map(|(at, wide, by, value)| Op::Store { at, wide, by, value }),
         2 => addresses().prop_map(Op::Fetch),
+        2 => (addresses(), any::<bool>(), any::<u64>())
+            .prop_map(|(at, hits, value)| Op::Exchange { at: at / 8 * 8, hits, value }),
     ];
     prop_oneof![
-        6 => maps(),
-        3 => ranges(10).prop_map(Op::Unmap),
-        4 => (ranges(10), prots()).prop_map(|(range, prot)| Op::Protect(range, prot)),
-        2 => ranges(10).prop_map(Op::Discard),
+        5 => maps(),
+        2 => ranges(3).prop_map(Op::Unmap),
+        4 => (ranges(4), prots()).prop_map(|(range, prot)| Op::Protect(range, prot)),
+        2 => ranges(4).prop_map(Op::Discard),
+        1 => (ranges(24), advice).prop_map(|(range, advice)| Op::Advise(range, advice)),
         4 => remaps(),
-        1 => (0..12 * PAGE_SIZE).prop_map(Op::Brk),
-        3 => file_ops(),
+        1 => (0..16 * PAGE_SIZE).prop_map(Op::Brk),
+        5 => file_ops(),
         1 => prop_oneof![3 => Just(Op::Leave), 1 => Just(Op::Drain)],
-        26 => accesses,
+        36 => accesses,
     ]
 }
 
+/// What a case begins with, so that most of what comes after meets something: mappings throughout the regions.
+pub fn beginnings() -> impl Strategy<Value = Vec<Op>> {
+    let at = |region: Range<u64>| {
+        (prots(), shows()).prop_map(move |(prot, (shows, flags))| {
+            let (pages, place) =
+                (region.end - region.start, Place::Fixed(VirtAddr(region.start * PAGE_SIZE)));
+            Op::Map { map: NewMap { pages, prot, flags, shows, place }, populate: false }
+        })
+    };
+    let wide = (
+        prop_oneof![6 => Just(Shows::Anonymous), 1 => Just(Shows::Private { file: 1, first: 0 })],
+        any::<bool>(),
+    )
+        .prop_map(|(shows, huge)| {
+            let flags = if huge { VmaFlags::HUGE } else { VmaFlags::empty() };
+            let place = Place::Fixed(VirtAddr(WIDE.start * PAGE_SIZE));
+            let prot = Prot::READ | Prot::WRITE;
+            let map = NewMap { pages: WIDE.end - WIDE.start, prot, flags, shows, place };
+            Op::Map { map, populate: false }
+        });
+    (
+        at(NEAR),
+        at(HOT.start..HOT.start + 3),
+        at(HOT.start + 3..HOT.end + 2),
+        at(FAR.start + 20..FAR.end),
+        wide,
+    )
+        .prop_map(|(a, b, c, d, e)| vec![a, b, c, d, e])
+}
+
 pub fn steps(cpus: usize, most: usize) -> impl Strategy<Value = Vec<Step>> {
+    let begin = (beginnings(), beginnings()).prop_map(|both| {
+        let of = |space, ops: Vec<Op>| ops.into_iter().map(move |op| Step { cpu: 0, space, op });
+        of(0, both.0).chain(of(1, both.1)).collect::<Vec<_>>()
+    });
     let step = (0..cpus, prop::bool::weighted(0.15), ops());
-    prop::collection::vec(step.prop_map(|(cpu, other, op)| Step { cpu, space: other as usize, op }), 1..most)
+    let step = step.prop_map(|(cpu, other, op)| Step { cpu, space: other as usize, op });
+    // All steps can be left out, those of the beginning too, so that what fails shrinks to little.
+    let keep = prop::collection::vec(prop::bool::weighted(0.95), 10);
+    (begin, keep, prop::collection::vec(step, 1..most)).prop_map(|(begin, keep, steps)| {
+        let begin = begin.into_iter().zip(keep).filter_map(|(step, keep)| keep.then_some(step));
+        begin.chain(steps).collect()
+    })
 }
 
 fn policies() -> impl Strategy<Value = Policy> {
@@ -246,39 +312,53 @@ fn policies() -> impl Strategy<Value = Policy> {
     let top = prop_oneof![Just(NEAR.end + 300), Just(WIDE.end + 40), Just(WIDE.end + 40_000)];
     let limits =
         (prop_oneof![3 => Just(1000), 1 => 4..12_usize], prop_oneof![3 => Just(1 << 40), 1 => 20..2000_u64]);
-    (flags, around, top, limits).prop_map(
-        |((prefault_young, deny_wx, bottom_up, align), fault_around, top, (max_vmas, max_pages))| Policy {
-            fault_around,
-            prefault_young,
-            deny_wx,
-            min_addr: VirtAddr((NEAR.start - 16) * PAGE_SIZE),
-            map_top: VirtAddr(top * PAGE_SIZE),
-            bottom_up,
-            align_large: if align { 2 << 20 } else { 0 },
-            max_vmas,
-            max_bytes: max_pages * PAGE_SIZE,
-            max_stack: 280 * PAGE_SIZE,
-            ..Policy::default()
+    let huge = prop_oneof![Just(HugePolicy::Never), Just(HugePolicy::Advise), Just(HugePolicy::Always)];
+    (flags, around, top, limits, huge).prop_map(
+        |((prefault_young, deny_wx, bottom_up, align), fault_around, top, (max_vmas, max_pages), huge)| {
+            Policy {
+                fault_around,
+                prefault_young,
+                deny_wx,
+                min_addr: VirtAddr((NEAR.start - 16) * PAGE_SIZE),
+                map_top: VirtAddr(top * PAGE_SIZE),
+                bottom_up,
+                align_large: if align { 2 << 20 } else { 0 },
+                max_vmas,
+                max_bytes: max_pages * PAGE_SIZE,
+                max_stack: 280 * PAGE_SIZE,
+                huge,
+                ..Policy::default()
+            }
         },
     )
 }
 
+/// Settings for CPUs at work at the same time: nothing that one of them does must change what another may do.
+pub fn settings_together(cpus: usize) -> impl Strategy<Value = Setting> {
+    settings(cpus).prop_map(|setting| {
+        let policy = Policy { max_vmas: 60_000, max_bytes: u64::MAX, ..setting.policy };
+        Setting { policy, free: None, ..setting }
+    })
+}
+
 pub fn settings(cpus: usize) -> impl Strategy<Value = Setting> {
-    let hardware = (any::<bool>(), any::<bool>()).prop_map(move |(small_tlb, keep_tags)| Hardware {
+    let hardware = (any::<bool>(), any::<bool>()).prop_map(move |(is_harsh, keep_tags)| Hardware {
         cpus,
-        small_tlb,
+        is_harsh,
         keep_tags,
     });
     let free = prop_oneof![5 => Just(None), 1 => (12..120_u64).prop_map(Some)];
-    (hardware, policies(), any::<bool>(), NEAR, free).prop_map(|(hardware, policy, tracks, heap, free)| {
-        // What fault-around maps depends on which pages could be read when memory was short.
-        let fault_around = if free.is_some() { PAGE_SIZE } else { policy.fault_around };
-        Setting {
-            hardware,
-            policy: Policy { fault_around, ..policy },
-            tracks,
-            heap: heap * PAGE_SIZE + 0x123,
-            free,
-        }
-    })
+    (hardware, policies(), any::<bool>(), FAR.start..FAR.start + 9, free).prop_map(
+        |(hardware, policy, tracks, heap, free)| {
+            // What fault-around maps depends on which pages could be read when memory was short.
+            let fault_around = if free.is_some() { PAGE_SIZE } else { policy.fault_around };
+            Setting {
+                hardware,
+                policy: Policy { fault_around, ..policy },
+                tracks,
+                heap: heap * PAGE_SIZE + 0x123,
+                free,
+            }
+        },
+    )
 }

@@ -2,9 +2,10 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, RngAlgorithm, TestError, TestRng, TestRunner};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::error::Error;
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::panic;
 use std::str::FromStr;
@@ -52,12 +53,36 @@ impl Drop for Quiet {
     }
 }
 
-/// Runs `cases` cases of a seed, or seeds for so many minutes as were asked for. `case` says how many steps it made.
+/// What cases came to, counted, so that one sees what they reach.
+#[derive(Default)]
+pub struct Tally(BTreeMap<String, u64>);
+
+impl Tally {
+    pub fn add(&mut self, what: impl Into<String>, n: u64) {
+        *self.0.entry(what.into()).or_default() += n;
+    }
+    pub fn merge(&mut self, other: Tally) {
+        other.0.into_iter().for_each(|(what, n)| self.add(what, n));
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut sep = "";
+        for (what, n) in &self.0 {
+            write!(f, "{sep}{what} {n}")?;
+            sep = ", ";
+        }
+        Ok(())
+    }
+}
+
+/// Runs `cases` cases of a seed, or seeds for so many minutes as were asked for.
 pub fn run<S: Strategy>(
     name: &'static str,
     cases: u32,
     strategy: &S,
-    case: impl Fn(S::Value) -> Result<usize, TestCaseError>,
+    case: impl Fn(S::Value) -> Result<Tally, TestCaseError>,
 ) -> End
 where
     S::Value: Debug,
@@ -66,19 +91,20 @@ where
     let asked = variable("PAGEFIRST_SEED")?;
     let time = Duration::from_secs_f64(variable::<f64>("PAGEFIRST_MINUTES")?.unwrap_or(0.0) * 60.0);
     let start = Instant::now();
-    let (mut all, mut steps) = (0, 0);
+    let (mut all, mut tally) = (0, Tally::default());
     let mut told = start;
     loop {
         let seed: u64 = asked.unwrap_or_else(|| RandomState::new().build_hasher().finish());
-        steps += run_seed(name, cases, seed, strategy, &case)?;
+        tally.merge(run_seed(name, cases, seed, strategy, &case)?);
         all += cases;
         let is_last = asked.is_some() || start.elapsed() >= time;
         if is_last || told.elapsed() >= NEWS {
             told = Instant::now();
             let seconds = start.elapsed().as_secs();
-            println!("{name}: {all} cases, {steps} steps in {seconds} s, up to PAGEFIRST_SEED={seed}");
+            println!("{name}: {all} cases in {seconds} s, up to PAGEFIRST_SEED={seed}");
         }
         if is_last {
+            println!("{name} reached: {tally}");
             return Ok(());
         }
     }
@@ -89,8 +115,8 @@ fn run_seed<S: Strategy>(
     cases: u32,
     seed: u64,
     strategy: &S,
-    case: &impl Fn(S::Value) -> Result<usize, TestCaseError>,
-) -> Result<u64, Box<dyn Error>>
+    case: &impl Fn(S::Value) -> Result<Tally, TestCaseError>,
+) -> Result<Tally, Box<dyn Error>>
 where
     S::Value: Debug,
 {
@@ -106,12 +132,12 @@ where
         ..ProptestConfig::default()
     };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
-    let (steps, failed, passed) = (Cell::new(0), Cell::new(false), Cell::new(0));
+    let (tally, failed, passed) = (RefCell::new(Tally::default()), Cell::new(false), Cell::new(0));
     let outcome = {
         let _quiet = Quiet::new();
         runner.run(strategy, |value| {
             let first = !failed.replace(true);
-            steps.set(steps.get() + case(value)? as u64);
+            tally.borrow_mut().merge(case(value)?);
             if first {
                 failed.set(false);
                 passed.set(passed.get() + 1);
@@ -120,7 +146,7 @@ where
         })
     };
     let (why, value) = match outcome {
-        Ok(()) => return Ok(steps.get()),
+        Ok(()) => return Ok(tally.into_inner()),
         Err(TestError::Fail(why, value)) => (why, format!("{value:#?}")),
         Err(TestError::Abort(why)) => (why, String::new()),
     };

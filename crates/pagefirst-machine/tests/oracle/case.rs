@@ -1,93 +1,78 @@
-//! Runs a case on the library and on the oracle, and compares them after each step: outcomes, contents, the list of
-//! mappings, counters, bytes of tables.
+//! A case: spaces of the library and what the oracle knows of them; each step is made on both, and what they answer is
+//! compared.
 
 use super::calls::Called;
-use super::crew::Crew;
+use super::crew::{Crew, enter};
 use super::files::{File, mark, pages_of};
-use super::kit::{Cache, Space as Real, check, entry};
-use super::model::{self, Entry};
-use super::plan::{FILES, Op, Setting, Step};
-use pagefirst::account::{Account, Faults};
-use pagefirst::arch::{Attrs, Format, X86_64};
+use super::kit::{Cache, Space as Real, entry};
+use super::model;
+use super::plan::{By, FILES, Op, Setting, Step};
+use super::seeds::Tally;
+use pagefirst::arch::{Format, X86_64};
 use pagefirst::fault::FaultError;
 use pagefirst::file::{FileCache, ReadError, WriteBackError, WriteError};
 use pagefirst::frame::Frame;
 use pagefirst::platform::Platform;
-use pagefirst::space::{AddressSpace, Backing, Map, MapError, Unpopulated};
+use pagefirst::space::{AddressSpace, Backing, Map, MapError, Stopped, Unpopulated, Why};
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
 use pagefirst_machine::{Machine, MachineFile, Vcpu};
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// After so many steps all entries are looked at.
-const LOOK: usize = 8;
-
 /// What must not be dropped after a failure: the library may be in the middle of anything.
-struct Things {
-    spaces: Vec<Real>,
-    caches: Vec<Cache>,
+pub struct Things {
+    pub spaces: Vec<Real>,
+    pub caches: Vec<Cache>,
     /// Keeps memory short.
-    _taken: Vec<Frame<Machine>>,
+    pub _taken: Vec<Frame<Machine>>,
 }
 
-struct Case {
-    machine: &'static Machine,
-    setting: Setting,
-    crew: Crew,
-    real: ManuallyDrop<Things>,
-    spaces: Vec<model::Space>,
-    files: Vec<File>,
+pub struct Case {
+    pub machine: &'static Machine,
+    pub setting: Setting,
+    pub crew: Crew,
+    pub real: ManuallyDrop<Things>,
+    pub spaces: Vec<model::Space>,
+    pub files: Vec<File>,
     stores: Vec<MachineFile>,
+    pub tally: Tally,
 }
 
-/// Runs a case; panics when the library does what the oracle does not expect.
-///
-/// # Errors
-/// What is left on the machine after it.
-pub fn run(machine: &'static Machine, setting: &Setting, steps: &[Step]) -> Result<(), String> {
-    let mut case = Case::new(machine, *setting);
-    for (n, step) in steps.iter().enumerate() {
-        case.step(step);
-        case.compare(step, n);
-        if n % LOOK == 0 {
-            case.compare_entries(step.space, 1);
-        }
-    }
-    for space in 0..case.spaces.len() {
-        case.compare_entries(space, PAGE_SIZE as usize / 8);
-    }
-    let Case { crew, real, stores, .. } = case;
-    drop(crew);
-    drop(ManuallyDrop::into_inner(real));
-    drop(stores);
-    machine.nothing_left()
+/// A file of its size and with its marks.
+pub fn store(id: usize, tracks: bool) -> MachineFile {
+    MachineFile::pattern(move |at| if at < FILES[id] { mark(id, at) } else { 0 }).with_tracking(tracks)
+}
+
+/// Empty spaces for a case.
+pub fn spaces(machine: &'static Machine, setting: &Setting, n: usize) -> Vec<Real> {
+    let space = |_| {
+        let space = AddressSpace::new(machine, setting.policy).expect("memory for an empty space");
+        space.set_heap(VirtAddr(setting.heap)).expect("the heap starts where things can be mapped");
+        Arc::new(space)
+    };
+    (0..n).map(space).collect()
 }
 
 impl Case {
-    fn new(machine: &'static Machine, setting: Setting) -> Case {
-        let memory = "memory for an empty case";
-        let files: Vec<File> =
-            FILES.iter().enumerate().map(|(id, &size)| File::new(id, size, setting.tracks)).collect();
-        let store = |(id, &size): (usize, &u64)| {
-            MachineFile::pattern(move |at| if at < size { mark(id, at) } else { 0 })
-                .with_tracking(setting.tracks)
+    /// A case in spaces that are still empty, by `cpus` CPUs of which the first is this thread, with files of its own.
+    pub fn new(machine: &'static Machine, setting: Setting, spaces: Vec<Real>, cpus: usize) -> Case {
+        let files = FILES.iter().enumerate().map(|(id, &size)| File::new(id, size, setting.tracks)).collect();
+        let stores: Vec<_> = (0..FILES.len()).map(|id| store(id, setting.tracks)).collect();
+        let cache = |(store, &size): (&MachineFile, &u64)| {
+            FileCache::new(machine, store.clone(), size).expect("memory for an empty file")
         };
-        let stores: Vec<_> = FILES.iter().enumerate().map(store).collect();
-        let cache = |(store, &size): (&MachineFile, &u64)| FileCache::new(machine, store.clone(), size);
-        let caches: Result<Vec<_>, _> = stores.iter().zip(&FILES).map(cache).collect();
-        let spaces: Result<Vec<_>, _> =
-            (0..2).map(|_| Ok(Arc::new(AddressSpace::new(machine, setting.policy)?))).collect();
-        let spaces: Vec<Real> = spaces.map_err(|e: pagefirst::types::NoMemory| e).expect(memory);
-        let mut models: Vec<_> = (0..2).map(|_| model::Space::new(setting.policy)).collect();
-        for (space, model) in spaces.iter().zip(&mut models) {
-            space.set_heap(VirtAddr(setting.heap)).expect("the heap starts where things can be mapped");
-            model.heap = setting.heap..setting.heap;
-        }
-        let crew = Crew::new(machine, setting.hardware.cpus);
+        let caches = stores.iter().zip(&FILES).map(cache).collect();
+        let model = |real: &Real| {
+            let real = Arc::downgrade(real);
+            let is_huge = move |page| real.upgrade().is_some_and(|real| is_huge(&real, page));
+            model::Space::new(setting.policy, setting.heap, Box::new(is_huge))
+        };
+        let models = spaces.iter().map(model).collect();
+        let crew = Crew::new(machine, cpus);
         let taken = setting.free.map_or_else(Vec::new, |free| machine.leave_free(free));
-        let real = ManuallyDrop::new(Things { spaces, caches: caches.expect(memory), _taken: taken });
-        Case { machine, setting, crew, real, spaces: models, files, stores }
+        let real = ManuallyDrop::new(Things { spaces, caches, _taken: taken });
+        Case { machine, setting, crew, real, spaces: models, files, stores, tally: Tally::default() }
     }
 
     /// Whether memory may run out.
@@ -107,6 +92,11 @@ impl Case {
     ) -> Option<T> {
         let real = self.real(step);
         let found = self.crew.on(step.cpu, move |_| call(real));
+        let end = match &found {
+            Ok(_) => "ok".to_owned(),
+            Err(error) => format!("{error:?}").split('(').next().unwrap_or_default().to_owned(),
+        };
+        self.reached(step, &end);
         if found == Err(MapError::NoMemory) && self.is_short() {
             return None;
         }
@@ -115,7 +105,15 @@ impl Case {
         found.ok()
     }
 
-    fn step(&mut self, step: &Step) {
+    /// Counts what became of a step.
+    fn reached(&mut self, step: &Step, end: &str) {
+        let op = format!("{:?}", step.op);
+        let name = op.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+        self.tally.add(format!("{name} {end}"), 1);
+    }
+
+    /// Makes a step, and compares what came of it.
+    pub fn step(&mut self, step: &Step) {
         match step.op.clone() {
             Op::Map { map, populate } => {
                 let backing = match map.shows.file() {
@@ -155,6 +153,14 @@ impl Case {
                 let (at, len) = sized(&range);
                 self.call(step, move |space| space.discard(at, len), |space, _| space.discard(range));
             }
+            Op::Advise(range, advice) => {
+                let (at, len) = sized(&range);
+                self.call(
+                    step,
+                    move |space| space.advise(at, len, advice),
+                    |space, _| space.advise(range, advice),
+                );
+            }
             Op::Remap { old, pages, to } => {
                 let (at, len) = sized(&old);
                 self.call(
@@ -171,14 +177,15 @@ impl Case {
                     |space, _| space.brk(end).map(|()| VirtAddr(end)),
                 );
             }
-            Op::Load { at, wide } => self.access(step, at, if wide { 8 } else { 1 }, Access::Read, 0),
-            Op::Fetch(at) => self.access(step, at, 1, Access::Execute, 0),
-            Op::Store { at, wide, value } => {
+            Op::Load { at, wide, by } => self.access(step, at, if wide { 8 } else { 1 }, Access::Read, by, 0),
+            Op::Fetch(at) => self.access(step, at, 1, Access::Execute, By::Program, 0),
+            Op::Store { at, wide, by, value } => {
                 let len = if wide { 8 } else { 1 };
                 if !self.spaces[step.space].is_beyond_end(&self.files, VirtAddr(at), len) {
-                    self.access(step, at, len, Access::Write, value);
+                    self.access(step, at, len, Access::Write, by, value);
                 }
             }
+            Op::Exchange { at, hits, value } => self.exchange(step, VirtAddr(at), hits, value),
             Op::Leave => self.crew.on(step.cpu, |cpu| cpu.leave()),
             Op::Drain => {
                 let machine = self.machine;
@@ -201,12 +208,13 @@ impl Case {
         assert_eq!(stopped, expected, "{step:?}");
     }
 
-    fn access(&mut self, step: &Step, at: u64, len: u64, access: Access, value: u64) {
+    fn access(&mut self, step: &Step, at: u64, len: u64, access: Access, by: By, value: u64) {
         let real = self.real(step);
         let found = self.crew.on(step.cpu, move |cpu: &mut Vcpu| {
-            if cpu.space().is_none_or(|space| !Arc::ptr_eq(space, &real)) {
-                cpu.switch_to(&real);
+            if by == By::Kernel {
+                return copy(&real, VirtAddr(at), len as usize, access, value);
             }
+            enter(cpu, &real);
             let mut bytes = value.to_le_bytes();
             let slice = &mut bytes[..len as usize];
             let done = match access {
@@ -216,13 +224,55 @@ impl Case {
             };
             done.map(|()| bytes).map_err(|trap| (trap.addr, trap.error))
         });
+        let end = found.map_or_else(|(_, error)| format!("{error:?}"), |_| "ok".to_owned());
+        self.reached(step, &format!("{by:?} {end}"));
         let limit = match found {
             Err((addr, FaultError::NoMemory)) if self.is_short() => Some(addr),
             _ => None,
         };
+        let space = &self.spaces[step.space];
+        if by == By::Kernel && !space.is_usable(VirtAddr(at), len) {
+            // Refused before anything is looked at: no fault.
+            assert!(matches!(found, Err((_, FaultError::Segv(_)))), "{step:?}: {found:?}");
+            return;
+        }
         let mut bytes = value.to_le_bytes();
+        // A kernel marks what it accesses, whatever hardware does.
+        self.spaces[step.space].marks = by == By::Kernel || self.machine.config().sets_accessed;
         let expected = self.expect(step, VirtAddr(at), &mut bytes[..len as usize], access, limit);
         assert_eq!(found, expected.map(|()| bytes), "{step:?}");
+    }
+
+    fn exchange(&mut self, step: &Step, at: VirtAddr, hits: bool, value: u64) {
+        let space = &self.spaces[step.space];
+        if !space.is_usable(at, 8) || space.is_beyond_end(&self.files, at, 8) {
+            return;
+        }
+        let there = space.peek(&self.files, at);
+        let old = if hits { there } else { !there };
+        let real = self.real(step);
+        let found = self.crew.on(step.cpu, move |_| {
+            loop {
+                match real.compare_exchange_u64(at, old, value) {
+                    Ok(found) => return Ok(found),
+                    Err(Why::Error(error)) => return Err((at, error)),
+                    Err(Why::Blocked(ticket)) => {
+                        while !ticket.is_ready() {
+                            real.platform().relax();
+                        }
+                    }
+                    Err(why) => panic!("{at}: {why}"),
+                }
+            }
+        });
+        self.reached(step, if found.is_ok() { "ok" } else { "refused" });
+        let limit = (found == Err((at, FaultError::NoMemory)) && self.is_short()).then_some(at);
+        // It writes, if only what was there.
+        let mut bytes = if hits { value } else { there }.to_le_bytes();
+        self.spaces[step.space].marks = true;
+        let expected = self.expect(step, at, &mut bytes, Access::Write, limit);
+        let expected = expected.map(|()| if hits { Ok(there) } else { Err(there) });
+        assert_eq!(found, expected, "{step:?}");
     }
 
     /// An access by the oracle, as far as `limit`, where memory ran out.
@@ -238,7 +288,6 @@ impl Case {
         while !bytes.is_empty() {
             let space = &mut self.spaces[step.space];
             if limit == Some(at) {
-                space.faults.no_memory += 1;
                 // A stack may have grown before that.
                 let page = at.0 / PAGE_SIZE;
                 let mut is_mapped = false;
@@ -246,6 +295,7 @@ impl Case {
                 if is_mapped && space.areas.at(page).is_none() {
                     assert!(space.grow_stack(page), "{step:?}: no stack to grow");
                 }
+                space.out_of_memory(page, access);
                 return Err((at, FaultError::NoMemory));
             }
             let (now, rest) = bytes.split_at_mut(bytes.len().min((PAGE_SIZE - at.0 % PAGE_SIZE) as usize));
@@ -344,76 +394,44 @@ impl Case {
             *dirty &= spaces.iter().any(|space| space.maps(file, *index, index + 1));
         }
     }
+}
 
-    /// What the library says of a space, and what it should.
-    fn compare(&self, step: &Step, n: usize) {
-        let (real, model) = (&self.real.spaces[step.space], &self.spaces[step.space]);
-        let found = real.account();
-        let (anon_bytes, file_bytes) = model.resident();
-        let mut table_bytes = found.table_bytes.map(|_| 0);
-        for (to, from) in table_bytes.iter_mut().zip(model.table_bytes(X86_64::LEVELS as usize)) {
-            *to = from;
-        }
-        let mut faults = model.faults;
-        if self.setting.hardware.cpus > 1 {
-            // Another CPU may know less than the entry allows, and fault for nothing.
-            assert!(found.faults.spurious >= faults.spurious, "step {n}, {step:?}");
-            faults = Faults { spurious: found.faults.spurious, ..faults };
-        }
-        let (around, unused) = (model.around, model.never_used());
-        let expected = Account { anon_bytes, huge_bytes: 0, file_bytes, table_bytes, faults, around, unused };
-        assert_eq!(found, expected, "step {n}, {step:?}");
-        assert_eq!(real.heap_end().0, model.heap.end, "step {n}, {step:?}");
-
-        let mut mappings = Vec::new();
-        real.for_each_vma(|vma| {
-            let shown = match &vma.backing {
-                Backing::Anonymous => None,
-                Backing::File { file, first } => {
-                    self.real.caches.iter().position(|c| c.same(file)).map(|id| (id, *first))
+/// What the kernel does when it copies to or from a program's memory.
+fn copy(
+    real: &Real,
+    at: VirtAddr,
+    len: usize,
+    access: Access,
+    value: u64,
+) -> Result<[u8; 8], (VirtAddr, FaultError)> {
+    let mut bytes = value.to_le_bytes();
+    let mut from = 0;
+    // Kept until the copy that comes after it has ended.
+    let mut _kept = None;
+    loop {
+        let (here, rest) = (VirtAddr(at.0.wrapping_add(from as u64)), &mut bytes[from..len]);
+        let end = if access == Access::Write { real.copy_out(here, rest) } else { real.copy_in(here, rest) };
+        match end {
+            Ok(()) => return Ok(bytes),
+            Err(Stopped { done, why: Why::Error(error) }) => {
+                return Err((VirtAddr(here.0.wrapping_add(done as u64)), error));
+            }
+            Err(Stopped { done, why: Why::Blocked(ticket) }) => {
+                while !ticket.is_ready() {
+                    real.platform().relax();
                 }
-            };
-            mappings.push((vma.range, vma.prot, vma.flags, shown));
-        });
-        let expected: Vec<_> = model
-            .areas
-            .mappings()
-            .into_iter()
-            .map(|(range, area)| (super::calls::bytes_of(&range), area.prot, area.flags, area.shows.file()))
-            .collect();
-        assert_eq!(mappings, expected, "step {n}, {step:?}");
-        assert_eq!(real.vma_count(), expected.len(), "step {n}, {step:?}");
-    }
-
-    /// What lies in the tables, and what should; of each page the first `words` words are compared.
-    fn compare_entries(&self, space: usize, words: usize) {
-        let (real, model) = (&self.real.spaces[space], &self.spaces[space]);
-        let found = check(real);
-        assert_eq!(found.present, model.entries.len() as u64, "entries");
-        for (&page, expected) in &model.entries {
-            let (raw, level) = entry(real, VirtAddr(page * PAGE_SIZE));
-            let (frame, attrs) = (X86_64::frame(raw, level), X86_64::attrs(raw));
-            let frame = frame.unwrap_or_else(|| panic!("page {page:#x} is not mapped, but {expected:?} is"));
-            let area = model.areas.at(page).unwrap_or_else(|| panic!("page {page:#x} is in no mapping"));
-            let writable = match expected {
-                Entry::Zero => false,
-                Entry::File { writable, .. } => *writable,
-                Entry::Own(_) => area.prot.contains(Prot::WRITE),
-            };
-            let used = !matches!(expected, Entry::File { used: false, .. });
-            let rights = |attrs: Attrs| {
-                [Attrs::WRITE, Attrs::EXEC, Attrs::NONE, Attrs::ACCESSED].map(|a| attrs.contains(a))
-            };
-            let expected_rights = [writable, area.prot.contains(Prot::EXEC), area.prot.is_empty(), used];
-            assert_eq!(rights(attrs), expected_rights, "page {page:#x}: writable, executable, none, used");
-            let bytes = model.bytes(&self.files, page, &area);
-            let cells = &self.machine.cells(frame)[..words];
-            let differs = cells.iter().zip(bytes.chunks(8)).position(|(cell, bytes)| {
-                cell.load(std::sync::atomic::Ordering::Acquire).to_le_bytes() != *bytes
-            });
-            assert_eq!(differs, None, "page {page:#x}: this word is not as it should be");
+                from += done;
+                _kept = Some(ticket);
+            }
+            Err(stopped) => panic!("{at}: {stopped}"),
         }
     }
+}
+
+/// Whether a page is mapped by a huge entry.
+fn is_huge(real: &Real, page: u64) -> bool {
+    let (raw, level) = entry(real, VirtAddr(page * PAGE_SIZE));
+    level > 0 && X86_64::frame(raw, level).is_some()
 }
 
 fn sized(range: &Range<u64>) -> (VirtAddr, u64) {
