@@ -19,6 +19,7 @@ pub(crate) fn run(minutes: &str) -> Result {
         command
             .args(args)
             .env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true")
+            .env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true")
             .env("CARGO_TARGET_DIR", cmd::target_dir().join("oracle"))
             .env("PAGEFIRST_MINUTES", (minutes / KINDS.len() as f64).to_string());
         cmd::check(&mut command)?;

@@ -66,17 +66,17 @@ fn in_turn(name: &'static str, cpus: usize, cases: u32) -> seeds::End {
 
 #[test]
 fn one_cpu() -> seeds::End {
-    in_turn("one_cpu", 1, 200)
+    in_turn("one_cpu", 1, 1500)
 }
 
 #[test]
 fn two_cpus_in_turn() -> seeds::End {
-    in_turn("two_cpus_in_turn", 2, 60)
+    in_turn("two_cpus_in_turn", 2, 500)
 }
 
 #[test]
 fn four_cpus_in_turn() -> seeds::End {
-    in_turn("four_cpus_in_turn", 4, 60)
+    in_turn("four_cpus_in_turn", 4, 500)
 }
 
 /// Steps by CPUs that do not wait for each other.
@@ -90,10 +90,10 @@ fn together(name: &'static str, cpus: usize, cases: u32) -> seeds::End {
 
 #[test]
 fn two_cpus_together() -> seeds::End {
-    together("two_cpus_together", 2, 60)
+    together("two_cpus_together", 2, 400)
 }
 
 #[test]
 fn four_cpus_together() -> seeds::End {
-    together("four_cpus_together", 4, 40)
+    together("four_cpus_together", 4, 250)
 }

@@ -40,7 +40,7 @@ impl Space {
     /// Whether bytes lie where something can be mapped.
     pub fn is_usable(&self, at: VirtAddr, len: u64) -> bool {
         let end = at.0.checked_add(len).map(|end| end.div_ceil(PAGE_SIZE));
-        end.is_some_and(|end| self.usable(&(page_of(at)..end)).is_ok())
+        page_of(at) >= self.min_page() && end.is_some_and(|end| end <= USER_END)
     }
     fn place(&self, pages: u64, place: Place, large: bool) -> Called<Range<u64>> {
         let from = |at| page_of(at)..page_of(at) + pages;
