@@ -25,11 +25,59 @@ pub enum HugePolicy {
     Always,
 }
 
+/// How much of a file a read fault maps: the cached pages of a window around it.
+///
+/// Where the window may vary, it is four times [`DEFAULT_FAULT_AROUND`] beside pages most of which were used since they
+/// were mapped, a quarter of it beside pages few of which were, as far as the bounds allow. That rests on accessed bits:
+/// entries must be prefaulted old ([`Policy::prefault_young`]).
+/// ```
+/// use pagefirst::policy::{FaultAround, Policy};
+/// let around = FaultAround::adaptive(16 << 10, 256 << 10).ok_or("bounds")?;
+/// let policy = Policy { fault_around: around, ..Policy::default() };
+/// assert_eq!(Policy::default().fault_around, FaultAround::fixed(64 << 10).ok_or("a size")?);
+/// assert!(policy.fault_around != Policy::default().fault_around);
+/// # Ok::<(), &str>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FaultAround {
+    least: u64,
+    most: u64,
+}
+
+impl FaultAround {
+    const DEFAULT: FaultAround = FaultAround { least: DEFAULT_FAULT_AROUND, most: DEFAULT_FAULT_AROUND };
+    /// A window of `bytes`; `None` unless they are a power of two from 4 KiB to 2 MiB.
+    pub fn fixed(bytes: u64) -> Option<FaultAround> {
+        let fits = bytes.is_power_of_two() && (PAGE_SIZE..=MAX_FAULT_AROUND).contains(&bytes);
+        fits.then_some(FaultAround { least: bytes, most: bytes })
+    }
+    /// A window that adapts; `None` unless both bounds are powers of two, the lower one from 4 KiB to
+    /// [`DEFAULT_FAULT_AROUND`], the upper one from there to 2 MiB.
+    pub fn adaptive(least: u64, most: u64) -> Option<FaultAround> {
+        FaultAround::fixed(least)?;
+        FaultAround::fixed(most)?;
+        let start = DEFAULT_FAULT_AROUND;
+        (least <= start && start <= most).then_some(FaultAround { least, most })
+    }
+    /// The smallest window, in bytes.
+    pub fn least(self) -> u64 {
+        self.least
+    }
+    /// The largest window, in bytes.
+    pub fn most(self) -> u64 {
+        self.most
+    }
+    /// Whether there is but one window.
+    pub fn is_fixed(self) -> bool {
+        self.least == self.most
+    }
+}
+
 /// How a space behaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Policy {
-    /// How much of a file a read fault maps when it is cached, in bytes; see [`Policy::with_fault_around`].
-    pub fault_around: u64,
+    /// How much of a file a read fault maps when it is cached.
+    pub fault_around: FaultAround,
     /// Whether prefaulted entries start out as used. Old entries cost x86 about 6 % of a benchmark of process
     /// start-up when hardware sets the bit (Linux commit 315d09bf30c2), and tell used from unused ones.
     pub prefault_young: bool,
@@ -60,7 +108,7 @@ pub struct Policy {
     pub max_stack: u64,
 }
 
-/// Linux's default window of fault-around.
+/// Linux's default window of fault-around, and where one that adapts starts.
 pub const DEFAULT_FAULT_AROUND: u64 = 64 << 10;
 /// The largest window: what one leaf table spans on most formats.
 pub const MAX_FAULT_AROUND: u64 = 2 << 20;
@@ -68,7 +116,7 @@ pub const MAX_FAULT_AROUND: u64 = 2 << 20;
 impl Default for Policy {
     fn default() -> Self {
         Policy {
-            fault_around: DEFAULT_FAULT_AROUND,
+            fault_around: FaultAround::DEFAULT,
             prefault_young: false,
             tables: TablePolicy::Postponed,
             huge: HugePolicy::Advise,
@@ -86,9 +134,8 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// The policy with another window of fault-around; `None` unless `bytes` is a power of two from 4 KiB to 2 MiB.
+    /// The policy with a fixed window of fault-around; `None` unless `bytes` is a power of two from 4 KiB to 2 MiB.
     pub fn with_fault_around(self, bytes: u64) -> Option<Policy> {
-        let fits = bytes.is_power_of_two() && (PAGE_SIZE..=MAX_FAULT_AROUND).contains(&bytes);
-        fits.then_some(Policy { fault_around: bytes, ..self })
+        Some(Policy { fault_around: FaultAround::fixed(bytes)?, ..self })
     }
 }

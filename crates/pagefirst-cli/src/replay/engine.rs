@@ -12,7 +12,7 @@ use pagefirst::account::Account;
 use pagefirst::fault::{FaultError, Signal};
 use pagefirst::file::FileCache;
 use pagefirst::mem::Shared;
-use pagefirst::policy::{Policy, TablePolicy};
+use pagefirst::policy::{FaultAround, Policy, TablePolicy};
 use pagefirst::space::{
     AddressSpace, Backing as Shows, Map as Mapping, MapError, Place as At, RemapTo, Unpopulated, VmaFlags,
 };
@@ -36,8 +36,8 @@ pub struct Options {
     pub name: &'static str,
     /// When tables are made.
     pub tables: Tables,
-    /// Window of fault-around, in bytes.
-    pub fault_around: u64,
+    /// Window of fault-around.
+    pub fault_around: FaultAround,
     /// Where mappings go.
     pub place: Placement,
     /// vCPUs.

@@ -9,6 +9,7 @@ mod place;
 mod report;
 
 use engine::{Options, ReplayError, Run};
+use pagefirst::policy::FaultAround;
 use pagefirst_record::{Checker, Event, FormatError, Header, Native, Recording, Report, Trailer};
 use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
@@ -71,10 +72,11 @@ pub struct ReplayArgs {
     /// When tables are made; the other way is printed beside it
     #[arg(long, value_enum, default_value = "postponed", conflicts_with = "policy")]
     pub tables: Tables,
-    /// How much of a cached file a read fault maps: a power of two from 4K to 2M
+    /// How much of a cached file a read fault maps: a power of two from 4K to 2M; or `adaptive`: 16K, 64K or 256K, by
+    /// what was used nearby
     #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = parse_window,
         conflicts_with = "policy")]
-    pub fault_around: u64,
+    pub fault_around: FaultAround,
     /// Where mappings go
     #[arg(long, value_enum, default_value = "linux", conflicts_with = "policy")]
     pub place: Placement,
@@ -114,10 +116,12 @@ fn parse_memory(text: &str) -> Result<u64, String> {
     if fits { Ok(bytes) } else { Err(format!("{text:?} is not from 64K to 8T")) }
 }
 
-fn parse_window(text: &str) -> Result<u64, String> {
-    let bytes = parse_size(text)?;
-    let fits = pagefirst::policy::Policy::default().with_fault_around(bytes).is_some();
-    if fits { Ok(bytes) } else { Err(format!("{text:?} is not a power of two from 4K to 2M")) }
+fn parse_window(text: &str) -> Result<FaultAround, String> {
+    let window = match text {
+        "adaptive" => FaultAround::adaptive(16 << 10, 256 << 10),
+        size => FaultAround::fixed(parse_size(size)?),
+    };
+    window.ok_or_else(|| format!("{text:?} is neither a power of two from 4K to 2M nor `adaptive`"))
 }
 
 /// The most bytes of a recording that are read, compressed.
@@ -284,6 +288,7 @@ mod tests {
         for wrong in ["", "K", "12X", "-1", "0", "99999999999G"] {
             assert!(parse_size(wrong).is_err(), "{wrong:?}");
         }
+        assert!(parse_window("adaptive").is_ok_and(|w| !w.is_fixed()));
         assert!(parse_window("2M").is_ok() && parse_window("4K").is_ok());
         assert!(parse_window("4M").is_err() && parse_window("2K").is_err() && parse_window("12K").is_err());
     }

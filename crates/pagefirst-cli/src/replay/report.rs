@@ -2,6 +2,7 @@
 
 use super::engine::Run;
 use super::{Checked, ReplayArgs, Ways, beside};
+use pagefirst::policy::FaultAround;
 use pagefirst_record::{LossKind, NativeRun};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -49,10 +50,10 @@ impl Comparison<'_> {
         )?;
         writeln!(
             out,
-            "replayed on {} vCPU{}, fault-around {} KiB, placement {}, {} MiB of memory, in {:.2} s and {:.2} s\n",
+            "replayed on {} vCPU{}, fault-around {}, placement {}, {} MiB of memory, in {:.2} s and {:.2} s\n",
             self.args.cpus,
             if self.args.cpus == 1 { "" } else { "s" },
-            self.args.fault_around >> 10,
+            window(self.args.fault_around),
             format!("{:?}", self.args.place).to_lowercase(),
             self.args.memory >> 20,
             a.time.as_secs_f64(),
@@ -170,7 +171,8 @@ impl Comparison<'_> {
             "emulator": r.header.emulator,
             "options": {
                 "policy": self.args.policy,
-                "fault_around": self.args.fault_around, "place": self.args.place,
+                "fault_around": [self.args.fault_around.least(), self.args.fault_around.most()],
+                "place": self.args.place,
                 "cpus": self.args.cpus, "memory": self.args.memory,
             },
             "runs": [run(self.first), run(self.second)],
@@ -210,6 +212,12 @@ fn run(run: &Run) -> Value {
         },
         "seconds": run.time.as_secs_f64(),
     })
+}
+
+/// A window of fault-around in words.
+fn window(around: FaultAround) -> String {
+    let (least, most) = (around.least() >> 10, around.most() >> 10);
+    if around.is_fixed() { format!("{least} KiB") } else { format!("{least} to {most} KiB") }
 }
 
 /// A number with its thousands apart.

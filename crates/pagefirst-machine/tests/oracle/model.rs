@@ -320,7 +320,7 @@ impl Space {
     fn map_around(&mut self, files: &[File], page: u64) {
         let Some((mapping, area)) = self.areas.mapping(page) else { return };
         let Some((file, first)) = area.shows.file() else { return };
-        let window = (self.policy.fault_around / PAGE_SIZE).clamp(1, LEAF);
+        let window = (self.policy.fault_around.most() / PAGE_SIZE).clamp(1, LEAF);
         let start = page / window * window;
         let writable = writable_at_once(&area, &files[file]);
         let entry = Entry::File { writable, used: self.policy.prefault_young, dirty: false };

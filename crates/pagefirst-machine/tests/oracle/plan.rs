@@ -2,7 +2,7 @@
 
 use super::areas::Shows;
 use super::calls::NewMap;
-use pagefirst::policy::{HugePolicy, Policy};
+use pagefirst::policy::{FaultAround, HugePolicy, Policy};
 use pagefirst::space::{Advice, Place, RemapTo, VmaFlags};
 use pagefirst::types::{PAGE_SIZE, Prot, VirtAddr};
 use pagefirst_machine::Config;
@@ -316,7 +316,7 @@ fn policies() -> impl Strategy<Value = Policy> {
     (flags, around, top, limits, huge).prop_map(
         |((prefault_young, deny_wx, bottom_up, align), fault_around, top, (max_vmas, max_pages), huge)| {
             Policy {
-                fault_around,
+                fault_around: FaultAround::fixed(fault_around).expect("a window"),
                 prefault_young,
                 deny_wx,
                 min_addr: VirtAddr((NEAR.start - 16) * PAGE_SIZE),
@@ -351,10 +351,10 @@ pub fn settings(cpus: usize) -> impl Strategy<Value = Setting> {
     (hardware, policies(), any::<bool>(), FAR.start..FAR.start + 9, free).prop_map(
         |(hardware, policy, tracks, heap, free)| {
             // What fault-around maps depends on which pages could be read when memory was short.
-            let fault_around = if free.is_some() { PAGE_SIZE } else { policy.fault_around };
+            let alone = FaultAround::fixed(PAGE_SIZE).filter(|_| free.is_some());
             Setting {
                 hardware,
-                policy: Policy { fault_around, ..policy },
+                policy: Policy { fault_around: alone.unwrap_or(policy.fault_around), ..policy },
                 tracks,
                 heap: heap * PAGE_SIZE + 0x123,
                 free,

@@ -22,7 +22,7 @@ struct Pages<'f, P: Platform> {
     va: VirtAddr,
     page: Pfn,
     window: VirtRange,
-    neighbours: Neighbours,
+    neighbours: Neighbours<'f, P>,
     write: bool,
     young: bool,
 }
@@ -84,7 +84,11 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         };
         let write = self.access == Access::Write;
         // Neighbours of a write would have to be written to be worth it.
-        let around = if write { VirtRange::page_of(va) } else { window(self.space.policy(), vma, va) };
+        let around = if write {
+            VirtRange::page_of(va)
+        } else {
+            window(self.space.policy().fault_around, vma, va, &slot)
+        };
         let mut batch = Pages {
             p: self.pin.platform(),
             vma,

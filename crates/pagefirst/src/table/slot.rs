@@ -1,9 +1,9 @@
 //! Slots in three states, each a type: nothing, an entry seen, locked.
 
 use super::record::{Guard, Table};
-use crate::arch::Format;
+use crate::arch::{Attrs, Format};
 use crate::platform::Platform;
-use crate::types::VirtAddr;
+use crate::types::{VirtAddr, VirtRange};
 
 /// State: the walk found no entry, and no table below.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +62,23 @@ impl<'e, P: Platform, S> Slot<'e, P, S> {
     }
     pub(super) fn index(&self) -> usize {
         P::Format::index(self.va, self.at.level())
+    }
+}
+
+impl<P: Platform> Slot<'_, P, Nothing> {
+    /// How many entries there are for pages of `range` in the slot's table, and how many of them were used. Read without
+    /// the lock; none where the table for small pages is missing.
+    pub(crate) fn used_in(&self, range: VirtRange) -> (u32, u32) {
+        let (mut there, mut used) = (0, 0);
+        if self.level() == 0 {
+            let range = range.intersect(P::Format::span_of(self.va, 1));
+            let first = P::Format::index(range.start, 0);
+            for raw in (first..first + range.pages() as usize).map(|i| self.at.entry(i)) {
+                there += (raw != 0) as u32;
+                used += P::Format::attrs(raw).contains(Attrs::ACCESSED) as u32;
+            }
+        }
+        (there, used)
     }
 }
 
