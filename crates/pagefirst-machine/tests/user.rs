@@ -10,6 +10,7 @@ use pagefirst::arch::{Attrs, Format, Tiny};
 use pagefirst::fault::{Bus, FaultError, Segv};
 use pagefirst::frame::FrameFlags;
 use pagefirst::platform::Platform;
+use pagefirst::policy::{HugePolicy, Policy};
 use pagefirst::space::{Map, Stopped, VmaFlags, Why};
 use pagefirst::types::{Access, PAGE_SIZE, Pfn, Prot, VirtAddr, VirtRange};
 use pagefirst_machine::{Machine, MachineFile};
@@ -189,7 +190,7 @@ fn a_copy_stops_where_memory_is_out_and_goes_on_when_there_is_some() -> Result {
 #[test]
 fn addresses_no_program_can_have_are_refused_before_anything_is_looked_at() -> Result {
     let machine = machine();
-    let s = space_with(machine, pagefirst::policy::Policy { min_addr: page(VirtAddr(0), 16), ..policy() })?;
+    let s = space_with(machine, Policy { min_addr: page(VirtAddr(0), 16), ..policy() })?;
     let (low, end) = (s.usable().start, s.usable().end);
     s.map(at(low, anonymous(1, RW)))?;
     s.map(at(VirtAddr(end.0 - PAGE_SIZE), anonymous(1, RW)))?;
@@ -220,6 +221,31 @@ fn addresses_no_program_can_have_are_refused_before_anything_is_looked_at() -> R
     }
     assert_eq!(copy_in(&s, low, PAGE), (Ok(()), vec![0; PAGE]));
     assert_eq!(copy_in(&s, VirtAddr(end.0 - 8), 8).0, Ok(()));
+    check(&s);
+    Ok(())
+}
+
+#[test]
+fn a_huge_page_is_copied_like_small_ones() -> Result {
+    let machine = machine();
+    let s = space_with(machine, Policy { huge: HugePolicy::Always, ..policy() })?;
+    s.map(at(AT, anonymous(1024, RW)))?;
+    // Across the edge of two huge pages; the first byte of each maps it.
+    let text: Vec<u8> = (0..3 * PAGE).map(|i| (i % 250 + 1) as u8).collect();
+    let start = VirtAddr(AT.0 + LEAF - 5000);
+    assert_eq!(copy_out(&s, start, &text), Ok(()));
+    assert_eq!((entry(&s, AT).1, entry(&s, page(AT, 512)).1, s.account().faults.mapped()), (1, 1, 2));
+    assert_eq!(copy_in(&s, start, text.len()), (Ok(()), text.clone()));
+    let mut whole = vec![0; 2 * LEAF as usize];
+    let from = LEAF as usize - 5000;
+    whole[from..from + text.len()].copy_from_slice(&text);
+    assert_eq!(copy_in(&s, AT, whole.len()), (Ok(()), whole), "nothing else is written");
+    assert!(matches!(s.compare_exchange_u64(page(AT, 7), 0, 5), Ok(Ok(0))));
+    assert_eq!(first_byte(&s, AT), Some(0));
+    // Split under it, it stops where a part of it does.
+    s.protect(page(AT, 511), PAGE_SIZE, NONE)?;
+    assert_eq!(copy_in(&s, start, text.len()).0, segv(5000 - PAGE, Segv::Access));
+    assert_eq!(copy_out(&s, page(AT, 512), &text), Ok(()));
     check(&s);
     Ok(())
 }

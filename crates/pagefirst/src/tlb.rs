@@ -58,27 +58,43 @@ pub struct Flush<'a> {
     pub tables: bool,
 }
 
-const CAPACITY: usize = 256;
+/// Pages that a mapping call takes away between two flushes.
+const MANY: usize = 256;
+/// Pages that a fault takes away: one, and it settles that before it looks again.
+const FEW: usize = 2;
 
-/// Pages and tables taken away and not flushed yet. Dropping it flushes.
-pub(crate) struct Gather<'a, P: Platform> {
+/// The gather of a fault, small for a kernel's stack.
+pub(crate) type SmallGather<'a, P> = Gather<'a, P, [Pfn; FEW]>;
+
+/// Pages and tables taken away and not flushed yet. Dropping it flushes. Whoever is lent one sees its room as a slice.
+pub(crate) struct Gather<'a, P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?Sized = [Pfn]> {
     space: &'a PageTable<P>,
     range: Option<VirtRange>,
-    pages: [Pfn; CAPACITY],
     len: usize,
     tables: Option<Pfn>,
     /// Tables were unlinked in the range.
     unlinked: bool,
+    pages: Pages,
 }
 
-impl<'a, P: Platform> Gather<'a, P> {
+impl<'a, P: Platform> Gather<'a, P, [Pfn; MANY]> {
     /// An empty gather for `space`.
     pub fn new(space: &'a PageTable<P>) -> Self {
-        Gather { space, range: None, pages: [Pfn(0); CAPACITY], len: 0, tables: None, unlinked: false }
+        Gather { space, range: None, len: 0, tables: None, unlinked: false, pages: [Pfn(0); MANY] }
     }
+}
+
+impl<'a, P: Platform> SmallGather<'a, P> {
+    /// An empty gather for `space` that takes few pages.
+    pub fn small(space: &'a PageTable<P>) -> Self {
+        Gather { space, range: None, len: 0, tables: None, unlinked: false, pages: [Pfn(0); FEW] }
+    }
+}
+
+impl<P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?Sized> Gather<'_, P, Pages> {
     /// No room for another page: unlock, unpin, flush, look again.
     pub fn is_full(&self) -> bool {
-        self.len == CAPACITY
+        self.len == self.pages.as_ref().len()
     }
     /// Translations of `range` must go.
     pub fn touch(&mut self, range: VirtRange) {
@@ -91,7 +107,7 @@ impl<'a, P: Platform> Gather<'a, P> {
         if cfg!(mutant = "free_before_flush") {
             return frame::unmap(self.space.platform(), pfn);
         }
-        self.pages[self.len] = pfn;
+        self.pages.as_mut()[self.len] = pfn;
         self.len += 1;
     }
     /// Whatever tables were unlinked from `span`, what is cached of them must go.
@@ -118,7 +134,7 @@ impl<'a, P: Platform> Gather<'a, P> {
             range,
             tables: core::mem::take(&mut self.unlinked) && !cfg!(mutant = "flush_without_tables"),
         });
-        for pfn in &self.pages[..self.len] {
+        for pfn in &self.pages.as_ref()[..self.len] {
             frame::unmap(p, *pfn);
         }
         self.len = 0;
@@ -135,7 +151,7 @@ impl<'a, P: Platform> Gather<'a, P> {
     }
 }
 
-impl<P: Platform> Drop for Gather<'_, P> {
+impl<P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?Sized> Drop for Gather<'_, P, Pages> {
     fn drop(&mut self) {
         self.flush();
     }

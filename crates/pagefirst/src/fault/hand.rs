@@ -10,7 +10,7 @@ use crate::platform::Platform;
 use crate::space::{AddressSpace, Grown};
 use crate::sync::atomic::Relaxed;
 use crate::table::Reserve;
-use crate::tlb::Gather;
+use crate::tlb::SmallGather;
 use crate::types::{NoMemory, Pfn, VirtAddr};
 
 /// What is missing.
@@ -53,7 +53,7 @@ impl<P: Platform> Fresh<P> {
 pub(crate) struct Hand<'a, P: Platform> {
     pub fresh: Option<Fresh<P>>,
     pub reserve: Reserve<P>,
-    pub gather: Gather<'a, P>,
+    pub gather: SmallGather<'a, P>,
     /// The page seen at the address before it was flushed; held, so that no other page can take its number.
     pub flushed: Option<Frame<P>>,
     /// A page read from its file; held, so that it is there when the fault looks again (X20).
@@ -79,7 +79,7 @@ impl<'a, P: Platform> Hand<'a, P> {
         Hand {
             fresh: None,
             reserve: Reserve::new(space.platform()),
-            gather: Gather::new(space.page_table()),
+            gather: SmallGather::small(space.page_table()),
             flushed: None,
             read: None,
             unflushed: None,

@@ -10,7 +10,7 @@ use super::{
 use crate::arch::{Attrs, Format};
 use crate::platform::Platform;
 use crate::sync::epoch::Pin;
-use crate::tlb::Gather;
+use crate::tlb::{Gather, SmallGather};
 use crate::types::{NoMemory, PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
 
 /// Where an address leads.
@@ -52,7 +52,7 @@ impl<P: Platform> PageTable<P> {
 
     /// Begins to map and unmap frames that are not counted.
     pub fn mapper(&self) -> Mapper<'_, P> {
-        Mapper { space: self, pin: None, reserve: Reserve::new(self.p), gather: Gather::new(self) }
+        Mapper { space: self, pin: None, reserve: Reserve::new(self.p), gather: SmallGather::small(self) }
     }
 }
 
@@ -90,7 +90,7 @@ pub struct Mapper<'a, P: Platform> {
     /// Dropped before the gather, which flushes.
     pin: Option<Pin<P>>,
     reserve: Reserve<P>,
-    gather: Gather<'a, P>,
+    gather: SmallGather<'a, P>,
 }
 
 impl<P: Platform> Mapper<'_, P> {
