@@ -20,6 +20,6 @@ pub use event::{
     MappingId, Native, NativeRun, Place, ProcessId, Prot, ThreadId, Trailer,
 };
 pub use read::Recording;
-pub use record::{RecordError, RecordOptions, Summary, record};
+pub use record::{RecordError, RecordOptions, Summary, huge_page_setting, record};
 pub use wire::{MAGIC, VERSION};
 pub use write::Writer;

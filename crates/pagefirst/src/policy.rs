@@ -11,6 +11,11 @@ pub enum TablePolicy {
     /// Tables first, as before 2016; they stay until their range is unmapped. The other side of comparisons.
     #[cfg(feature = "__baseline")]
     Upfront,
+    /// As Linux 6.18 keeps them, for comparisons too: of a fault that fails only the upper tables stay, for a page of
+    /// a file the leaf table comes with the page, and tables stay until their range is unmapped; but a leaf table goes
+    /// when one call discards all that it spans (`MADV_DONTNEED`, commit 6375e95f381e).
+    #[cfg(feature = "__baseline")]
+    Linux,
 }
 
 /// Where private memory gets huge pages (2 MiB on x86-64) on a fault.

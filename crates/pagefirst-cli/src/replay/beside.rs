@@ -4,6 +4,7 @@ use super::engine::Run;
 use super::report::thousands;
 use pagefirst::arch::Format;
 use pagefirst::platform::Platform;
+use pagefirst::types::PAGE_SIZE;
 use pagefirst_machine::Machine;
 use pagefirst_record::{Native, NativeRun};
 use serde_json::{Value, json};
@@ -16,6 +17,9 @@ const LEAST: u64 = 16;
 
 /// The level of the root.
 const ROOT: usize = <<Machine as Platform>::Format as Format>::LEVELS as usize - 1;
+
+/// The bytes of a huge page.
+const HUGE: u64 = 2 << 20;
 
 /// A figure of a replay beside Linux's.
 pub struct Row {
@@ -48,9 +52,11 @@ impl Row {
     }
 }
 
-/// The figures that both have. Linux counts tables of all levels below the root, at the end.
+/// The figures that both have. Linux counts tables of all levels below the root, at the end, and keeps a leaf table for
+/// each huge page of private memory, to split it with.
 pub fn rows(run: &Run, native: &Native) -> [Row; 3] {
     let tables: u64 = run.account.table_bytes[..ROOT].iter().sum();
+    let kept = run.account.huge_bytes / HUGE * PAGE_SIZE;
     let row = |what, replay, figure: fn(&NativeRun) -> u64| {
         let figures = || native.runs.iter().map(figure);
         let range = (figures().min().unwrap_or(0), figures().max().unwrap_or(0));
@@ -59,7 +65,7 @@ pub fn rows(run: &Run, native: &Native) -> [Row; 3] {
     [
         row("minor faults", run.account.faults.mapped(), |n| n.minor_faults),
         row("VmHWM, kB", run.peak_resident >> 10, |n| n.vm_hwm_kib),
-        row("VmPTE, kB", tables >> 10, |n| n.vm_pte_kib),
+        row("VmPTE, kB", (tables + kept) >> 10, |n| n.vm_pte_kib),
     ]
 }
 

@@ -5,16 +5,17 @@
 //! every call waits for the touches before it.
 
 use super::place::{Placer, fixed};
-use super::{Checked, Placement, Tables};
+use super::{Checked, Huge, Placement, Tables};
 use indicatif::ProgressBar;
 use pagefirst::Held;
 use pagefirst::account::Account;
 use pagefirst::fault::{FaultError, Signal};
 use pagefirst::file::FileCache;
 use pagefirst::mem::Shared;
-use pagefirst::policy::{FaultAround, Policy, TablePolicy};
+use pagefirst::policy::{FaultAround, HugePolicy, Policy, TablePolicy};
 use pagefirst::space::{
-    AddressSpace, Backing as Shows, Map as Mapping, MapError, Place as At, RemapTo, Unpopulated, VmaFlags,
+    AddressSpace, Advice as Told, Backing as Shows, Map as Mapping, MapError, Place as At, RemapTo,
+    Unpopulated, VmaFlags,
 };
 use pagefirst::types::{Access as Do, NoMemory, PAGE_SIZE, Prot as Rights, VirtAddr};
 use pagefirst_machine::{Config, Counts, Machine, MachineFile, Trap, Vcpu};
@@ -40,6 +41,8 @@ pub struct Options {
     pub fault_around: FaultAround,
     /// Where mappings go.
     pub place: Placement,
+    /// Where private memory gets huge pages.
+    pub huge: Huge,
     /// vCPUs.
     pub cpus: usize,
     /// The machine's memory, in bytes.
@@ -108,6 +111,12 @@ pub fn replay(recording: &Checked, options: &Options, bar: &ProgressBar) -> Resu
         tables: match options.tables {
             Tables::Postponed => TablePolicy::Postponed,
             Tables::Upfront => TablePolicy::Upfront,
+            Tables::Linux => TablePolicy::Linux,
+        },
+        huge: match options.huge {
+            Huge::Never => HugePolicy::Never,
+            Huge::Advise => HugePolicy::Advise,
+            Huge::Always => HugePolicy::Always,
         },
         max_stack: u64::MAX,
         ..placer.policy(Policy::default())
@@ -270,7 +279,13 @@ impl Engine {
             Event::Advise { at, len, advice: Advice::DontNeed, .. } => {
                 self.space.discard(self.address(at), len)?
             }
-            // Advice may be ignored; MADV_FREE is as good as ignored while memory is not short.
+            Event::Advise { at, len, advice: Advice::Huge, .. } => {
+                self.space.advise(self.address(at), len, Told::Huge)?
+            }
+            Event::Advise { at, len, advice: Advice::NoHuge, .. } => {
+                self.space.advise(self.address(at), len, Told::NoHuge)?
+            }
+            // Other advice may be ignored; MADV_FREE is as good as ignored while memory is not short.
             Event::Advise { .. } => {}
             Event::Brk { heap, new, .. } => {
                 let start = self.address(Address { mapping: heap, offset: 0 });

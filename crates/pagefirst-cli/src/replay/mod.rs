@@ -35,6 +35,31 @@ pub enum Tables {
     Postponed,
     /// Tables first, as Linux did before 2016
     Upfront,
+    /// As Linux 6.18 keeps them
+    Linux,
+}
+
+/// Where private memory gets huge pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Huge {
+    /// Nowhere
+    Never,
+    /// Where the program asked for them
+    Advise,
+    /// Everywhere but where the program refused them
+    Always,
+}
+
+impl Huge {
+    /// From what Linux says of its setting.
+    fn of_linux(setting: &str) -> Self {
+        match setting {
+            "always" => Self::Always,
+            "madvise" => Self::Advise,
+            _ => Self::Never,
+        }
+    }
 }
 
 /// Whose ways a replay follows.
@@ -43,7 +68,7 @@ pub enum Tables {
 pub enum Ways {
     /// The library's own, as far as nothing else is asked for
     Pagefirst,
-    /// Linux's: a window of 64 KiB, tables that stay until their range is unmapped, Linux's placement
+    /// Linux's: a window of 64 KiB, tables that stay until their range is unmapped, its placement and huge pages
     Linux,
 }
 
@@ -69,7 +94,7 @@ pub struct ReplayArgs {
     /// Whose ways to follow. With Linux's, what Linux took for the program is printed beside it, with the errors
     #[arg(long, value_enum, default_value = "pagefirst")]
     pub policy: Ways,
-    /// When tables are made; the other way is printed beside it
+    /// When tables are made; another way is printed beside it
     #[arg(long, value_enum, default_value = "postponed", conflicts_with = "policy")]
     pub tables: Tables,
     /// How much of a cached file a read fault maps: a power of two from 4K to 2M; or `adaptive`: 16K, 64K or 256K, by
@@ -80,6 +105,10 @@ pub struct ReplayArgs {
     /// Where mappings go
     #[arg(long, value_enum, default_value = "linux", conflicts_with = "policy")]
     pub place: Placement,
+    /// Where private memory gets huge pages [default: advise; with Linux's policy what the recording says of Linux, or
+    /// else this machine's setting]
+    #[arg(long, value_enum)]
+    pub huge: Option<Huge>,
     /// On how many CPUs the recorded threads run
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub cpus: u16,
@@ -235,16 +264,23 @@ pub fn run(args: ReplayArgs) -> ExitCode {
 fn replay(args: &ReplayArgs) -> Result<String, Error> {
     let recording = read(args)?;
     let plans = match (args.policy, args.tables) {
-        (Ways::Linux, _) => [("linux", Tables::Upfront), ("pagefirst", Tables::Postponed)],
+        (Ways::Linux, _) => [("linux", Tables::Linux), ("pagefirst", Tables::Postponed)],
         (_, Tables::Postponed) => [("postponed", Tables::Postponed), ("upfront", Tables::Upfront)],
         (_, Tables::Upfront) => [("upfront", Tables::Upfront), ("postponed", Tables::Postponed)],
+        (_, Tables::Linux) => [("linux", Tables::Linux), ("postponed", Tables::Postponed)],
     };
+    let huge = args.huge.unwrap_or_else(|| match (args.policy, recording.native()) {
+        (Ways::Pagefirst, _) => Huge::Advise,
+        (Ways::Linux, Some(native)) => Huge::of_linux(&native.huge_pages),
+        (Ways::Linux, None) => Huge::of_linux(&pagefirst_record::huge_page_setting()),
+    });
     let run = |(name, tables), n| -> Result<Run, Error> {
         let options = Options {
             name,
             tables,
             fault_around: args.fault_around,
             place: args.place,
+            huge,
             cpus: args.cpus as usize,
             memory: args.memory,
             checks: args.checks,
@@ -256,7 +292,7 @@ fn replay(args: &ReplayArgs) -> Result<String, Error> {
     };
     let [first, second] = plans;
     let (first, second) = (run(first, 1)?, run(second, 2)?);
-    let report = report::Comparison { recording: &recording, args, first: &first, second: &second };
+    let report = report::Comparison { recording: &recording, args, huge, first: &first, second: &second };
     Ok(if args.json { report.json() } else { report.text() })
 }
 

@@ -1,7 +1,7 @@
 //! What a replay prints.
 
 use super::engine::Run;
-use super::{Checked, ReplayArgs, Ways, beside};
+use super::{Checked, Huge, ReplayArgs, Ways, beside};
 use pagefirst::policy::FaultAround;
 use pagefirst_record::{LossKind, NativeRun};
 use serde_json::{Value, json};
@@ -13,6 +13,8 @@ pub struct Comparison<'a> {
     pub recording: &'a Checked,
     /// How.
     pub args: &'a ReplayArgs,
+    /// Where private memory got huge pages.
+    pub huge: Huge,
     /// As asked for.
     pub first: &'a Run,
     /// The other way.
@@ -50,11 +52,12 @@ impl Comparison<'_> {
         )?;
         writeln!(
             out,
-            "replayed on {} vCPU{}, fault-around {}, placement {}, {} MiB of memory, in {:.2} s and {:.2} s\n",
+            "replayed on {} vCPU{}, fault-around {}, placement {}, huge pages {}, {} MiB of memory, in {:.2} s and {:.2} s\n",
             self.args.cpus,
             if self.args.cpus == 1 { "" } else { "s" },
             window(self.args.fault_around),
             format!("{:?}", self.args.place).to_lowercase(),
+            format!("{:?}", self.huge).to_lowercase(),
             self.args.memory >> 20,
             a.time.as_secs_f64(),
             b.time.as_secs_f64()
@@ -122,7 +125,7 @@ impl Comparison<'_> {
 
     fn rows(&self) -> Vec<(&'static str, u64, u64)> {
         type Row = (&'static str, fn(&Run) -> u64);
-        let rows: [Row; 20] = [
+        let rows: [Row; 22] = [
             ("faults that mapped something", |r| r.account.faults.mapped()),
             ("  anonymous read, zero page", |r| r.account.faults.anon_read),
             ("  anonymous write", |r| r.account.faults.anon_write),
@@ -131,6 +134,7 @@ impl Comparison<'_> {
             ("  shared write to a file page", |r| r.account.faults.shared_write),
             ("  copy of a mapped page", |r| r.account.faults.copy),
             ("  reuse of a mapped page", |r| r.account.faults.reuse),
+            ("  of all these, of huge pages", |r| r.account.faults.huge),
             ("faults that found nothing to do", |r| r.account.faults.spurious),
             ("faults that ended in a signal", |r| r.account.faults.segv + r.account.faults.bus),
             ("table bytes at peak", |r| r.peak_tables),
@@ -140,6 +144,7 @@ impl Comparison<'_> {
             ("resident bytes at peak", |r| r.peak_resident),
             ("resident bytes at the end", |r| r.account.resident_bytes()),
             ("  of them files", |r| r.account.file_bytes),
+            ("  in huge pages", |r| r.account.huge_bytes),
             ("prefaulted pages", |r| r.account.around),
             ("  used", |r| r.account.around - r.account.unused.min(r.account.around)),
             ("  unused", |r| r.account.unused.min(r.account.around)),
@@ -172,7 +177,7 @@ impl Comparison<'_> {
             "options": {
                 "policy": self.args.policy,
                 "fault_around": [self.args.fault_around.least(), self.args.fault_around.most()],
-                "place": self.args.place,
+                "place": self.args.place, "huge": self.huge,
                 "cpus": self.args.cpus, "memory": self.args.memory,
             },
             "runs": [run(self.first), run(self.second)],
@@ -195,7 +200,7 @@ fn run(run: &Run) -> Value {
         "sigbus": run.refused.1,
         "faults": {
             "mapped": f.mapped(), "anon_read": f.anon_read, "anon_write": f.anon_write, "file_read": f.file_read,
-            "file_copy": f.file_copy, "shared_write": f.shared_write, "copy": f.copy, "reuse": f.reuse,
+            "file_copy": f.file_copy, "shared_write": f.shared_write, "copy": f.copy, "reuse": f.reuse, "huge": f.huge,
             "marked": f.marked, "spurious": f.spurious, "blocked": f.blocked, "segv": f.segv, "bus": f.bus,
         },
         "table_bytes": {
@@ -204,7 +209,7 @@ fn run(run: &Run) -> Value {
         "tables_allocated": run.machine.tables_allocated,
         "resident_bytes": {
             "peak": run.peak_resident, "end": run.account.resident_bytes(),
-            "anon": run.account.anon_bytes, "file": run.account.file_bytes,
+            "anon": run.account.anon_bytes, "file": run.account.file_bytes, "huge": run.account.huge_bytes,
         },
         "prefaulted": { "pages": run.account.around, "unused": run.account.unused },
         "left": {

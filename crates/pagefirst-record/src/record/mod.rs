@@ -10,6 +10,8 @@ mod raw;
 mod track;
 mod translate;
 
+pub use native::huge_page_setting;
+
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter};

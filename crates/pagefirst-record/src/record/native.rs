@@ -41,11 +41,11 @@ pub(super) fn run(
     });
     let runs = tracer.join().unwrap_or_else(|_| Err(io::Error::other("the tracing thread panicked")))?;
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    Ok(Native { kernel: kernel.trim().to_owned(), huge_pages: huge_pages(), runs })
+    Ok(Native { kernel: kernel.trim().to_owned(), huge_pages: huge_page_setting(), runs })
 }
 
-/// What the kernel has been told about huge pages: the word in brackets.
-fn huge_pages() -> String {
+/// What this machine's kernel says of transparent huge pages: `always`, `madvise`, `never`, or nothing if it has none.
+pub fn huge_page_setting() -> String {
     let setting = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
     let word = setting.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
     word.map_or_else(String::new, |(word, _)| word.to_owned())

@@ -29,6 +29,8 @@ pub use outcome::{Bus, FaultError, Outcome, Segv, Signal, Ticket};
 
 use crate::arch::{Attrs, Format};
 use crate::platform::Platform;
+#[cfg(feature = "__baseline")]
+use crate::policy::TablePolicy;
 use crate::space::{AddressSpace, Backing, Vma, VmaFlags};
 use crate::sync::atomic::Relaxed;
 use crate::sync::epoch::Pin;
@@ -176,6 +178,10 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
 
     /// Installs what is in hand, with the tables in hand.
     fn install<B: Batch>(&mut self, slot: Slot<'f, P, Nothing>, batch: &mut B) -> Look<'a, P> {
+        #[cfg(feature = "__baseline")]
+        if self.space.policy().tables == TablePolicy::Linux && slot.level() > batch.level() {
+            return self.tables_down_to(batch.level()).unwrap_or(Look::Again);
+        }
         // With luck the tables can be had without leaving: no lock is held yet.
         let _ = self.hand.reserve.refill(slot.level().saturating_sub(batch.level()));
         let (reserve, gather) = (&mut self.hand.reserve, &mut self.hand.gather);
@@ -195,15 +201,22 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         }
     }
 
-    /// The baseline: tables first, whatever comes of the fault.
+    /// The baselines: tables first, whatever comes of the fault. Linux's leaf tables for files wait for the page.
     #[cfg(feature = "__baseline")]
     fn tables_first(&mut self, vma: &Vma<P>) -> Option<Look<'a, P>> {
-        if self.space.policy().tables != crate::policy::TablePolicy::Upfront {
+        let tables = self.space.policy().tables;
+        if tables == TablePolicy::Postponed {
             return None;
         }
         let span = P::Format::span_of(self.addr, huge::LEVEL);
         let huge = !self.hand.small && vma.takes_huge(self.space.policy().huge, span);
-        let lowest = if huge { huge::LEVEL } else { 0 };
+        let waits = tables == TablePolicy::Linux && matches!(vma.backing, Backing::File { .. });
+        self.tables_down_to(if huge { huge::LEVEL } else { waits.into() })
+    }
+
+    /// Publishes empty tables, down to a level. `None` when they are there.
+    #[cfg(feature = "__baseline")]
+    fn tables_down_to(&mut self, lowest: u8) -> Option<Look<'a, P>> {
         let (reserve, gather) = (&mut self.hand.reserve, &mut self.hand.gather);
         let table = self.space.page_table();
         match crate::table::publish_empty(table, self.pin, self.addr, lowest, reserve, gather) {

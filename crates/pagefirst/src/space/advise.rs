@@ -6,6 +6,8 @@ use crate::platform::Platform;
 use crate::table::{Flow, Guard, Visitor};
 use crate::tlb::Gather;
 use crate::types::{VirtAddr, VirtRange};
+#[cfg(feature = "__baseline")]
+use crate::{arch::Format, fault::HUGE_LEVEL, policy::TablePolicy, table::Stock};
 
 /// What a program says of a range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,7 +81,26 @@ impl<P: Platform> AddressSpace<P> {
         let mut cuts = self.cuts(&[range.start, range.end])?;
         let mut gather = Gather::new(&self.table);
         self.table.zap(range, None, &mut cuts, &mut gather);
+        #[cfg(feature = "__baseline")]
+        if self.policy.tables == TablePolicy::Linux {
+            self.drop_leaf_tables(range, &mut cuts, &mut gather);
+        }
         gather.flush();
         Ok(())
+    }
+
+    /// Linux's way: leaf tables go whose whole span was discarded and is of one VMA, and no others.
+    #[cfg(feature = "__baseline")]
+    fn drop_leaf_tables(&self, range: VirtRange, cuts: &mut Stock<P>, gather: &mut Gather<'_, P>) {
+        for vma in self.tree.overlapping(range) {
+            let part = vma.range.intersect(range);
+            let mut span = P::Format::span_of(part.start, HUGE_LEVEL);
+            while span.start < part.end {
+                if part.covers(span) {
+                    self.table.zap(span, Some(span), cuts, gather);
+                }
+                span = VirtRange::new(span.end, VirtAddr(span.end.0.saturating_add(span.len())));
+            }
+        }
     }
 }
