@@ -144,7 +144,7 @@ fn done_with_tables_as_linux_keeps_them_what_linux_keeps_is_there() -> Result {
     // leaves all tables, what was discarded whole leaves those above, munmap leaves none.
     let machine = roomy();
     let s = space_with(machine, Policy { tables: TablePolicy::Linux, ..policy() })?;
-    let above = RANGES * LEAF >> 30;
+    let above = (RANGES * LEAF) >> 30;
     let leaves = || s.account().table_bytes.map(|bytes| bytes / PAGE_SIZE);
     let touch = || {
         for i in 0..RANGES {

@@ -102,8 +102,9 @@ pub struct Policy {
     pub random_gap: u64,
     /// Place mappings from `min_addr` up instead (Linux's legacy layout).
     pub bottom_up: bool,
-    /// Where a mapping of anonymous memory of at least this size is aligned to it; 0 for nowhere. Linux 6.7 aligns
-    /// such mappings to 2 MiB (commit efa7df3e3bb5).
+    /// Mappings of anonymous memory whose length is a multiple of it are placed at a multiple of it; 0 for nowhere.
+    /// Linux 6.7 aligned all from 2 MiB on (commit efa7df3e3bb5); those of other lengths then lay beside each other with
+    /// gaps and at the same offset, which cost programs dearly, so since 6.12 they are not (commit d4148aeab412).
     pub align_large: u64,
     /// The most VMAs (`vm.max_map_count`).
     pub max_vmas: usize,

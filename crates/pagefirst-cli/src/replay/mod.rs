@@ -76,8 +76,8 @@ pub enum Ways {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Placement {
-    /// Where Linux 6.7 and later put them: large anonymous mappings aligned to 2 MiB; at random, here as far as
-    /// Linux goes on average
+    /// Where Linux 6.12 and later put them: anonymous mappings of whole 2 MiB aligned to that; at random, here as
+    /// far as Linux goes on average
     Linux,
     /// Packed from the top, program and stack included
     Ours,

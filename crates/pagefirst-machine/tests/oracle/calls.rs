@@ -59,7 +59,7 @@ impl Space {
         let within = self.min_page()..page_of(self.policy.map_top).min(USER_END);
         let room = |align| self.areas.room(pages, align, &within, self.policy.bottom_up);
         let align = self.policy.align_large / PAGE_SIZE;
-        let aligned = if large && align > 1 && pages >= align { room(align) } else { None };
+        let aligned = if large && align > 1 && pages.is_multiple_of(align) { room(align) } else { None };
         let at = aligned.or_else(|| room(1)).ok_or(MapError::NoRoom(pages * PAGE_SIZE))?;
         Ok(at..at + pages)
     }

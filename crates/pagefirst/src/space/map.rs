@@ -140,7 +140,7 @@ impl<P: Platform> AddressSpace<P> {
             }
         };
         let align = self.policy.align_large;
-        let large = large && align > PAGE_SIZE && len >= align;
+        let large = large && align > PAGE_SIZE && len.is_multiple_of(align);
         let aligned = if large { self.tree.gap(len, align, within, order) } else { None };
         let at = aligned
             .or_else(|| self.tree.gap(len, PAGE_SIZE, within, order))
