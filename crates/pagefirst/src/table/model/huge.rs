@@ -49,8 +49,8 @@ impl Batch for Huge {
         assert!(!self.after_flush || self.m.flushes.load(Relaxed) > 0, "small translations may be cached");
         Some(NewEntry { raw: huge_entry(self.page), counted: Counted::Nothing })
     }
-    fn kind(&self) -> FaultKind {
-        FaultKind::AnonWrite
+    fn kind(&self) -> Option<FaultKind> {
+        Some(FaultKind::AnonWrite)
     }
 }
 
