@@ -1,4 +1,5 @@
-//! `cargo xtask plants`: each check of the embedded machine sees the mistake in the library that it is there for.
+//! `cargo xtask plants`: each check of the embedded machine sees the mistake in the library that it is there for, and the
+//! oracle those that no check is there for.
 //!
 //! A test of `crates/pagefirst-machine/tests/plants.rs` names above its attributes a mistake that is planted in the
 //! library (`cfg!(mutant = "NAME")`), and the words in which the machine's check tells of it:
@@ -9,6 +10,8 @@
 //! #[test]
 //! fn a_frame_to_be_used_again_before_the_flush() -> Result { … }
 //! ```
+//!
+//! A test of `crates/pagefirst-machine/tests/oracle.rs` names several, and it does not matter how they come to light.
 //!
 //! First all of them must pass. Then the library is compiled with each mistake, and each test that names it must fail,
 //! with the words of its check.
@@ -26,18 +29,43 @@ use crate::cmd::{self, End};
 use crate::models;
 use crate::rust_source::Source;
 
-/// Where the tests are.
-const TESTS: &str = "crates/pagefirst-machine/tests/plants.rs";
+/// A program of tests.
+#[derive(PartialEq, Eq, Debug)]
+struct Program {
+    name: &'static str,
+    /// What it says first when it has found something.
+    found: &'static str,
+    /// Each test must name a mistake, and the words in which it tells of it.
+    is_exact: bool,
+    /// For a short run, the same each time, that does not look for a shorter one when it fails.
+    env: &'static [(&'static str, &'static str)],
+}
+
+static PROGRAMS: [Program; 2] = [
+    Program { name: "plants", found: "the machine found a mistake: ", is_exact: true, env: &[] },
+    Program {
+        name: "oracle",
+        found: "the oracle disagrees: ",
+        is_exact: false,
+        env: &[("PAGEFIRST_SEED", "1"), ("PAGEFIRST_CASES", "400"), ("PAGEFIRST_SHRINK", "0")],
+    },
+];
+
+impl Program {
+    fn path(&self) -> PathBuf {
+        Path::new("crates/pagefirst-machine/tests").join(self.name).with_extension("rs")
+    }
+}
+
 /// Names the mistake to the wrapper.
 const MUTANT: &str = "PAGEFIRST_MUTANT";
 /// How long one test may run.
 const LIMIT: Duration = Duration::from_secs(60);
-/// What the machine says first when a check fires.
-const FOUND: &str = "the machine found a mistake: ";
 
 /// A test, the mistake it must catch, and how.
 #[derive(PartialEq, Eq, Debug)]
 struct Plant {
+    program: &'static Program,
     test: String,
     mutant: String,
     says: String,
@@ -45,40 +73,52 @@ struct Plant {
 
 /// The mistakes that these tests catch.
 pub(crate) fn caught() -> Result<BTreeSet<String>> {
-    Ok(plants(&source()?)?.into_iter().map(|plant| plant.mutant).collect())
+    Ok(all()?.into_iter().map(|plant| plant.mutant).collect())
 }
 
 /// Runs the tests whose mistake contains `filter`, or all, without and with it.
 pub(crate) fn run(filter: Option<&str>) -> Result {
     let start = Instant::now();
-    let mut plants = plants(&source()?)?;
+    let mut plants = all()?;
     plants.retain(|plant| filter.is_none_or(|filter| plant.mutant.contains(filter)));
     let planted = models::planted()?;
     if let Some(unknown) = plants.iter().find(|plant| !planted.contains(&plant.mutant)) {
-        return Err(format!("{TESTS}: {} names `{}`, which is not planted", unknown.test, unknown.mutant));
+        return Err(format!("{} names `{}`, which is not planted", unknown.test, unknown.mutant));
     }
     let mut problems = Vec::new();
-    let program = compile(None)?;
-    for plant in &plants {
-        if let Err(why) = outcome(&program, plant)? {
-            problems.push(format!("{} fails without a mistake: {}", plant.test, first_panic(&why)));
+    for program in &PROGRAMS {
+        let plants: Vec<&Plant> = plants.iter().filter(|plant| plant.program == program).collect();
+        if !plants.is_empty() {
+            try_all(program, &plants, &mut problems)?;
+        }
+    }
+    println!("{} mistakes, {:.0} s", plants.len(), start.elapsed().as_secs_f64());
+    if problems.is_empty() { Ok(()) } else { Err(format!("plants:\n  {}", problems.join("\n  "))) }
+}
+
+/// Runs a program's tests without a mistake and with each; adds what is wrong to `problems`.
+fn try_all(program: &Program, plants: &[&Plant], problems: &mut Vec<String>) -> Result {
+    let plain = compile(program, None)?;
+    let tests: BTreeSet<&str> = plants.iter().map(|plant| plant.test.as_str()).collect();
+    for test in tests {
+        if let Err(why) = outcome(program, &plain, test)? {
+            problems.push(format!("{test} fails without a mistake: {}", first_panic(&why)));
         }
     }
     let mut by_mutant: BTreeMap<&str, Vec<&Plant>> = BTreeMap::new();
     plants.iter().for_each(|plant| by_mutant.entry(&plant.mutant).or_default().push(plant));
     for (mutant, plants) in by_mutant {
         let began = Instant::now();
-        let program = compile(Some(mutant))?;
+        let with = compile(program, Some(mutant))?;
         println!("{mutant} ({:.1} s to compile)", began.elapsed().as_secs_f64());
         for plant in plants {
-            match judge(plant, outcome(&program, plant)?) {
+            match judge(plant, outcome(program, &with, &plant.test)?) {
                 Ok(how) => println!("    {}: {how}", plant.test),
                 Err(problem) => problems.push(problem),
             }
         }
     }
-    println!("{} tests, {:.0} s", plants.len(), start.elapsed().as_secs_f64());
-    if problems.is_empty() { Ok(()) } else { Err(format!("plants:\n  {}", problems.join("\n  "))) }
+    Ok(())
 }
 
 /// Compiles as cargo asks, with the planted mistake if it is the library; `None` when this program was not started as a
@@ -97,36 +137,39 @@ pub(crate) fn as_compiler(args: &[String]) -> Option<ExitCode> {
     })
 }
 
-fn source() -> Result<Source> {
+fn all() -> Result<Vec<Plant>> {
     let root = cmd::root();
-    Source::read(&root, Path::new(TESTS))
+    let mut all = Vec::new();
+    for program in &PROGRAMS {
+        all.extend(plants(program, &Source::read(&root, &program.path())?)?);
+    }
+    Ok(all)
 }
 
-fn plants(source: &Source) -> Result<Vec<Plant>> {
+fn plants(program: &'static Program, source: &Source) -> Result<Vec<Plant>> {
     let mut plants = Vec::new();
     for test in source.tests() {
-        let line = |key| test.comments.iter().find_map(|line| line.strip_prefix(key));
-        match (line("catches: "), line("says: ")) {
-            (Some(mutant), Some(says)) => {
-                plants.push(Plant {
-                    test: test.name,
-                    mutant: mutant.trim().into(),
-                    says: says.trim().into(),
-                });
-            }
-            _ => {
-                return Err(format!(
-                    "{TESTS}: {} does not say what it catches, and in which words",
-                    test.name
-                ));
-            }
+        let lines = |key| test.comments.iter().filter_map(move |line| line.strip_prefix(key));
+        let mutants: Vec<&str> = lines("catches: ").flat_map(|list| list.split(',')).map(str::trim).collect();
+        let says = lines("says: ").next().map(str::trim);
+        if program.is_exact && (mutants.len() != 1 || says.is_none()) {
+            let (path, test) = (&source.path, &test.name);
+            return Err(format!("{path}: {test} does not say what it catches, and in which words"));
         }
+        let says = says.unwrap_or_default();
+        let plant = |mutant: &str| Plant {
+            program,
+            test: test.name.clone(),
+            mutant: mutant.into(),
+            says: says.into(),
+        };
+        plants.extend(mutants.into_iter().map(plant));
     }
     Ok(plants)
 }
 
 /// Compiles the tests on the library with a mistake or none.
-fn compile(mutant: Option<&str>) -> Result<PathBuf> {
+fn compile(program: &Program, mutant: Option<&str>) -> Result<PathBuf> {
     let what = format!("compiling the library with {}", mutant.unwrap_or("no mistake"));
     let wrapper = std::env::current_exe().map_err(|e| format!("{what}: where is xtask? {e}"))?;
     let cargo = |args: &[&str]| {
@@ -139,16 +182,19 @@ fn compile(mutant: Option<&str>) -> Result<PathBuf> {
     // Cargo does not know that the wrapper does something else each time.
     cmd::capture(&mut cargo(&["clean", "--quiet", "--package", "pagefirst"]), None)?.into_stdout(&what)?;
     let mut command =
-        cargo(&["test", "--no-run", "--quiet", "--package", "pagefirst-machine", "--test", "plants"]);
+        cargo(&["test", "--no-run", "--quiet", "--package", "pagefirst-machine", "--test", program.name]);
     command.args(["--message-format", "json-render-diagnostics"]);
     let messages = cmd::capture(&mut command, None)?.into_stdout(&what)?;
     models::executable(&messages).ok_or_else(|| format!("{what}: cargo named no test program"))
 }
 
 /// Runs one test; what it printed if it failed.
-fn outcome(program: &Path, plant: &Plant) -> Result<std::result::Result<(), String>> {
-    let mut command = Command::new(program);
-    command.args(["--exact", &plant.test, "--nocapture"]).env("RUST_BACKTRACE", "0");
+fn outcome(program: &Program, path: &Path, test: &str) -> Result<std::result::Result<(), String>> {
+    let mut command = Command::new(path);
+    command
+        .args(["--exact", test, "--nocapture"])
+        .env("RUST_BACKTRACE", "0")
+        .envs(program.env.iter().copied());
     let output = cmd::capture(&mut command, Some(LIMIT))?;
     Ok(match output.end {
         End::Exited(status) if status.success() && output.stdout.contains("1 passed") => Ok(()),
@@ -159,9 +205,9 @@ fn outcome(program: &Path, plant: &Plant) -> Result<std::result::Result<(), Stri
 
 /// Whether a test failed as it must with its mistake: in which words, or what is wrong.
 fn judge(plant: &Plant, outcome: std::result::Result<(), String>) -> Result<String> {
-    let Plant { test, mutant, says } = plant;
+    let Plant { program, test, mutant, says } = plant;
     let Err(text) = outcome else { return Err(format!("{test} does not catch `{mutant}`")) };
-    let told = text.lines().find_map(|line| line.strip_prefix(FOUND));
+    let told = text.lines().find_map(|line| line.strip_prefix(program.found));
     match told {
         Some(told) if told.contains(says.as_str()) => Ok(told.chars().take(120).collect()),
         _ => Err(format!("{test} fails with `{mutant}`, but not by its check: {}", first_panic(&text))),
@@ -178,18 +224,24 @@ mod tests {
 
     const TEST: &str = "// catches: a\n// says: is free\n#[test]\nfn one() {}\n";
 
+    fn plant(program: &'static Program, mutant: &str, says: &str) -> Plant {
+        Plant { program, test: "one".into(), mutant: mutant.into(), says: says.into() }
+    }
+
     #[test]
     fn a_test_says_what_it_catches_and_in_which_words() {
-        let source = Source::parse(TESTS, TEST).expect("Rust");
-        let plant = Plant { test: "one".into(), mutant: "a".into(), says: "is free".into() };
-        assert_eq!(plants(&source), Ok(vec![plant]));
-        let source = Source::parse(TESTS, "// catches: a\n#[test]\nfn one() {}\n").expect("Rust");
-        assert!(plants(&source).is_err());
+        let [exact, oracle] = &PROGRAMS;
+        let source = Source::parse("tests.rs", TEST).expect("Rust");
+        assert_eq!(plants(exact, &source), Ok(vec![plant(exact, "a", "is free")]));
+        let text = "// catches: a, b\n// catches: c\n#[test]\nfn one() {}\n#[test]\nfn other() {}\n";
+        let source = Source::parse("tests.rs", text).expect("Rust");
+        assert!(plants(exact, &source).is_err());
+        assert_eq!(plants(oracle, &source), Ok(["a", "b", "c"].map(|name| plant(oracle, name, "")).into()));
     }
 
     #[test]
     fn a_test_must_fail_and_by_its_check() {
-        let plant = Plant { test: "one".into(), mutant: "a".into(), says: "is free".into() };
+        let plant = plant(&PROGRAMS[0], "a", "is free");
         let said = |text: &str| judge(&plant, Err(text.into()));
         assert_eq!(said("x\nthe machine found a mistake: it is free\n"), Ok("it is free".into()));
         assert!(said("the machine found a mistake: it is empty").is_err());

@@ -122,13 +122,13 @@ pub struct Step {
     pub op: Op,
 }
 
-fn spots() -> impl Strategy<Value = u64> {
+fn spots() -> BoxedStrategy<u64> {
     let near_leaf_borders = (0..5_u64, 0..24_u64).prop_map(|(leaf, n)| {
         let border = WIDE.start + leaf * 512;
         (border + n).saturating_sub(8).clamp(WIDE.start, WIDE.end - 1)
     });
     // Most of it happens on few pages, so that steps have to do with each other.
-    prop_oneof![10 => HOT, 3 => NEAR, 1 => FAR, 5 => near_leaf_borders, 2 => WIDE]
+    prop_oneof![10 => HOT, 3 => NEAR, 1 => FAR, 5 => near_leaf_borders, 2 => WIDE].boxed()
 }
 
 pub fn region_end(page: u64) -> u64 {
@@ -136,16 +136,16 @@ pub fn region_end(page: u64) -> u64 {
 }
 
 /// Ranges of up to `most` pages, and now and then some that span leaf tables.
-fn ranges(most: u64) -> impl Strategy<Value = Range<u64>> {
+fn ranges(most: u64) -> BoxedStrategy<Range<u64>> {
     let short = (spots(), 1..=most)
         .prop_map(|(start, len)| start..(start + len).min(region_end(start)).max(start + 1));
     let long = (WIDE, WIDE).prop_map(|(a, b)| a.min(b)..a.max(b) + 1);
     let leaves = (0..4_u64, 1..=4_u64)
         .prop_map(|(first, n)| WIDE.start + first * 512..WIDE.start + (first + n).min(4) * 512);
-    prop_oneof![12 => short, 1 => long, 1 => leaves]
+    prop_oneof![12 => short, 1 => long, 1 => leaves].boxed()
 }
 
-fn prots() -> impl Strategy<Value = Prot> {
+fn prots() -> BoxedStrategy<Prot> {
     let (r, w, x) = (Prot::READ, Prot::WRITE, Prot::EXEC);
     prop_oneof![
         12 => Just(r | w),
@@ -155,9 +155,10 @@ fn prots() -> impl Strategy<Value = Prot> {
         2 => Just(r | x),
         1 => prop_oneof![Just(w), Just(x)],
     ]
+    .boxed()
 }
 
-fn addresses() -> impl Strategy<Value = u64> {
+fn addresses() -> BoxedStrategy<u64> {
     let inside = prop_oneof![Just(0), Just(8), Just(PAGE_SIZE - 4), Just(PAGE_SIZE - 8), 0..PAGE_SIZE];
     let usual = (spots(), inside).prop_map(|(page, place)| page * PAGE_SIZE + place);
     let odd = prop_oneof![
@@ -168,10 +169,10 @@ fn addresses() -> impl Strategy<Value = u64> {
     ];
     // Below a stack.
     let below = (spots(), 1..300_u64).prop_map(|(page, n)| (page - n) * PAGE_SIZE);
-    prop_oneof![60 => usual, 1 => odd, 3 => below]
+    prop_oneof![60 => usual, 1 => odd, 3 => below].boxed()
 }
 
-fn shows() -> impl Strategy<Value = (Shows, VmaFlags)> {
+fn shows() -> BoxedStrategy<(Shows, VmaFlags)> {
     let file = || (0..FILES.len(), prop_oneof![4 => 0..8_u64, 2 => 0..40_u64, 1 => 560..610_u64]);
     prop_oneof![
         8 => Just((Shows::Anonymous, VmaFlags::empty())),
@@ -182,12 +183,13 @@ fn shows() -> impl Strategy<Value = (Shows, VmaFlags)> {
             (Shows::Shared { file, first }, VmaFlags::SHARED | VmaFlags::NEVER_WRITE)
         }),
     ]
+    .boxed()
 }
 
-fn maps() -> impl Strategy<Value = Op> {
+fn maps() -> BoxedStrategy<Op> {
     let places = 0..12_u8;
-    (ranges(24), prots(), shows(), places, prop::bool::weighted(0.15)).prop_map(
-        |(range, prot, (shows, flags), place, populate)| {
+    (ranges(24), prots(), shows(), places, prop::bool::weighted(0.15))
+        .prop_map(|(range, prot, (shows, flags), place, populate)| {
             let (at, pages) = (VirtAddr(range.start * PAGE_SIZE), range.end - range.start);
             let place = match place {
                 0 => Place::Anywhere,
@@ -198,11 +200,11 @@ fn maps() -> impl Strategy<Value = Op> {
             // Filling large mappings takes time: now and then will do.
             let populate = populate && (pages < 64 || range.start.is_multiple_of(3));
             Op::Map { map: NewMap { pages, prot, flags, shows, place }, populate }
-        },
-    )
+        })
+        .boxed()
 }
 
-fn remaps() -> impl Strategy<Value = Op> {
+fn remaps() -> BoxedStrategy<Op> {
     let any = (ranges(4), ranges(6), 0..6_u8).prop_map(|(old, new, to)| {
         let at = VirtAddr(new.start * PAGE_SIZE);
         let to = match to {
@@ -218,24 +220,25 @@ fn remaps() -> impl Strategy<Value = Op> {
         let to = RemapTo::Fixed(VirtAddr(new * PAGE_SIZE));
         Op::Remap { old: old..old + 512, pages: (WIDE.end - new).min(512), to }
     });
-    prop_oneof![6 => any, 1 => huge]
+    prop_oneof![6 => any, 1 => huge].boxed()
 }
 
-fn file_ops() -> impl Strategy<Value = Op> {
+fn file_ops() -> BoxedStrategy<Op> {
     let file = || 0..FILES.len();
     let place = || (file(), prop_oneof![0..32 * PAGE_SIZE, 590 * PAGE_SIZE..LARGEST - 9000], 1..9000_usize);
     prop_oneof![
         2 => place().prop_map(|(file, at, len)| Op::ReadFile { file, at, len }),
         2 => (place(), any::<u8>())
             .prop_map(|((file, at, len), value)| Op::WriteFile { file, at, len, value }),
-        1 => (file(), prop_oneof![0..40 * PAGE_SIZE, 0..LARGEST])
+        1 => (file(), prop_oneof![2 => 0..10 * PAGE_SIZE, 1 => 0..40 * PAGE_SIZE, 1 => 0..LARGEST])
             .prop_map(|(file, size)| Op::Resize { file, size }),
-        2 => file().prop_map(Op::Evict),
+        3 => file().prop_map(Op::Evict),
         1 => file().prop_map(Op::WriteBack),
     ]
+    .boxed()
 }
 
-pub fn ops() -> impl Strategy<Value = Op> {
+pub fn ops() -> BoxedStrategy<Op> {
     let by = || prop_oneof![4 => Just(By::Program), 1 => Just(By::Kernel)];
     let advice = prop_oneof![2 => Just(Advice::Huge), 1 => Just(Advice::NoHuge)];
     let accesses = prop_oneof![
@@ -256,12 +259,13 @@ pub fn ops() -> impl Strategy<Value = Op> {
         1 => (0..16 * PAGE_SIZE).prop_map(Op::Brk),
         5 => file_ops(),
         1 => prop_oneof![3 => Just(Op::Leave), 1 => Just(Op::Drain)],
-        36 => accesses,
+        36 => accesses.boxed(),
     ]
+    .boxed()
 }
 
 /// What a case begins with, so that most of what comes after meets something: mappings throughout the regions.
-pub fn beginnings() -> impl Strategy<Value = Vec<Op>> {
+pub fn beginnings() -> BoxedStrategy<Vec<Op>> {
     let at = |region: Range<u64>| {
         (prots(), shows()).prop_map(move |(prot, (shows, flags))| {
             let (pages, place) =
@@ -288,6 +292,7 @@ pub fn beginnings() -> impl Strategy<Value = Vec<Op>> {
         wide,
     )
         .prop_map(|(a, b, c, d, e)| vec![a, b, c, d, e])
+        .boxed()
 }
 
 pub fn steps(cpus: usize, most: usize) -> impl Strategy<Value = Vec<Step>> {

@@ -1,7 +1,9 @@
 //! Runs cases from a seed that is printed, and shrinks the one that fails.
 
 use proptest::prelude::*;
-use proptest::test_runner::{FileFailurePersistence, RngAlgorithm, TestError, TestRng, TestRunner};
+use proptest::test_runner::{
+    FailurePersistence, FileFailurePersistence, RngAlgorithm, TestError, TestRng, TestRunner,
+};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -14,6 +16,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+/// So often, at most, a case that fails is made smaller; `PAGEFIRST_SHRINK` says otherwise, and 0 also that it is not to
+/// be remembered.
+const SHRINK: u32 = 1500;
 /// How often a long run says where it is.
 const NEWS: Duration = Duration::from_secs(10);
 
@@ -122,12 +127,15 @@ where
 {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let shrink = variable("PAGEFIRST_SHRINK")?.unwrap_or(SHRINK);
+    let regressions: Option<Box<dyn FailurePersistence>> = match shrink {
+        0 => None,
+        _ => Some(Box::new(FileFailurePersistence::Direct("proptest-regressions/oracle.txt"))),
+    };
     let config = ProptestConfig {
         cases,
-        max_shrink_iters: 1500,
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
-            "proptest-regressions/oracle.txt",
-        ))),
+        max_shrink_iters: shrink,
+        failure_persistence: regressions,
         test_name: Some(name),
         ..ProptestConfig::default()
     };
@@ -150,10 +158,8 @@ where
         Err(TestError::Fail(why, value)) => (why, format!("{value:#?}")),
         Err(TestError::Abort(why)) => (why, String::new()),
     };
-    eprintln!(
-        "{name}: PAGEFIRST_SEED={seed} PAGEFIRST_CASES={cases} fails after {} cases: {why}\n{value}",
-        passed.get()
-    );
+    let passed = passed.get();
+    eprintln!("the oracle disagrees: {name}, after {passed} cases: {why}\n{value}");
     Err(format!("rerun with PAGEFIRST_SEED={seed} PAGEFIRST_CASES={cases} cargo test --test oracle {name}")
         .into())
 }

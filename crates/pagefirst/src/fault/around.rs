@@ -24,7 +24,8 @@ pub(super) fn window<P: Platform>(
 ) -> VirtRange {
     let block = |bytes: u64| {
         let start = va.align_down(bytes);
-        VirtRange::new(start, VirtAddr(start.0.saturating_add(bytes))).intersect(vma.range)
+        let aligned = VirtRange::new(start, VirtAddr(start.0.saturating_add(bytes)));
+        if cfg!(mutant = "around_past_mapping") { aligned } else { aligned.intersect(vma.range) }
     };
     let bytes = match policy.is_fixed() {
         true => policy.least(),

@@ -228,7 +228,8 @@ impl<P: Platform> FileCache<P> {
                     return Continue(());
                 }
                 // Read only now that nobody can write to it any more. Beyond the end nothing is stored.
-                if meta.flags().contains(FrameFlags::DIRTY) && index < end {
+                let is_dirty = meta.flags().contains(FrameFlags::DIRTY) && !cfg!(mutant = "evict_dirty");
+                if is_dirty && index < end {
                     meta.thaw();
                     return Continue(());
                 }

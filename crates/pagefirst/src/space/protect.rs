@@ -31,7 +31,8 @@ impl<P: Platform> Protect<'_, P> {
         {
             let flags = p.meta(pfn).flags();
             let own = flags.contains(FrameFlags::ANON | FrameFlags::EXCLUSIVE);
-            if own || (self.writable_in_place && flags.contains(FrameFlags::FILE)) {
+            let in_place = self.writable_in_place || cfg!(mutant = "protect_writes_to_file");
+            if own || (in_place && flags.contains(FrameFlags::FILE)) {
                 attrs.insert(Attrs::WRITE);
             }
         }

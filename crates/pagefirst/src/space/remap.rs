@@ -69,7 +69,11 @@ impl<P: Platform> AddressSpace<P> {
                 len: tail.len(),
                 prot: vma.prot,
                 flags: vma.flags,
-                backing: vma.backing_at(tail.start),
+                backing: vma.backing_at(if cfg!(mutant = "growth_repeats_file") {
+                    start
+                } else {
+                    tail.start
+                }),
                 place: Place::FixedNoReplace(tail.start),
                 populate: false,
             })?;

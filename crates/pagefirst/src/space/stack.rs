@@ -30,7 +30,8 @@ impl<P: Platform> AddressSpace<P> {
         };
         let range = VirtRange::new(addr.page(), stack.range.end);
         let guard = VirtRange::new(VirtAddr(range.start.0.saturating_sub(STACK_GUARD)), stack.range.start);
-        if range.len() > self.policy.max_stack || !self.usable().covers(range) || self.tree.overlaps(guard) {
+        let is_near = self.tree.overlaps(guard) && !cfg!(mutant = "stack_without_guard");
+        if range.len() > self.policy.max_stack || !self.usable().covers(range) || is_near {
             return Grown::No;
         }
         let ready = match writing.grow(&stack, range) {

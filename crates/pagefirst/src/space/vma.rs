@@ -100,7 +100,9 @@ impl<P: Platform> Vma<P> {
             HugePolicy::Advise => self.flags.contains(VmaFlags::HUGE),
             HugePolicy::Always => !self.flags.contains(VmaFlags::NO_HUGE),
         };
-        wanted && matches!(self.backing, Backing::Anonymous) && self.range.covers(span)
+        wanted
+            && matches!(self.backing, Backing::Anonymous)
+            && (self.range.covers(span) || cfg!(mutant = "huge_past_mapping"))
     }
     /// The index in the file of the page at `va`; for anonymous memory the address's page number.
     pub fn index_of(&self, va: VirtAddr) -> u64 {
@@ -123,7 +125,8 @@ impl<P: Platform> Vma<P> {
             && match (&self.backing, &next.backing) {
                 (Backing::Anonymous, Backing::Anonymous) => true,
                 (Backing::File { file: a, .. }, Backing::File { file: b, first }) => {
-                    a.same(b) && self.index_of(self.range.end) == *first
+                    let follows = self.index_of(self.range.end) == *first || cfg!(mutant = "merge_any_index");
+                    a.same(b) && follows
                 }
                 _ => false,
             }

@@ -29,7 +29,8 @@ impl<P: Platform> Visitor<P> for Zap {
                 guard.count(counted, -1);
                 match P::Format::frame(raw, level) {
                     Some(pfn) if !attrs.contains(Attrs::SPECIAL) => {
-                        if counted == Counted::File && attrs.contains(Attrs::DIRTY) {
+                        let is_dirty = attrs.contains(Attrs::DIRTY) && !cfg!(mutant = "zap_loses_dirty");
+                        if counted == Counted::File && is_dirty {
                             p.meta(pfn).set(FrameFlags::DIRTY);
                         }
                         gather.page(span, pfn);
