@@ -5,6 +5,7 @@
 //! every call waits for the touches before it.
 
 use super::place::{Placer, fixed};
+use super::touched::Touched;
 use super::{Checked, Huge, Placement, Tables};
 use indicatif::ProgressBar;
 use pagefirst::Held;
@@ -28,7 +29,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-type Space = AddressSpace<Machine>;
+pub type Space = AddressSpace<Machine>;
 type File = Shared<Machine, FileCache<Machine>>;
 
 /// How to replay.
@@ -73,6 +74,8 @@ pub struct Run {
     pub name: &'static str,
     /// What the space held at the end.
     pub account: Account,
+    /// Bytes of huge pages mapped at the end that were never touched.
+    pub huge_untouched: u64,
     /// The most bytes of tables at one time.
     pub peak_tables: u64,
     /// The largest resident set, in bytes.
@@ -95,42 +98,139 @@ pub struct Run {
     pub time: Duration,
 }
 
-/// Replays a recording.
+/// Replays a recording once.
 pub fn replay(recording: &Checked, options: &Options, bar: &ProgressBar) -> Result<Run, ReplayError> {
-    let out = |event| move |NoMemory| ReplayError::NoMemory { event, memory: options.memory };
-    let machine: &'static Machine = Machine::new(Config {
-        memory: options.memory,
-        cpus: options.cpus + 1,
-        checks: options.checks,
-        ..Config::default()
-    });
-    let start = Instant::now();
-    let placer = Placer::new(options.place);
-    let policy = Policy {
-        fault_around: options.fault_around,
-        tables: match options.tables {
-            Tables::Postponed => TablePolicy::Postponed,
-            Tables::Upfront => TablePolicy::Upfront,
-            Tables::Linux => TablePolicy::Linux,
-        },
-        huge: match options.huge {
-            Huge::Never => HugePolicy::Never,
-            Huge::Advise => HugePolicy::Advise,
-            Huge::Always => HugePolicy::Always,
-        },
-        max_stack: u64::MAX,
-        ..placer.policy(Policy::default())
-    };
-    let space = Arc::new(Space::new(machine, policy).map_err(out(0))?);
-    let mut engine = Engine {
-        machine,
-        space: space.clone(),
-        placer,
-        bases: Vec::new(),
-        files: HashMap::new(),
-        run: Run {
-            name: options.name,
+    let mut stage = Stage::new(options);
+    let mut recording = recording.open()?;
+    let events = std::iter::from_fn(|| recording.next_event().map(|e| e.map(|(_, event)| event)).transpose());
+    let mut run = stage.perform(options, events, bar)?;
+    drop(stage.files);
+    stage.machine.vm().quiesce(stage.machine);
+    run.left = stage.machine.vm().held(stage.machine);
+    Ok(run)
+}
+
+/// Replays a recording so many times, each time in a new space of one machine, on which the files stay cached. Returns
+/// how long each took.
+pub fn repeat(recording: &Checked, options: &Options, rounds: u32) -> Result<Vec<Duration>, ReplayError> {
+    let mut stage = Stage::new(options);
+    let mut open = recording.open()?;
+    let mut events = Vec::new();
+    while let Some((_, event)) = open.next_event()? {
+        events.push(event);
+    }
+    let bar = ProgressBar::hidden();
+    (0..rounds)
+        .map(|_| {
+            let start = Instant::now();
+            stage.perform(options, events.iter().cloned().map(Ok), &bar)?;
+            Ok(start.elapsed())
+        })
+        .collect()
+}
+
+/// A machine, and the files that it has.
+struct Stage {
+    machine: &'static Machine,
+    files: HashMap<FileId, File>,
+}
+
+impl Stage {
+    fn new(options: &Options) -> Self {
+        let machine: &'static Machine = Machine::new(Config {
+            memory: options.memory,
+            cpus: options.cpus + 1,
+            checks: options.checks,
+            ..Config::default()
+        });
+        Stage { machine, files: HashMap::new() }
+    }
+
+    /// Performs events in a space of their own, which is gone when this returns.
+    fn perform(
+        &mut self,
+        options: &Options,
+        mut events: impl Iterator<Item = Result<Event, FormatError>>,
+        bar: &ProgressBar,
+    ) -> Result<Run, ReplayError> {
+        let out = |event| move |NoMemory| ReplayError::NoMemory { event, memory: options.memory };
+        let (machine, start) = (self.machine, Instant::now());
+        let placer = Placer::new(options.place);
+        let policy = options.policy(&placer);
+        let space = Arc::new(Space::new(machine, policy).map_err(out(0))?);
+        let mut engine = Engine {
+            machine,
+            space: space.clone(),
+            placer,
+            bases: Vec::new(),
+            files: &mut self.files,
+            touched: (options.huge == Huge::Always).then(Touched::default),
+            advised: options.huge == Huge::Advise,
+            run: Run::new(options.name),
+        };
+        std::thread::scope(|scope| {
+            let mut crew = Crew::new(scope, machine, &space, options.cpus);
+            let mut n = 0;
+            while let Some(event) = events.next().transpose()? {
+                let step = match event {
+                    Event::Touch { thread, at, access, .. } => {
+                        engine.run.touches += 1;
+                        let at = engine.address(at);
+                        if let Some(touched) = &mut engine.touched {
+                            touched.mark(at);
+                        }
+                        crew.touch(thread, at, access)
+                    }
+                    call => crew.settle().and_then(|()| engine.call(call)),
+                };
+                step.map_err(out(n))?;
+                n += 1;
+                if n % 4096 == 0 {
+                    bar.set_position(n);
+                }
+            }
+            crew.settle().map_err(out(n))?;
+            engine.run.refused = crew.refused();
+            Ok::<(), ReplayError>(())
+        })?;
+        engine.sample();
+        let mut run = engine.run;
+        run.account = space.account();
+        if let Some(touched) = &engine.touched {
+            run.huge_untouched = run.account.huge_bytes.saturating_sub(touched.of_huge_pages(&space));
+        }
+        run.machine = machine.counts();
+        run.time = start.elapsed();
+        Ok(run)
+    }
+}
+
+impl Options {
+    fn policy(&self, placer: &Placer) -> Policy {
+        Policy {
+            fault_around: self.fault_around,
+            tables: match self.tables {
+                Tables::Postponed => TablePolicy::Postponed,
+                Tables::Upfront => TablePolicy::Upfront,
+                Tables::Linux => TablePolicy::Linux,
+            },
+            huge: match self.huge {
+                Huge::Never => HugePolicy::Never,
+                Huge::Advise => HugePolicy::Advise,
+                Huge::Always => HugePolicy::Always,
+            },
+            max_stack: u64::MAX,
+            ..placer.policy(Policy::default())
+        }
+    }
+}
+
+impl Run {
+    fn new(name: &'static str) -> Self {
+        Run {
+            name,
             account: Account::default(),
+            huge_untouched: 0,
             peak_tables: 0,
             peak_resident: 0,
             touches: 0,
@@ -141,51 +241,20 @@ pub fn replay(recording: &Checked, options: &Options, bar: &ProgressBar) -> Resu
             machine: Counts::default(),
             left: Held::default(),
             time: Duration::ZERO,
-        },
-    };
-    let mut recording = recording.open()?;
-    std::thread::scope(|scope| {
-        let mut crew = Crew::new(scope, machine, &space, options.cpus);
-        let mut n = 0;
-        while let Some((_, event)) = recording.next_event()? {
-            let step = match event {
-                Event::Touch { thread, at, access, .. } => {
-                    engine.run.touches += 1;
-                    let at = engine.address(at);
-                    crew.touch(thread, at, access)
-                }
-                call => crew.settle().and_then(|()| engine.call(call)),
-            };
-            step.map_err(out(n))?;
-            n += 1;
-            if n % 4096 == 0 {
-                bar.set_position(n);
-            }
         }
-        crew.settle().map_err(out(n))?;
-        engine.run.refused = crew.refused();
-        Ok::<(), ReplayError>(())
-    })?;
-    engine.sample();
-    let mut run = engine.run;
-    run.account = space.account();
-    run.machine = machine.counts();
-    run.time = start.elapsed();
-    drop(engine.files);
-    drop(engine.space);
-    drop(space);
-    machine.vm().quiesce(machine);
-    run.left = machine.vm().held(machine);
-    Ok(run)
+    }
 }
 
-struct Engine {
+struct Engine<'s> {
     machine: &'static Machine,
     space: Arc<Space>,
     placer: Placer,
     /// Where each mapping's reservation starts.
     bases: Vec<u64>,
-    files: HashMap<FileId, File>,
+    files: &'s mut HashMap<FileId, File>,
+    /// Kept where there may be huge pages: from the start, or from the first advice on.
+    touched: Option<Touched>,
+    advised: bool,
     run: Run,
 }
 
@@ -197,7 +266,7 @@ fn rights(prot: Prot) -> Rights {
     rights
 }
 
-impl Engine {
+impl Engine<'_> {
     fn address(&self, at: Address) -> VirtAddr {
         VirtAddr(self.bases.get(at.mapping.0 as usize).copied().unwrap_or(0).wrapping_add(at.offset))
     }
@@ -212,6 +281,8 @@ impl Engine {
     fn call(&mut self, event: Event) -> Result<(), NoMemory> {
         let what = format!("{event:?}");
         let done = match event {
+            // One that an earlier round has left as it was is taken again.
+            Event::File(info) if self.files.get(&info.number).is_some_and(|f| f.size() == info.size) => Ok(()),
             Event::File(info) => {
                 let file = FileCache::new(self.machine, MachineFile::zeros(), info.size)?;
                 self.files.insert(info.number, file);
@@ -256,7 +327,10 @@ impl Engine {
     fn perform(&mut self, event: Event) -> Result<(), Failed> {
         match event {
             Event::Map(map) => self.map(&map)?,
-            Event::Unmap { at, len, .. } => self.space.unmap(self.address(at), len)?,
+            Event::Unmap { at, len, .. } => {
+                self.space.unmap(self.address(at), len)?;
+                self.forget(self.address(at), len);
+            }
             Event::Protect { at, len, prot, .. } => {
                 self.space.protect(self.address(at), len, rights(prot))?
             }
@@ -271,16 +345,23 @@ impl Engine {
                 };
                 let at = self.space.remap(from, old_len, new_len, to)?;
                 self.born(id, at.0);
+                if let Some(touched) = &mut self.touched {
+                    touched.shift(from, old_len.min(new_len), at);
+                }
                 if keep && at != from {
                     let map = Mapping::anonymous(old_len, Rights::READ | Rights::WRITE);
                     self.space.map(Mapping { place: At::Fixed(from), ..map })?;
                 }
             }
             Event::Advise { at, len, advice: Advice::DontNeed, .. } => {
-                self.space.discard(self.address(at), len)?
+                self.space.discard(self.address(at), len)?;
+                self.forget(self.address(at), len);
             }
             Event::Advise { at, len, advice: Advice::Huge, .. } => {
-                self.space.advise(self.address(at), len, Told::Huge)?
+                self.space.advise(self.address(at), len, Told::Huge)?;
+                if self.advised {
+                    self.touched.get_or_insert_default();
+                }
             }
             Event::Advise { at, len, advice: Advice::NoHuge, .. } => {
                 self.space.advise(self.address(at), len, Told::NoHuge)?
@@ -294,6 +375,12 @@ impl Engine {
             _ => {}
         }
         Ok(())
+    }
+
+    fn forget(&mut self, at: VirtAddr, len: u64) {
+        if let Some(touched) = &mut self.touched {
+            touched.forget(at, len);
+        }
     }
 
     fn born(&mut self, id: MappingId, base: u64) {
@@ -349,6 +436,7 @@ impl Engine {
             place: start.map_or(At::Anywhere, fixed),
             populate: map.populate,
         })?;
+        self.forget(mapped.range.start, mapped.range.len());
         if let Some(Unpopulated { why: FaultError::NoMemory, .. }) = mapped.unpopulated {
             return Err(Failed::Map(MapError::NoMemory));
         }

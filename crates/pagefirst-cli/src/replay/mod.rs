@@ -7,6 +7,7 @@ mod beside;
 mod engine;
 mod place;
 mod report;
+mod touched;
 
 use engine::{Options, ReplayError, Run};
 use pagefirst::policy::FaultAround;
@@ -118,6 +119,11 @@ pub struct ReplayArgs {
     /// Let the machine check the library while it runs it
     #[arg(long)]
     pub checks: bool,
+    /// Replay so many times in a row, each time in a new space of one machine whose files stay cached, and print the
+    /// speed instead
+    #[arg(long, value_name = "ROUNDS", conflicts_with = "json",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub repeat: Option<u32>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -274,21 +280,26 @@ fn replay(args: &ReplayArgs) -> Result<String, Error> {
         (Ways::Linux, Some(native)) => Huge::of_linux(&native.huge_pages),
         (Ways::Linux, None) => Huge::of_linux(&pagefirst_record::huge_page_setting()),
     });
-    let run = |(name, tables), n| -> Result<Run, Error> {
-        let options = Options {
-            name,
-            tables,
-            fault_around: args.fault_around,
-            place: args.place,
-            huge,
-            cpus: args.cpus as usize,
-            memory: args.memory,
-            checks: args.checks,
-        };
-        let bar = progress(recording.report.events, &format!("replay {n} of 2, {name}"));
-        let run = engine::replay(&recording, &options, &bar);
+    let options = |(name, tables)| Options {
+        name,
+        tables,
+        fault_around: args.fault_around,
+        place: args.place,
+        huge,
+        cpus: args.cpus as usize,
+        memory: args.memory,
+        checks: args.checks,
+    };
+    let failed = |source| Error::Replay { name: recording.name.clone(), source };
+    if let Some(rounds) = args.repeat {
+        let times = engine::repeat(&recording, &options(plans[0]), rounds).map_err(failed)?;
+        return Ok(report::speed(&recording, times));
+    }
+    let run = |plan: (&'static str, _), n| -> Result<Run, Error> {
+        let bar = progress(recording.report.events, &format!("replay {n} of 2, {}", plan.0));
+        let run = engine::replay(&recording, &options(plan), &bar);
         bar.finish_and_clear();
-        run.map_err(|source| Error::Replay { name: recording.name.clone(), source })
+        run.map_err(failed)
     };
     let [first, second] = plans;
     let (first, second) = (run(first, 1)?, run(second, 2)?);

@@ -6,6 +6,7 @@ use pagefirst::policy::FaultAround;
 use pagefirst_record::{LossKind, NativeRun};
 use serde_json::{Value, json};
 use std::fmt::Write;
+use std::time::Duration;
 
 /// A replay beside the one with tables made the other way.
 pub struct Comparison<'a> {
@@ -19,6 +20,24 @@ pub struct Comparison<'a> {
     pub first: &'a Run,
     /// The other way.
     pub second: &'a Run,
+}
+
+/// How fast rounds of a recording were.
+pub fn speed(recording: &Checked, mut times: Vec<Duration>) -> String {
+    times.sort_unstable();
+    let touches = recording.report.touches;
+    let (fastest, median) = (times[0], times[times.len() / 2]);
+    let all: Duration = times.iter().sum();
+    let rate = |time: Duration, rounds: usize| touches as f64 * rounds as f64 / time.as_secs_f64() / 1e6;
+    format!(
+        "{}: {} rounds of {touches} touches in {:.2} s: {:.2} million touches a second (median round {:.2}, fastest {:.2})\n",
+        recording.name,
+        times.len(),
+        all.as_secs_f64(),
+        rate(all, times.len()),
+        rate(median, 1),
+        rate(fastest, 1),
+    )
 }
 
 const UNKNOWN: &str = "\
@@ -125,7 +144,7 @@ impl Comparison<'_> {
 
     fn rows(&self) -> Vec<(&'static str, u64, u64)> {
         type Row = (&'static str, fn(&Run) -> u64);
-        let rows: [Row; 22] = [
+        let rows: [Row; 23] = [
             ("faults that mapped something", |r| r.account.faults.mapped()),
             ("  anonymous read, zero page", |r| r.account.faults.anon_read),
             ("  anonymous write", |r| r.account.faults.anon_write),
@@ -144,7 +163,8 @@ impl Comparison<'_> {
             ("resident bytes at peak", |r| r.peak_resident),
             ("resident bytes at the end", |r| r.account.resident_bytes()),
             ("  of them files", |r| r.account.file_bytes),
-            ("  in huge pages", |r| r.account.huge_bytes),
+            ("  of them in huge pages", |r| r.account.huge_bytes),
+            ("    never touched", |r| r.huge_untouched),
             ("prefaulted pages", |r| r.account.around),
             ("  used", |r| r.account.around - r.account.unused.min(r.account.around)),
             ("  unused", |r| r.account.unused.min(r.account.around)),
@@ -210,6 +230,7 @@ fn run(run: &Run) -> Value {
         "resident_bytes": {
             "peak": run.peak_resident, "end": run.account.resident_bytes(),
             "anon": run.account.anon_bytes, "file": run.account.file_bytes, "huge": run.account.huge_bytes,
+            "huge_untouched": run.huge_untouched,
         },
         "prefaulted": { "pages": run.account.around, "unused": run.account.unused },
         "left": {
