@@ -36,9 +36,14 @@ struct Inner {
 enum Body {
     /// What `unwritten` says at an offset, except for pages that were stored, and zero from the smallest size on that
     /// the file was cut to.
-    Memory { stored: Mutex<Stored>, unwritten: Box<dyn Fn(u64) -> u8 + Send + Sync> },
+    Memory { stored: Mutex<Stored>, unwritten: Unwritten },
     /// A file of the host.
     Host(std::fs::File),
+}
+
+enum Unwritten {
+    Zeros,
+    Says(Box<dyn Fn(u64) -> u8 + Send + Sync>),
 }
 
 /// What a file in memory was told to keep.
@@ -58,13 +63,17 @@ impl MachineFile {
 
     /// In memory, zero until written. It does not track writes.
     pub fn zeros() -> Self {
-        Self::pattern(|_| 0)
+        Self::memory(Unwritten::Zeros)
     }
 
     /// In memory, with this function's value at each offset until written. It does not track writes.
     pub fn pattern(unwritten: impl Fn(u64) -> u8 + Send + Sync + 'static) -> Self {
+        Self::memory(Unwritten::Says(Box::new(unwritten)))
+    }
+
+    fn memory(unwritten: Unwritten) -> Self {
         let stored = Mutex::new(Stored { pages: BTreeMap::new(), cut: u64::MAX });
-        Self::new(Body::Memory { stored, unwritten: Box::new(unwritten) }, false)
+        Self::new(Body::Memory { stored, unwritten }, false)
     }
 
     /// In memory, with these contents and zeros after them. It does not track writes.
@@ -174,8 +183,11 @@ impl File for MachineFile {
                 };
                 let n = known.len().min(page.len());
                 page[..n].copy_from_slice(&known[..n]);
-                for (at, byte) in (start..cut).zip(page.iter_mut()).skip(n) {
-                    *byte = unwritten(at);
+                // The rest is zero already.
+                if let Unwritten::Says(unwritten) = unwritten {
+                    for (at, byte) in (start..cut).zip(page.iter_mut()).skip(n) {
+                        *byte = unwritten(at);
+                    }
                 }
                 Io::Ready
             }

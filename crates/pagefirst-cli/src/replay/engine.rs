@@ -24,7 +24,7 @@ use pagefirst_record::{
     Access, Address, Advice, Backing, Event, FileId, FormatError, Map, MapKind, MappingId, Place, Prot,
     ThreadId,
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -132,7 +132,14 @@ pub fn repeat(recording: &Checked, options: &Options, rounds: u32) -> Result<Vec
 /// A machine, and the files that it has.
 struct Stage {
     machine: &'static Machine,
-    files: HashMap<FileId, File>,
+    files: Files,
+}
+
+/// Files, and the parts of them that were brought into the cache.
+#[derive(Default)]
+struct Files {
+    open: HashMap<FileId, File>,
+    warmed: HashSet<(FileId, u64, u64)>,
 }
 
 impl Stage {
@@ -143,7 +150,7 @@ impl Stage {
             checks: options.checks,
             ..Config::default()
         });
-        Stage { machine, files: HashMap::new() }
+        Stage { machine, files: Files::default() }
     }
 
     /// Performs events in a space of their own, which is gone when this returns.
@@ -251,7 +258,7 @@ struct Engine<'s> {
     placer: Placer,
     /// Where each mapping's reservation starts.
     bases: Vec<u64>,
-    files: &'s mut HashMap<FileId, File>,
+    files: &'s mut Files,
     /// Kept where there may be huge pages: from the start, or from the first advice on.
     touched: Option<Touched>,
     advised: bool,
@@ -271,7 +278,8 @@ impl Engine<'_> {
         VirtAddr(self.bases.get(at.mapping.0 as usize).copied().unwrap_or(0).wrapping_add(at.offset))
     }
 
-    /// Resident set and tables only grow between calls: looked at before each call and at the end, the peaks are exact.
+    /// Resident set and tables only grow between calls: looked at before each call that may shrink them and at the end,
+    /// the peaks are exact.
     fn sample(&mut self) {
         let tables: u64 = self.space.page_table().table_bytes().iter().sum();
         self.run.peak_tables = self.run.peak_tables.max(tables);
@@ -279,17 +287,20 @@ impl Engine<'_> {
     }
 
     fn call(&mut self, event: Event) -> Result<(), NoMemory> {
-        let what = format!("{event:?}");
+        let what = event.clone();
         let done = match event {
             // One that an earlier round has left as it was is taken again.
-            Event::File(info) if self.files.get(&info.number).is_some_and(|f| f.size() == info.size) => Ok(()),
+            Event::File(info) if self.files.open.get(&info.number).is_some_and(|f| f.size() == info.size) => {
+                Ok(())
+            }
             Event::File(info) => {
                 let file = FileCache::new(self.machine, MachineFile::zeros(), info.size)?;
-                self.files.insert(info.number, file);
+                self.files.open.insert(info.number, file);
+                self.files.warmed.retain(|(number, ..)| *number != info.number);
                 Ok(())
             }
             Event::FileSize { file, size } => {
-                if let Some(file) = self.files.get(&file) {
+                if let Some(file) = self.files.open.get(&file) {
                     // Refused only while pages beyond an earlier end are mapped: the file keeps its size then.
                     file.set_size(self.machine, size)
                         .map_err(|_| Failed::Unknown("growth over pages still mapped"))
@@ -306,7 +317,7 @@ impl Engine<'_> {
             | Event::Exec { .. }
             | Event::End { .. } => Ok(()),
             call => {
-                if !matches!(call, Event::Protect { .. }) {
+                if may_shrink(&call) {
                     self.sample();
                 }
                 self.run.calls += 1;
@@ -318,7 +329,7 @@ impl Engine<'_> {
             Err(Failed::Map(MapError::NoMemory)) => Err(NoMemory),
             Err(why) => {
                 self.run.failed += 1;
-                self.run.first_failed.get_or_insert_with(|| format!("{what}: {why}"));
+                self.run.first_failed.get_or_insert_with(|| format!("{what:?}: {why}"));
                 Ok(())
             }
         }
@@ -416,9 +427,12 @@ impl Engine<'_> {
         flags.set(VmaFlags::SHARED, map.shared);
         flags.set(VmaFlags::GROWS_DOWN, map.grows_down);
         let backing = match map.backing {
-            Backing::File { file, offset } => {
-                let file = self.files.get(&file).ok_or(Failed::Unknown("a file that was not named"))?.clone();
-                warm(self.machine, &file, offset, map.len);
+            Backing::File { file: number, offset } => {
+                let file =
+                    self.files.open.get(&number).ok_or(Failed::Unknown("a file that was not named"))?.clone();
+                if self.files.warmed.insert((number, offset, map.len)) {
+                    warm(self.machine, &file, offset, map.len);
+                }
                 Shows::File { file, first: offset / PAGE_SIZE }
             }
             Backing::Anonymous if map.shared => {
@@ -445,6 +459,17 @@ impl Engine<'_> {
             self.born(map.id, if map.grows_down { start + map.len - map.reserve } else { start });
         }
         Ok(())
+    }
+}
+
+/// Whether a call takes away what is mapped.
+fn may_shrink(call: &Event) -> bool {
+    match call {
+        Event::Map(map) => matches!(map.place, Place::At(_)),
+        Event::Protect { .. } => false,
+        Event::Advise { advice, .. } => *advice == Advice::DontNeed,
+        Event::Brk { old, new, .. } => new < old,
+        _ => true,
     }
 }
 
