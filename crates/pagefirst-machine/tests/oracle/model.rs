@@ -320,7 +320,7 @@ impl Space {
     fn map_around(&mut self, files: &[File], page: u64) {
         let Some((mapping, area)) = self.areas.mapping(page) else { return };
         let Some((file, first)) = area.shows.file() else { return };
-        let window = (self.policy.fault_around.most() / PAGE_SIZE).clamp(1, LEAF);
+        let window = self.window(page, &mapping) / PAGE_SIZE;
         let start = page / window * window;
         let writable = writable_at_once(&area, &files[file]);
         let entry = Entry::File { writable, used: self.policy.prefault_young, dirty: false };
@@ -332,6 +332,29 @@ impl Space {
                 self.around += 1;
             }
         }
+    }
+
+    /// The size of the window around `page`, where nothing was until now, in bytes. One that adapts is larger beside
+    /// pages that were used, smaller beside pages that were not: of the 128 KiB that the page lies in, as far as they
+    /// are in its mapping.
+    fn window(&self, page: u64, mapping: &Range<u64>) -> u64 {
+        let around = self.policy.fault_around;
+        let (least, most, normal) = (around.least(), around.most(), 64 << 10);
+        let pages = 2 * normal / PAGE_SIZE;
+        let near = page / pages * pages;
+        let near = near.max(mapping.start)..(near + pages).min(mapping.end);
+        let there: Vec<&Entry> =
+            self.entries.range(near).filter(|(other, _)| **other != page).map(|(_, entry)| entry).collect();
+        let unused = there.iter().filter(|entry| matches!(entry, Entry::File { used: false, .. })).count();
+        let used = there.len() - unused;
+        let size = match () {
+            _ if least == most => least,
+            _ if there.len() < 8 => normal,
+            _ if 4 * used >= 3 * there.len() => 4 * normal,
+            _ if 5 * used < there.len() => normal / 4,
+            _ => normal,
+        };
+        size.clamp(least, most)
     }
 
     /// An access by a program to bytes that lie in one page: faults, if it has to, until it goes through.

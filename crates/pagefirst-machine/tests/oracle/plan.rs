@@ -312,8 +312,11 @@ pub fn steps(cpus: usize, most: usize) -> impl Strategy<Value = Vec<Step>> {
 
 fn policies() -> impl Strategy<Value = Policy> {
     let flags = (any::<bool>(), prop::bool::weighted(0.2), prop::bool::weighted(0.2), any::<bool>());
-    let around =
-        prop_oneof![4 => Just(64 << 10), 1 => Just(4 << 10), 1 => Just(16 << 10), 1 => Just(2 << 20)];
+    let fixed = prop_oneof![4 => Just(64 << 10), 1 => Just(4 << 10), 1 => Just(16 << 10), 1 => Just(2 << 20)];
+    let around = prop_oneof![
+        3 => fixed.prop_map(|bytes| FaultAround::fixed(bytes).expect("a window")),
+        1 => Just(FaultAround::adaptive(16 << 10, 256 << 10).expect("bounds")),
+    ];
     let top = prop_oneof![Just(NEAR.end + 300), Just(WIDE.end + 40), Just(WIDE.end + 40_000)];
     let limits =
         (prop_oneof![3 => Just(1000), 1 => 4..12_usize], prop_oneof![3 => Just(1 << 40), 1 => 20..2000_u64]);
@@ -321,7 +324,7 @@ fn policies() -> impl Strategy<Value = Policy> {
     (flags, around, top, limits, huge).prop_map(
         |((prefault_young, deny_wx, bottom_up, align), fault_around, top, (max_vmas, max_pages), huge)| {
             Policy {
-                fault_around: FaultAround::fixed(fault_around).expect("a window"),
+                fault_around,
                 prefault_young,
                 deny_wx,
                 min_addr: VirtAddr((NEAR.start - 16) * PAGE_SIZE),
