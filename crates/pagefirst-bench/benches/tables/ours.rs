@@ -50,7 +50,6 @@ fn bytes(table: &PageTable<Bench>) -> u64 {
 }
 
 impl Tables for Single {
-    const LARGE: bool = false;
     fn new(platform: &'static Bench) -> Self {
         Single(new(platform))
     }
@@ -89,7 +88,6 @@ impl Tables for Single {
 }
 
 impl Tables for ByRange {
-    const LARGE: bool = false;
     fn new(platform: &'static Bench) -> Self {
         ByRange(new(platform))
     }

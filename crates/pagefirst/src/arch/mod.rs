@@ -7,7 +7,7 @@ pub use tiny::Tiny;
 pub use x86_64::X86_64;
 
 use crate::types::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
-use core::ops::RangeInclusive;
+use core::ops::Range;
 
 /// The most levels any format has.
 pub const MAX_LEVELS: usize = 5;
@@ -99,8 +99,8 @@ pub unsafe trait Format: 'static {
     }
     /// The slots of a table at `level` that `range` intersects; it lies in what the table spans, and is not empty.
     #[inline]
-    fn slots(range: VirtRange, level: u8) -> RangeInclusive<usize> {
-        Self::index(range.start, level)..=Self::index(VirtAddr(range.end.0 - 1), level)
+    fn slots(range: VirtRange, level: u8) -> Range<usize> {
+        Self::index(range.start, level)..Self::index(VirtAddr(range.end.0 - 1), level) + 1
     }
     /// log2 of what one entry at `level` spans.
     #[inline]

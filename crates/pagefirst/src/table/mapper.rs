@@ -99,7 +99,6 @@ impl<P: Platform> Mapper<'_, P> {
     ///
     /// # Errors
     /// [`FramesError`]; nothing is mapped then.
-    #[inline]
     pub fn map(&mut self, range: VirtRange, first: Pfn, level: u8, attrs: Attrs) -> Result<(), FramesError> {
         let marks = if attrs.contains(Attrs::WRITE) { Attrs::DIRTY } else { Attrs::empty() };
         let attrs = attrs | marks | Attrs::ACCESSED | Attrs::SPECIAL;
@@ -119,37 +118,49 @@ impl<P: Platform> Mapper<'_, P> {
     }
 
     /// Maps what lies in one table.
+    #[inline(always)]
     fn map_part(&mut self, frames: &mut Frames<P::Format>) -> Result<(), FramesError> {
-        let p = self.space.p;
         loop {
-            let pin = self.pin.get_or_insert_with(|| Pin::new(p));
+            let Some(pin) = &self.pin else {
+                self.pin();
+                continue;
+            };
             let Walk::Nothing(slot) = self.space.walk(pin, frames.part.start) else {
                 return Err(FramesError::Occupied(frames.part));
             };
             match install(self.space, pin, slot, frames, &mut self.reserve, &mut self.gather) {
                 Ok(_) => return Ok(()),
-                Err(Refused::Short(tables)) => {
-                    self.refill(tables).map_err(|NoMemory| FramesError::NoMemory(frames.part))?;
-                }
-                Err(Refused::Unflushed(unlinked)) => {
-                    self.pin = None;
-                    self.gather.tables_of(frames.part);
-                    self.gather.flush();
-                    frames.flushed = Some(unlinked);
-                }
-                Err(Refused::Raced | Refused::Again) => return Err(FramesError::Occupied(frames.part)),
+                Err(refused) => self.prepare(refused, frames)?,
             }
         }
     }
 
-    fn refill(&mut self, tables: u8) -> Result<(), NoMemory> {
-        if self.reserve.refill(tables).is_ok() {
-            return Ok(());
+    #[cold]
+    fn pin(&mut self) {
+        self.pin = Some(Pin::new(self.space.p));
+    }
+
+    /// Does what an install was refused for, unless something is in the way.
+    #[cold]
+    fn prepare(&mut self, refused: Refused, frames: &mut Frames<P::Format>) -> Result<(), FramesError> {
+        match refused {
+            Refused::Short(tables) if self.reserve.refill(tables).is_ok() => Ok(()),
+            Refused::Short(tables) => {
+                self.pin = None;
+                self.gather.flush();
+                let (p, reserve) = (self.space.p, &mut self.reserve);
+                let refilled = p.vm().or_drain(p, || reserve.refill(tables));
+                refilled.map_err(|NoMemory| FramesError::NoMemory(frames.part))
+            }
+            Refused::Unflushed(unlinked) => {
+                self.pin = None;
+                self.gather.tables_of(frames.part);
+                self.gather.flush();
+                frames.flushed = Some(unlinked);
+                Ok(())
+            }
+            Refused::Raced | Refused::Again => Err(FramesError::Occupied(frames.part)),
         }
-        self.pin = None;
-        self.gather.flush();
-        let (p, reserve) = (self.space.p, &mut self.reserve);
-        p.vm().or_drain(p, || reserve.refill(tables))
     }
 
     /// Unmaps the frames that are mapped in `range`, and the tables that lose their last entry by it. Pages that are

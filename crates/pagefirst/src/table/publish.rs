@@ -78,6 +78,7 @@ pub(crate) enum Refused {
 }
 
 /// Maps the batch's page at `slot`, and what it can of its neighbours.
+#[inline]
 pub(crate) fn install<'e, P: Platform, B: Batch>(
     space: &PageTable<P>,
     pin: &'e Pin<P>,
@@ -92,13 +93,7 @@ pub(crate) fn install<'e, P: Platform, B: Batch>(
             return Err(Refused::Short(missing));
         }
         let Some(mut guard) = slot.at.lock() else {
-            if let Some(parent) = slot.parent {
-                retire::unlink(space, parent, slot.at, slot.va, gather);
-            }
-            match space.walk(pin, batch.va()) {
-                Walk::Nothing(found) => slot = found,
-                Walk::Seen(_) | Walk::Huge(_) => return Err(Refused::Raced),
-            }
+            slot = around_dead(space, pin, slot, gather).ok_or(Refused::Raced)?;
             continue;
         };
         if !batch.is_current() && !cfg!(mutant = "install_without_validation") {
@@ -108,11 +103,7 @@ pub(crate) fn install<'e, P: Platform, B: Batch>(
         let taken = guard.entry(index);
         if taken != 0 && !cfg!(mutant = "install_overwrites") {
             drop(guard);
-            let Some(child) = slot.at.child(taken) else { return Err(Refused::Raced) };
-            match walk(child, Some(slot.at), slot.va) {
-                Walk::Nothing(deeper) => slot = deeper,
-                Walk::Seen(_) | Walk::Huge(_) => return Err(Refused::Raced),
-            }
+            slot = deeper(slot, taken).ok_or(Refused::Raced)?;
             continue;
         }
         if batch.level() > 0
@@ -137,7 +128,34 @@ pub(crate) fn install<'e, P: Platform, B: Batch>(
     }
 }
 
+/// The slot's table is dead: unlinks it and walks again; `None` when something is mapped by now.
+#[cold]
+fn around_dead<'e, P: Platform>(
+    space: &PageTable<P>,
+    pin: &'e Pin<P>,
+    slot: Slot<'e, P, Nothing>,
+    gather: &mut Gather<'_, P>,
+) -> Option<Slot<'e, P, Nothing>> {
+    if let Some(parent) = slot.parent {
+        retire::unlink(space, parent, slot.at, slot.va, gather);
+    }
+    match space.walk(pin, slot.va) {
+        Walk::Nothing(found) => Some(found),
+        Walk::Seen(_) | Walk::Huge(_) => None,
+    }
+}
+
+/// The slot was taken by `entry`: the one further down if that is a table; `None` when something is mapped.
+#[cold]
+fn deeper<P: Platform>(slot: Slot<'_, P, Nothing>, entry: u64) -> Option<Slot<'_, P, Nothing>> {
+    match walk(slot.at.child(entry)?, Some(slot.at), slot.va) {
+        Walk::Nothing(deeper) => Some(deeper),
+        Walk::Seen(_) | Walk::Huge(_) => None,
+    }
+}
+
 /// Builds `missing` tables, the lowest one filled from the batch; returns the entry for the topmost.
+#[cold]
 fn chain<P: Platform, B: Batch>(
     p: &'static P,
     batch: &mut B,
@@ -166,9 +184,10 @@ fn chain<P: Platform, B: Batch>(
 
 /// Sets the entries of a batch; `None`, with nothing set, when the page itself is not valid any more, or one of the
 /// slots is not free and all must be.
+#[inline(always)]
 fn fill<P: Platform, B: Batch>(guard: &mut Guard<'_, P>, batch: &mut B) -> Option<u32> {
-    let level = guard.table().level();
-    let (va, window) = (batch.va(), batch.window());
+    let (level, va, window) = (batch.level(), batch.va(), batch.window());
+    debug_assert_eq!(level, guard.table().level());
     let (page, slots) = (P::Format::index(va, level), P::Format::slots(window, level));
     debug_assert!(window.contains(va) && slots.contains(&page));
     let whole = batch.is_whole();

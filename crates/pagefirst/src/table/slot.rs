@@ -100,7 +100,7 @@ pub enum Walk<'e, P: Platform> {
 }
 
 /// Walks down from `at` without a lock, reading each entry once.
-#[inline]
+#[inline(always)]
 pub(super) fn walk<'e, P: Platform>(
     mut at: Table<'e, P>,
     mut parent: Option<Table<'e, P>>,
