@@ -89,8 +89,9 @@ pub unsafe trait Format: 'static {
     #[inline]
     fn is_settled(raw: u64, level: u8) -> bool {
         let attrs = Self::attrs(raw);
-        let used = attrs.contains(Attrs::ACCESSED) && (attrs & (Attrs::WRITE | Attrs::DIRTY)) != Attrs::WRITE;
-        used && Self::child(raw, level).is_none()
+        let clean =
+            attrs & (Attrs::WRITE | Attrs::DIRTY) == Attrs::WRITE && !cfg!(mutant = "settled_while_clean");
+        attrs.contains(Attrs::ACCESSED) && !clean && Self::child(raw, level).is_none()
     }
     /// The index of `va` in a table at `level`.
     #[inline]

@@ -11,6 +11,7 @@
 //! | `huge_page_over_a_dead_table_…` | `huge` | a huge page comes after the flush of the table that was there | |
 //! | `r11_huge_page_…` | `huge` | as `r11_…`, for a huge page | 2 |
 //! | `r15_…` | `huge` | no bit is lost in a split, and nobody takes it for nothing | |
+//! | `take_…` | `take` | what hardware marks is in what is taken, and does not come back | 2 |
 //! | `c06_walk_against_retire_and_reuse` | `reuse` | a table found under a pin stays a table | 3: a grace period |
 //! | `retire_tags_in_order` | `reuse` | who retires late does not shorten another's grace period | 3 |
 //! | `epoch_…` | `epoch` | no reader is overtaken; what it read happened before the reuse | `sync::epoch` |
@@ -28,6 +29,7 @@ mod epoch;
 mod huge;
 mod install;
 mod reuse;
+mod take;
 
 use super::record::TableRecord;
 use super::{PageTable, Table, collect, reserve};
