@@ -78,8 +78,8 @@ fn map_anywhere_goes_from_the_top_down_and_reads_zero() -> Result {
     // Lengths are rounded up to whole pages.
     let odd = b.s.map(Map::anonymous(PAGE_SIZE + 1, RW))?.range;
     assert_eq!((odd.pages(), odd.end), (2, second.start));
-    // Large anonymous memory is aligned, so that huge pages fit.
-    let large = b.s.map(anonymous(513, RW))?.range;
+    // Anonymous memory of whole huge pages is aligned to them.
+    let large = b.s.map(anonymous(1024, RW))?.range;
     assert!(large.start.is_aligned(LEAF) && large.end <= odd.start);
     check(&b.s);
     b.end()
