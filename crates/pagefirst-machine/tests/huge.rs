@@ -543,3 +543,48 @@ fn r04_huge_faults_against_discard() -> Result {
     nothing_left(machine, space);
     Ok(())
 }
+
+/// No huge page is left: the huge zero page gives way to small pages while others have it cached. Who is told that a
+/// page was written does not read zero from it.
+#[test]
+fn huge_zero_page_is_not_read_where_a_page_was_written() -> Result {
+    let config = Config { memory: 32 << 20, cpus: 4, late_shootdown: 100, ..Config::default() };
+    let machine = Machine::new(config);
+    let space = space_with(machine, policy(HugePolicy::Always))?;
+    let at = space.map(Map::anonymous(2 * HUGE, RW))?.range.start;
+    let _ = space.fault(page(at, SMALL), Access::Write); // so that the table of huge pages stays
+    let _ = space.fault(at, Access::Read);
+    let _hoarded = hoard(machine);
+    const ROUNDS: u64 = 2000;
+    let (barrier, told) = (std::sync::Barrier::new(3), AtomicBool::new(false));
+    let writer = |n: u64| {
+        let mut cpu = machine.vcpu();
+        cpu.switch_to(&space);
+        for _ in 0..ROUNDS {
+            barrier.wait();
+            cpu.store(page(at, [1, 7][n as usize]), &1u64.to_le_bytes()).expect("mapped");
+            if n == 1 {
+                told.store(true, std::sync::atomic::Ordering::Release);
+            }
+            barrier.wait();
+        }
+    };
+    let mut stale = 0;
+    kit::together(2, writer, || {
+        let mut cpu = machine.vcpu();
+        cpu.switch_to(&space);
+        for _ in 0..ROUNDS {
+            space.discard(at, HUGE).expect("mapped");
+            told.store(false, Relaxed);
+            let _ = cpu.load_u64(page(at, 7));
+            barrier.wait();
+            while !told.load(Acquire) {
+                let _ = cpu.load_u64(page(at, 100));
+            }
+            stale += (cpu.load_u64(page(at, 7)).expect("mapped") != 1) as u64;
+            barrier.wait();
+        }
+    });
+    assert_eq!(stale, 0, "of {ROUNDS} rounds");
+    Ok(())
+}

@@ -78,7 +78,7 @@ pub unsafe trait Platform: Sync + Sized + 'static {
     /// Makes translations unusable on the CPUs named and waits until they are. Called with no lock and no pin held.
     fn shootdown(&'static self, flush: &Flush<'_>);
     /// What this CPU needs before it retries the access at `addr` in the space of this tag, which need not be the one
-    /// it runs; `tables` says that a table was published.
+    /// it runs; `tables` says that a table was published. Whatever it had cached of a page there, huge or small, goes.
     fn sync_local(&'static self, tag: u64, addr: VirtAddr, tables: bool);
     /// Called before the page in frame `pfn` can be executed. Nothing to do where instruction fetches see stores
     /// (x86); elsewhere the data cache is cleaned and the instruction cache invalidated for it.

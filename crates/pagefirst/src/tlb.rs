@@ -9,7 +9,7 @@ use crate::platform::{MAX_CPUS, Platform};
 use crate::sync::atomic::{AcqRel, AtomicU64, Relaxed, SeqCst, fence};
 use crate::sync::held;
 use crate::table::{self, PageTable};
-use crate::types::{Pfn, VirtRange};
+use crate::types::{Pfn, VirtAddr, VirtRange};
 
 /// The set of CPUs that may hold translations of a space.
 ///
@@ -74,20 +74,42 @@ pub(crate) struct Gather<'a, P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?
     tables: Option<Pfn>,
     /// Tables were unlinked in the range.
     unlinked: bool,
+    /// Huge pages taken out in the range.
+    huge: u64,
+    /// What was flushed last before an install, and how much had been taken out of the space before that.
+    before: Option<(VirtRange, u64)>,
     pages: Pages,
 }
 
 impl<'a, P: Platform> Gather<'a, P, [Pfn; MANY]> {
     /// An empty gather for `space`.
     pub fn new(space: &'a PageTable<P>) -> Self {
-        Gather { space, range: None, len: 0, tables: None, unlinked: false, pages: [Pfn(0); MANY] }
+        Gather {
+            space,
+            range: None,
+            len: 0,
+            tables: None,
+            unlinked: false,
+            huge: 0,
+            before: None,
+            pages: [Pfn(0); MANY],
+        }
     }
 }
 
 impl<'a, P: Platform> SmallGather<'a, P> {
     /// An empty gather for `space` that takes few pages.
     pub fn small(space: &'a PageTable<P>) -> Self {
-        Gather { space, range: None, len: 0, tables: None, unlinked: false, pages: [Pfn(0); FEW] }
+        Gather {
+            space,
+            range: None,
+            len: 0,
+            tables: None,
+            unlinked: false,
+            huge: 0,
+            before: None,
+            pages: [Pfn(0); FEW],
+        }
     }
 }
 
@@ -109,6 +131,21 @@ impl<P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?Sized> Gather<'_, P, Pag
         }
         self.pages.as_mut()[self.len] = pfn;
         self.len += 1;
+    }
+    /// So many huge pages are being taken out, under their table's lock; their spans are touched as well.
+    pub(crate) fn huge(&mut self, n: u64) {
+        self.space.huge_taken.take(n);
+        self.huge += n;
+    }
+    /// Flushes `span`, of which nothing is mapped, tables included: `taken` was taken out of the space by then.
+    pub fn flush_before(&mut self, span: VirtRange, taken: u64) {
+        self.tables_of(span);
+        self.flush();
+        self.before = Some((span, taken));
+    }
+    /// Whether what is around `va` was flushed when just so much had been taken out.
+    pub fn is_flushed_before(&self, va: VirtAddr, taken: u64) -> bool {
+        self.before.is_some_and(|(span, then)| span.contains(va) && then == taken)
     }
     /// Whatever tables were unlinked from `span`, what is cached of them must go.
     pub fn tables_of(&mut self, span: VirtRange) {
@@ -145,9 +182,8 @@ impl<P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?Sized> Gather<'_, P, Pag
             table::retire(p, pfn);
             tables += 1;
         }
-        if tables > 0 {
-            self.space.count_flushed(tables);
-        }
+        self.space.unlinked.flush(tables);
+        self.space.huge_taken.flush(core::mem::take(&mut self.huge));
     }
 }
 

@@ -49,8 +49,6 @@ pub(super) struct Private<'f, P: Platform> {
     pub kind: FaultKind,
     /// The level of the table its entry goes into.
     pub level: u8,
-    /// See [`Batch::flushed`].
-    pub flushed: Option<u64>,
 }
 
 /// The entry, in a table at `level`, of a page of private memory, written at once. Its reference becomes the mapping's.
@@ -70,9 +68,6 @@ impl<P: Platform> Batch for Private<'_, P> {
     }
     fn level(&self) -> u8 {
         self.level
-    }
-    fn flushed(&self) -> Option<u64> {
-        self.flushed
     }
     fn is_current(&self) -> bool {
         !self.vma.is_retired()
@@ -122,8 +117,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let mut page = self.hand.fresh.take();
         let level = page.as_ref().map_or(0, Fresh::level);
         let va = P::Format::span_of(self.addr, level).start;
-        let flushed = self.hand.flushed_tables;
-        let mut batch = Private { vma, va, page: &mut page, source_is_valid, kind, level, flushed };
+        let mut batch = Private { vma, va, page: &mut page, source_is_valid, kind, level };
         let look = self.install(slot, &mut batch);
         self.hand.fresh = page;
         look

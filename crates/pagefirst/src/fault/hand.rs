@@ -9,9 +9,9 @@ use crate::mem::Shared;
 use crate::platform::Platform;
 use crate::space::{AddressSpace, Grown};
 use crate::sync::atomic::Relaxed;
-use crate::table::Reserve;
-use crate::tlb::SmallGather;
-use crate::types::{NoMemory, Pfn, VirtAddr};
+use crate::table::{Pass, Reserve, Stock};
+use crate::tlb::{Gather, SmallGather};
+use crate::types::{NoMemory, Pfn, VirtAddr, VirtRange};
 
 /// What is missing.
 pub(crate) enum Need<P: Platform> {
@@ -25,14 +25,17 @@ pub(crate) enum Need<P: Platform> {
     Page(Shared<P, FileCache<P>>, u64),
     /// So many tables.
     Tables(u8),
-    /// A flush of the huge page's span, since so many tables were unlinked and not all of them flushed.
-    FlushTables(u64),
+    /// A flush of what a huge page spans around the address: something that maps it in the other size was taken out and
+    /// is not flushed yet. See [`Refused::Unflushed`](crate::table::Refused::Unflushed).
+    FlushBefore(u64),
     /// A flush of the address, since this page was seen mapped there while copies were not flushed.
     Flush(Frame<P>),
     /// A stack that covers the address.
     Stack,
     /// The flush of what was gathered, and then the end of it.
     Settle,
+    /// The same, and the end of tables that lost their last entry in this range.
+    Tidy(VirtRange),
 }
 
 /// A page that only this fault has.
@@ -62,8 +65,6 @@ pub(crate) struct Hand<'a, P: Platform> {
     /// take its number.
     pub unflushed: Option<Frame<P>>,
     pub huge_zero: Option<Frame<P>>,
-    /// The tables unlinked when the span of a huge page was flushed for it.
-    pub flushed_tables: Option<u64>,
     /// No huge page can be had, or there is no room for one: the small path goes on.
     pub small: bool,
     /// A page was read from its file.
@@ -84,7 +85,6 @@ impl<'a, P: Platform> Hand<'a, P> {
             read: None,
             unflushed: None,
             huge_zero: None,
-            flushed_tables: None,
             small: false,
             major: false,
             published: false,
@@ -140,10 +140,8 @@ impl<'a, P: Platform> Hand<'a, P> {
                     self.fall_back(space);
                 }
             }
-            Need::FlushTables(unlinked) => {
-                self.gather.tables_of(P::Format::span_of(addr, huge::LEVEL));
-                self.gather.flush();
-                self.flushed_tables = Some(unlinked);
+            Need::FlushBefore(taken) => {
+                self.gather.flush_before(P::Format::span_of(addr, huge::LEVEL), taken);
             }
             Need::Copy(source) => {
                 self.fresh = None;
@@ -173,6 +171,11 @@ impl<'a, P: Platform> Hand<'a, P> {
                 self.flushed = Some(seen);
             }
             Need::Settle => self.gather.flush(),
+            Need::Tidy(span) => {
+                self.gather.flush();
+                let table = space.page_table();
+                table.visit(span, &mut Pass, &mut Stock::empty(p), &mut Gather::new(table));
+            }
             Need::Stack => match space.grow_stack(addr) {
                 Grown::Again => {}
                 Grown::No => self.grown = true,

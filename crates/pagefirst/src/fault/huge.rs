@@ -28,7 +28,6 @@ struct HugeZero<'f, P: Platform> {
     vma: &'f Vma<P>,
     va: VirtAddr,
     page: &'f mut Option<Frame<P>>,
-    flushed: Option<u64>,
 }
 
 impl<P: Platform> Batch for HugeZero<'_, P> {
@@ -37,9 +36,6 @@ impl<P: Platform> Batch for HugeZero<'_, P> {
     }
     fn level(&self) -> u8 {
         LEVEL
-    }
-    fn flushed(&self) -> Option<u64> {
-        self.flushed
     }
     fn is_current(&self) -> bool {
         !self.vma.is_retired()
@@ -66,19 +62,20 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let Some(page) = self.hand.huge_zero.take() else { return Look::Need(Need::HugeZero) };
         let mut page = Some(page);
         let va = P::Format::span_of(self.addr, LEVEL).start;
-        let mut batch = HugeZero { vma, va, page: &mut page, flushed: self.hand.flushed_tables };
+        let mut batch = HugeZero { vma, va, page: &mut page };
         let look = self.install(slot, &mut batch);
         self.hand.huge_zero = page;
         look
     }
 
-    /// Takes the huge zero page out of the locked slot: there is no huge page to replace it. Small ones come in its
-    /// place when the fault looks again, after the flush.
+    /// Takes the huge zero page out of the locked slot: there is no huge page to replace it, or none is wanted. Small
+    /// ones come in its place when the fault looks again. (So they may for other faults; all of them flush before.)
     pub(super) fn take_huge_zero(&mut self, slot: Slot<'f, P, Locked<'f, P>>) -> Look<'a, P> {
-        let (level, raw) = (slot.level(), slot.take());
-        if let Some(page) = P::Format::frame(raw, level) {
-            self.hand.gather.page(P::Format::span_of(self.addr, level), page);
+        let (level, span) = (slot.level(), P::Format::span_of(self.addr, slot.level()));
+        self.hand.gather.huge(1);
+        if let Some(page) = P::Format::frame(slot.take(), level) {
+            self.hand.gather.page(span, page);
         }
-        Look::Need(Need::Settle)
+        Look::Need(Need::Tidy(span))
     }
 }

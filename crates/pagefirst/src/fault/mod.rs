@@ -191,11 +191,9 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
                 Look::mapped(self.hand.major, batch.level() > 0, done.around)
             }
             Err(Refused::Short(tables)) => Look::Need(Need::Tables(tables)),
-            Err(Refused::Unflushed(tables)) => Look::Need(Need::FlushTables(tables)),
-            Err(Refused::Raced) if batch.level() > 0 => {
-                self.hand.small = true; // a table or another huge page is there by now
-                Look::Again
-            }
+            Err(Refused::Unflushed(taken)) => Look::Need(Need::FlushBefore(taken)),
+            // A table, or another huge page, is there by now.
+            Err(Refused::Raced) if batch.level() > 0 => Look::Again,
             Err(Refused::Raced) => Look::Done(Outcome::Spurious),
             Err(Refused::Again) => Look::Again,
         }

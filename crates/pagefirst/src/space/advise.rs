@@ -3,7 +3,7 @@
 use super::change::Change;
 use super::{AddressSpace, MapError, Vma, VmaFlags};
 use crate::platform::Platform;
-use crate::table::{Flow, Guard, Visitor};
+use crate::table::Pass;
 use crate::tlb::Gather;
 use crate::types::{VirtAddr, VirtRange};
 #[cfg(feature = "__baseline")]
@@ -17,18 +17,6 @@ pub enum Advice {
     /// Huge pages are not wanted (`MADV_NOHUGEPAGE`). Those that are there stay, but for those that reach beyond the
     /// range: they are split.
     NoHuge,
-}
-
-/// Splits the huge page that begins before the range, and leaves all entries as they are.
-struct Cut;
-
-impl<P: Platform> Visitor<P> for Cut {
-    fn leaf(&mut self, _: &mut Guard<'_, P>, _: VirtRange, _: &mut Gather<'_, P>) -> Flow {
-        Flow::Done
-    }
-    fn splits(&self, span: VirtRange, range: VirtRange) -> bool {
-        span.start < range.start
-    }
 }
 
 impl<P: Platform> AddressSpace<P> {
@@ -56,13 +44,9 @@ impl<P: Platform> AddressSpace<P> {
         let ready = change.finish(&mut writing.state)?;
         let mut cuts = self.cuts(&[range.start, range.end])?;
         ready.announce();
-        // No huge page lies in two mappings.
+        // No huge page lies in two mappings; and what is mapped from now on goes by the advice.
         let mut gather = Gather::new(&self.table);
-        for end in [range.start, range.end] {
-            if self.usable().contains(end) {
-                self.table.visit(VirtRange::page_of(end), &mut Cut, &mut cuts, &mut gather);
-            }
-        }
+        self.table.visit(range, &mut Pass, &mut cuts, &mut gather);
         gather.flush();
         ready.publish(&mut writing.state);
         Ok(())

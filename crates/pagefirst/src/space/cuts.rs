@@ -5,25 +5,23 @@ use super::AddressSpace;
 use crate::arch::Format;
 use crate::fault::HUGE_LEVEL;
 use crate::platform::Platform;
-use crate::policy::HugePolicy;
 use crate::sync::epoch::Pin;
-use crate::table::{Stock, Walk};
+use crate::table::Stock;
 use crate::types::{NoMemory, VirtAddr};
 
 impl<P: Platform> AddressSpace<P> {
-    /// A table for each of the addresses that lies inside a huge page, or may by the time the call is announced, for
-    /// faults go on until then. Called with the writer lock held.
+    /// The tables to split what lies across these addresses, or may by the time the call is announced, for faults go on
+    /// until then. Called with the writer lock held.
     pub(super) fn cuts(&self, at: &[VirtAddr]) -> Result<Stock<P>, NoMemory> {
-        Stock::new(self.p, at.iter().filter(|at| self.may_be_huge(**at)).count() as u64)
+        Stock::new(self.p, at.iter().map(|at| self.tables_for_cut(*at)).sum())
     }
 
-    fn may_be_huge(&self, at: VirtAddr) -> bool {
+    fn tables_for_cut(&self, at: VirtAddr) -> u64 {
         let span = P::Format::span_of(at, HUGE_LEVEL);
-        if self.policy.huge == HugePolicy::Never || at == span.start {
-            return false;
-        }
         let pin = Pin::new(self.p);
-        self.tree.find(&pin, at).is_some_and(|vma| vma.takes_huge(self.policy.huge, span))
-            || matches!(self.table.walk(&pin, at), Walk::Huge(_))
+        let may_come = at != span.start
+            && self.tree.find(&pin, at).is_some_and(|vma| vma.takes_huge(self.policy.huge, span));
+        // What a mapper put there is cut as well, whatever its size.
+        self.table.tables_to_cut(&pin, at).max(may_come as u64)
     }
 }

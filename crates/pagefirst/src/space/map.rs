@@ -7,6 +7,7 @@ use super::{AddressSpace, Backing, MapError, Vma, VmaFlags, Writing};
 use crate::arch::Format;
 use crate::fault::{HUGE_LEVEL, Outcome};
 use crate::platform::Platform;
+use crate::sync::epoch::Pin;
 use crate::tlb::Gather;
 use crate::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
 
@@ -87,7 +88,11 @@ impl<P: Platform> AddressSpace<P> {
         while at < range.end {
             match self.fault(at, access) {
                 Outcome::Mapped { huge: true, .. } => at = P::Format::span_of(at, HUGE_LEVEL).end,
-                Outcome::Mapped { .. } | Outcome::Spurious => at = VirtAddr(at.0 + PAGE_SIZE),
+                Outcome::Mapped { .. } => at = VirtAddr(at.0 + PAGE_SIZE),
+                Outcome::Spurious => match self.table.translate(&Pin::new(self.p), at) {
+                    Some(there) => at = P::Format::span_of(at, there.level).end,
+                    None => self.p.relax(), // a huge page that is being split
+                },
                 Outcome::Blocked(ticket) => {
                     while !ticket.is_ready() {
                         self.p.relax();

@@ -9,6 +9,7 @@
 use super::change::Change;
 use super::{AddressSpace, Backing, Map, MapError, Place, Vma, Writing};
 use crate::arch::Format;
+use crate::fault::HUGE_LEVEL;
 use crate::file::FileCache;
 use crate::frame;
 use crate::platform::Platform;
@@ -228,7 +229,7 @@ impl<P: Platform> Relocation<'_, P> {
                 let from = VirtAddr(taken.from.0 + index as u64 * P::Format::span(below));
                 let piece = Taken { from, raw: pieces.entry(p, index), level: below };
                 let installed = self.install(piece, &mut gather);
-                debug_assert!(installed, "a destination that is taken");
+                assert!(installed, "a destination that is taken");
             }
             pieces.settle(p);
         }
@@ -245,7 +246,7 @@ impl<P: Platform> Relocation<'_, P> {
             return false;
         }
         let index = self.indexes + (from.0 - self.from.0) / PAGE_SIZE;
-        let mut batch = One { p, file: self.file, index, va, level, raw: Some(raw), flushed: None };
+        let mut batch = One { p, file: self.file, index, va, level, raw: Some(raw) };
         loop {
             let done = {
                 let pin = Pin::new(p);
@@ -260,12 +261,10 @@ impl<P: Platform> Relocation<'_, P> {
             match done {
                 Err(Refused::Short(n)) => {
                     self.stock.refill(&mut self.reserve, n);
-                    debug_assert!(self.reserve.len() >= n, "fewer tables than a move needs");
+                    assert!(self.reserve.len() >= n, "fewer tables than a move needs");
                 }
-                Err(Refused::Unflushed(unlinked)) => {
-                    gather.tables_of(P::Format::span_of(va, level));
-                    gather.flush();
-                    batch.flushed = Some(unlinked);
+                Err(Refused::Unflushed(taken)) => {
+                    gather.flush_before(P::Format::span_of(va, level.max(HUGE_LEVEL)), taken);
                 }
                 Err(Refused::Raced) if level > 0 => return false,
                 _ => break,
@@ -290,7 +289,6 @@ struct One<'a, P: Platform> {
     va: VirtAddr,
     level: u8,
     raw: Option<u64>,
-    flushed: Option<u64>,
 }
 
 impl<P: Platform> Batch for One<'_, P> {
@@ -299,9 +297,6 @@ impl<P: Platform> Batch for One<'_, P> {
     }
     fn level(&self) -> u8 {
         self.level
-    }
-    fn flushed(&self) -> Option<u64> {
-        self.flushed
     }
     fn is_current(&self) -> bool {
         true // the destination is not published yet: nobody can take it away

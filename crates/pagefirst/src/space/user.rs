@@ -197,7 +197,9 @@ impl<P: Platform> AddressSpace<P> {
                 continue;
             }
             match self.fault(va, access) {
-                Outcome::Mapped { .. } | Outcome::Spurious => {}
+                Outcome::Mapped { .. } => {}
+                // A huge page may be being split: whoever does that may wait for this CPU.
+                Outcome::Spurious => self.p.relax(),
                 Outcome::Blocked(ticket) => return stopped(done, Why::Blocked(ticket)),
                 Outcome::Error(error) => return stopped(done, Why::Error(error)),
             }

@@ -152,11 +152,9 @@ impl<P: Platform> Mapper<'_, P> {
                 let refilled = p.vm().or_drain(p, || reserve.refill(tables));
                 refilled.map_err(|NoMemory| FramesError::NoMemory(frames.part))
             }
-            Refused::Unflushed(unlinked) => {
+            Refused::Unflushed(taken) => {
                 self.pin = None;
-                self.gather.tables_of(frames.part);
-                self.gather.flush();
-                frames.flushed = Some(unlinked);
+                self.gather.flush_before(P::Format::span_of(frames.part.start, frames.level + 1), taken);
                 Ok(())
             }
             Refused::Raced | Refused::Again => Err(FramesError::Occupied(frames.part)),
@@ -171,23 +169,14 @@ impl<P: Platform> Mapper<'_, P> {
     /// changed then.
     pub fn unmap(&mut self, range: VirtRange) -> Result<(), FramesError> {
         let range = range.intersect(VirtRange::new(VirtAddr(0), P::Format::USER_END));
-        let (p, cut) =
-            (self.space.p, [range.start, range.end].into_iter().filter(|at| self.is_cut(*at)).count());
+        let p = self.space.p;
+        let pin = self.pin.get_or_insert_with(|| Pin::new(p));
+        let cut = self.space.tables_to_cut(pin, range.start) + self.space.tables_to_cut(pin, range.end);
         self.pin = None;
-        let mut cuts = Stock::new(p, cut as u64).map_err(|NoMemory| FramesError::NoMemory(range))?;
+        let mut cuts = Stock::new(p, cut).map_err(|NoMemory| FramesError::NoMemory(range))?;
         self.gather.touch(range);
         self.space.visit(range, &mut Unmap, &mut cuts, &mut self.gather);
         Ok(())
-    }
-
-    /// Whether `at` is inside a huge page.
-    fn is_cut(&mut self, at: VirtAddr) -> bool {
-        let p = self.space.p;
-        let pin = self.pin.get_or_insert_with(|| Pin::new(p));
-        match self.space.walk(pin, at) {
-            Walk::Huge(slot) => !at.is_aligned(P::Format::span(slot.level())),
-            Walk::Nothing(_) | Walk::Seen(_) => false,
-        }
     }
 }
 
@@ -212,14 +201,13 @@ struct Frames<F> {
     base: u32,
     level: u8,
     attrs: Attrs,
-    flushed: Option<u64>,
     format: core::marker::PhantomData<F>,
 }
 
 impl<F: Format> Frames<F> {
     fn new(part: VirtRange, first: Pfn, level: u8, attrs: Attrs) -> Self {
         let base = first.0.wrapping_sub((part.start.0 >> PAGE_SHIFT) as u32);
-        Frames { part, base, level, attrs, flushed: None, format: core::marker::PhantomData }
+        Frames { part, base, level, attrs, format: core::marker::PhantomData }
     }
 }
 
@@ -229,9 +217,6 @@ impl<F: Format> Batch for Frames<F> {
     }
     fn level(&self) -> u8 {
         self.level
-    }
-    fn flushed(&self) -> Option<u64> {
-        self.flushed
     }
     fn window(&self) -> VirtRange {
         self.part

@@ -40,7 +40,7 @@ pub(crate) use publish::install;
 #[cfg(feature = "__baseline")]
 pub(crate) use publish::publish_empty;
 pub(crate) use publish::{Batch, NewEntry, Refused};
-pub(crate) use range::{Flow, Visitor};
+pub(crate) use range::{Flow, Pass, Visitor};
 pub(crate) use record::{Counted, Guard, Table};
 pub use record::{FaultKind, TableRecord};
 pub use reserve::Reserve;
@@ -58,6 +58,39 @@ use crate::sync::epoch::Pin;
 use crate::tlb::CpuMask;
 use crate::types::{NoMemory, Pfn, VirtAddr, VirtRange};
 
+/// How many of something were taken out since the space began, and how many of them were flushed. Written rarely.
+pub(crate) struct Taken {
+    taken: crate::sync::atomic::AtomicU64,
+    flushed: crate::sync::atomic::AtomicU64,
+}
+
+impl Taken {
+    fn new() -> Self {
+        let zero = || crate::sync::atomic::AtomicU64::new(0);
+        Taken { taken: zero(), flushed: zero() }
+    }
+    fn taken(&self) -> u64 {
+        self.taken.load(Acquire)
+    }
+    /// So many are being taken out; called under the lock of the table they are in.
+    pub(crate) fn take(&self, n: u64) {
+        self.taken.fetch_add(n, AcqRel);
+    }
+    /// So many of them were flushed.
+    pub(crate) fn flush(&self, n: u64) {
+        if n > 0 {
+            self.flushed.fetch_add(n, AcqRel);
+        }
+    }
+    /// How many were taken out, if not all of them are flushed.
+    fn unflushed(&self) -> Option<u64> {
+        // Those flushed first: they are among those taken by then.
+        let flushed = self.flushed.load(Acquire);
+        let taken = self.taken();
+        (flushed != taken).then_some(taken)
+    }
+}
+
 /// The page tables of one space: the root, who may have translations cached, and what was counted.
 pub struct PageTable<P: Platform> {
     p: &'static P,
@@ -68,9 +101,9 @@ pub struct PageTable<P: Platform> {
     /// before it copies or widens.
     pub(crate) unflushed: crate::sync::atomic::AtomicU32,
     published: [AtomicU64; MAX_LEVELS],
-    /// Tables unlinked since the space began, and how many of them were flushed. Written rarely.
-    unlinked: crate::sync::atomic::AtomicU64,
-    flushed: crate::sync::atomic::AtomicU64,
+    /// Tables, and entries of huge pages, that were taken out.
+    pub(crate) unlinked: Taken,
+    pub(crate) huge_taken: Taken,
     /// What dead tables had counted, by [`FaultKind`].
     tally: [AtomicU32; FaultKind::COUNT],
     /// Of these, the faults that mapped huge pages.
@@ -92,8 +125,8 @@ impl<P: Platform> PageTable<P> {
             cpus: CpuMask::new(),
             unflushed: crate::sync::atomic::AtomicU32::new(0),
             published: core::array::from_fn(|_| AtomicU64::new(0)),
-            unlinked: crate::sync::atomic::AtomicU64::new(0),
-            flushed: crate::sync::atomic::AtomicU64::new(0),
+            unlinked: Taken::new(),
+            huge_taken: Taken::new(),
             huge_faults: AtomicU64::new(0),
             tally: core::array::from_fn(|_| AtomicU32::new(0)),
         };
@@ -142,7 +175,7 @@ impl<P: Platform> PageTable<P> {
     }
     /// Takes a table that is being unlinked off the books; its counts of faults stay.
     fn count_unlinked(&self, table: Table<'_, P>) {
-        self.unlinked.fetch_add(1, AcqRel);
+        self.unlinked.take(1);
         self.huge_faults.fetch_add(table.record().huge_faults(table.level()), Relaxed);
         self.published[table.level() as usize].fetch_sub(1, Relaxed);
         for (sum, n) in self.tally.iter().zip(table.record().tally()) {
@@ -153,16 +186,13 @@ impl<P: Platform> PageTable<P> {
     pub fn table_bytes(&self) -> [u64; MAX_LEVELS] {
         core::array::from_fn(|l| self.published[l].load(Relaxed) * crate::types::PAGE_SIZE)
     }
-    /// Tables unlinked since the space began, if any of them is not flushed yet.
-    fn unflushed_tables(&self) -> Option<u64> {
-        // Those flushed first: they are among those unlinked by then.
-        let flushed = self.flushed.load(Acquire);
-        let unlinked = self.unlinked.load(Acquire);
-        (flushed != unlinked).then_some(unlinked)
-    }
-    /// So many unlinked tables were flushed.
-    pub(crate) fn count_flushed(&self, tables: u64) {
-        self.flushed.fetch_add(tables, AcqRel);
+    /// How much was taken out so far that an entry for a page of a table at `level` must not meet in a TLB, if any of it
+    /// is not flushed yet: huge pages, and for a huge page the tables of small ones.
+    fn unflushed(&self, level: u8) -> Option<u64> {
+        let huge = self.huge_taken.unflushed();
+        let tables = if level > 0 { self.unlinked.unflushed() } else { None };
+        let taken = || self.huge_taken.taken() + if level > 0 { self.unlinked.taken() } else { 0 };
+        (huge.is_some() || tables.is_some()).then(taken)
     }
     pub(crate) fn is_unflushed(&self) -> bool {
         self.unflushed.load(Acquire) > 0

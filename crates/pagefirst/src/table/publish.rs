@@ -33,10 +33,6 @@ pub(crate) trait Batch {
     fn level(&self) -> u8 {
         0
     }
-    /// The tables unlinked, since the space began, when the span of the batch was last flushed for it.
-    fn flushed(&self) -> Option<u64> {
-        None
-    }
     /// The page and the neighbours that may be mapped with it, all in one table.
     fn window(&self) -> VirtRange {
         VirtRange::page_of(self.va())
@@ -72,8 +68,9 @@ pub(crate) enum Refused {
     Raced,
     /// Something was announced to go away, or the page is not valid any more: look again, page in hand.
     Again,
-    /// Tables were unlinked and not flushed yet, so many by now since the space began: a huge page does not go where
-    /// translations of small ones may be cached. Drop every lock, flush, again.
+    /// Where the entry goes, translations of the other size may be cached: small ones under a huge page, for a table was
+    /// taken out and is not flushed yet; or a huge one over small pages. Drop every lock, flush, again. The number says
+    /// how much was taken out so far.
     Unflushed(u64),
 }
 
@@ -106,12 +103,12 @@ pub(crate) fn install<'e, P: Platform, B: Batch>(
             slot = deeper(slot, taken).ok_or(Refused::Raced)?;
             continue;
         }
-        if batch.level() > 0
-            && let Some(unlinked) = space.unflushed_tables()
-            && batch.flushed() != Some(unlinked)
-            && !cfg!(mutant = "huge_over_unflushed")
+        if guard.table().level() > 0
+            && let Some(taken) = space.unflushed(batch.level())
+            && !gather.is_flushed_before(batch.va(), taken)
+            && !cfg!(mutant = "install_over_unflushed")
         {
-            return Err(Refused::Unflushed(unlinked));
+            return Err(Refused::Unflushed(taken));
         }
         if missing == 0 {
             let around = fill(&mut guard, batch).ok_or(Refused::Again)?;

@@ -144,8 +144,9 @@ impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
         let last = P::Format::index(VirtAddr(range.end.0 - 1), level);
         let mut seen = Seen { tables: Slots::none(), huge: Slots::none() };
         loop {
-            if self.below(table, base, range, first..=last, &mut seen) == Visit::Died {
-                return Visit::Died; // with its last huge page
+            match self.below(table, base, range, first..=last, &mut seen) {
+                Visit::Alive => {}
+                dead => return dead, // with its last huge page, or before
             }
             let tables = &seen.tables;
             if self.flow == Flow::Done && tables.len() == last - first + 1 && !any_dead(table, tables) {
@@ -194,10 +195,10 @@ impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
                 }
                 let start = slot_base::<P>(base, table.level(), i);
                 let Some(child) = table.child(raw) else {
-                    if self.huge(table, base, range, i..=*slots.end(), seen) == Visit::Died {
-                        return Visit::Died;
+                    match self.huge(table, base, range, i..=*slots.end(), seen) {
+                        Visit::Alive => continue,
+                        dead => return dead,
                     }
-                    continue;
                 };
                 let part = range.intersect(P::Format::span_of(start, table.level()));
                 match self.table(child, start, part) {
@@ -220,7 +221,8 @@ impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
         slots: RangeInclusive<usize>,
         seen: &mut Seen,
     ) -> Visit {
-        let Some(mut guard) = table.lock() else { return Visit::Died };
+        let Some(mut guard) = table.lock() else { return Visit::WasDead };
+        let before = guard.entries();
         for i in slots {
             let raw = guard.entry(i);
             if raw == 0 || table.child(raw).is_some() {
@@ -237,6 +239,9 @@ impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
                 break;
             }
             seen.huge.insert(i);
+        }
+        if guard.entries() < before {
+            self.gather.huge(before - guard.entries());
         }
         if guard.unlock() { Visit::Died } else { Visit::Alive }
     }
@@ -266,4 +271,14 @@ fn slot_base<P: Platform>(base: VirtAddr, level: u8, index: usize) -> VirtAddr {
 
 fn any_dead<P: Platform>(table: Table<'_, P>, seen: &Slots) -> bool {
     seen.iter().any(|i| table.child(table.entry(i)).is_some_and(|c| c.record().is_dead()))
+}
+
+/// Leaves everything as it is: to cut huge pages at the ends of a range, to see to dead tables, to have held the lock of
+/// every table once.
+pub(crate) struct Pass;
+
+impl<P: Platform> Visitor<P> for Pass {
+    fn leaf(&mut self, _: &mut Guard<'_, P>, _: VirtRange, _: &mut Gather<'_, P>) -> Flow {
+        Flow::Done
+    }
 }

@@ -48,6 +48,18 @@ pub(super) fn split<P: Platform>(
     pieces.settle(p);
 }
 
+impl<P: Platform> PageTable<P> {
+    /// The tables that it takes to cut what is mapped at `at`: one for each level of a huge page that `at` is inside of.
+    pub(crate) fn tables_to_cut(&self, pin: &Pin<P>, at: VirtAddr) -> u64 {
+        match self.walk(pin, at) {
+            Walk::Huge(slot) => {
+                (1..=slot.level()).filter(|l| !at.is_aligned(P::Format::span(*l))).count() as u64
+            }
+            Walk::Nothing(_) | Walk::Seen(_) => 0,
+        }
+    }
+}
+
 /// The entries, one level down, that together map what a huge page's entry mapped. It is taken out, and flushed.
 pub(crate) struct Pieces {
     /// The huge page, its entry's attributes, and the level of the table it was in.

@@ -27,7 +27,6 @@ struct Huge {
     m: &'static Machine,
     page: u32,
     heeds: bool,
-    flushed: Option<u64>,
     /// A table was here, and its flush must have come before.
     after_flush: bool,
 }
@@ -37,9 +36,6 @@ impl Batch for Huge {
     }
     fn level(&self) -> u8 {
         1
-    }
-    fn flushed(&self) -> Option<u64> {
-        self.flushed
     }
     fn is_current(&self) -> bool {
         !self.heeds || self.m.retired.load(Relaxed) == 0
@@ -61,7 +57,7 @@ const AGAIN: u64 = 12;
 /// A fault on the first range, with the huge page numbered 40 in hand.
 fn fault(m: &'static Machine, heeds: bool, after_flush: bool) -> u64 {
     let mut gather = Gather::new(m.space());
-    let mut batch = Huge { m, page: 40, heeds, flushed: None, after_flush };
+    let mut batch = Huge { m, page: 40, heeds, after_flush };
     loop {
         let done = {
             let pin = Pin::new(m);
@@ -77,10 +73,8 @@ fn fault(m: &'static Machine, heeds: bool, after_flush: bool) -> u64 {
             Err(Refused::Raced) => RACED,
             Err(Refused::Again) => AGAIN,
             Err(Refused::Short(n)) => panic!("{n} tables wanted"),
-            Err(Refused::Unflushed(unlinked)) => {
-                gather.tables_of(pages(0, SMALL));
-                gather.flush();
-                batch.flushed = Some(unlinked);
+            Err(Refused::Unflushed(taken)) => {
+                gather.flush_before(pages(0, SMALL), taken);
                 continue;
             }
         };
@@ -127,12 +121,12 @@ fn huge_over_dead_table(main: usize) {
     });
 }
 
-// catches: huge_over_unflushed
+// catches: install_over_unflushed
 #[test]
 fn huge_page_over_a_dead_table_main_0() {
     huge_over_dead_table(0);
 }
-// catches: huge_over_unflushed
+// catches: install_over_unflushed
 #[test]
 fn huge_page_over_a_dead_table_main_1() {
     huge_over_dead_table(1);
