@@ -28,10 +28,10 @@ bitflags::bitflags! {
         const GOING = 1 << 7;
         /// Hardware reported a memory error.
         const POISON = 1 << 8;
-        /// The huge zero page: all zeros, never written, in no resident set.
-        const ZERO = 1 << 10;
         /// Reading it failed; the next fault that meets it reports it and takes it out.
         const FAILED = 1 << 9;
+        /// The huge zero page: all zeros, never written, in no resident set.
+        const ZERO = 1 << 10;
     }
 }
 
@@ -138,7 +138,8 @@ impl FrameMeta {
         debug_assert_eq!(self.counts.load(Relaxed), 0);
         self.counts.store(REF, Ordering::Release);
     }
-    /// The same for a page whose only reference is its only mapping's.
+    /// The same for a page whose only reference is its only mapping's. Who holds another reference to a huge page of
+    /// private memory holds it up, so none is held longer than a copy takes.
     #[must_use]
     pub(crate) fn freeze_mapped(&self) -> bool {
         self.counts.compare_exchange(REF + MAP, 0, AcqRel, Relaxed).is_ok()

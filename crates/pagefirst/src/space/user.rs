@@ -10,7 +10,7 @@
 //! | unmap, discard, move, truncate | the entry goes under the same lock, and its page is freed after that: a copy comes before, while the page is mapped, or finds nothing |
 //! | protect, fork | the entry is narrowed under the same lock: no write comes after it |
 //! | copy-on-write | the entry is replaced under the same lock, and becomes writable only when no CPU can reach the old page; a copy writes where the entry is writable |
-//! | split, collapse of a huge entry | the same lock of the table that holds it |
+//! | split of a huge entry | the entry is in transit, and allows nothing: the copy faults and comes again |
 //! | user code | bytes move as words, a part of a word in one atomic step: nothing beside what is written is touched |
 //! | write-back, reclaim | a write has marked its entry dirty before it unlocks |
 //!
