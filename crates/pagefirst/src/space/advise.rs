@@ -5,7 +5,9 @@ use super::{AddressSpace, MapError, Vma, VmaFlags};
 use crate::platform::Platform;
 use crate::table::Pass;
 use crate::tlb::Gather;
-use crate::types::{VirtAddr, VirtRange};
+use crate::types::VirtAddr;
+#[cfg(feature = "__baseline")]
+use crate::types::VirtRange;
 #[cfg(feature = "__baseline")]
 use crate::{arch::Format, fault::HUGE_LEVEL, policy::TablePolicy, table::Stock};
 
