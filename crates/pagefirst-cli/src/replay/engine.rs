@@ -100,7 +100,7 @@ pub struct Run {
 
 /// Replays a recording once.
 pub fn replay(recording: &Checked, options: &Options, bar: &ProgressBar) -> Result<Run, ReplayError> {
-    let mut stage = Stage::new(options);
+    let mut stage = Stage { machine: options.machine(options.cpus + 1), files: Files::default() };
     let mut recording = recording.open()?;
     let events = std::iter::from_fn(|| recording.next_event().map(|e| e.map(|(_, event)| event)).transpose());
     let mut run = stage.perform(options, events, bar)?;
@@ -110,23 +110,37 @@ pub fn replay(recording: &Checked, options: &Options, bar: &ProgressBar) -> Resu
     Ok(run)
 }
 
-/// Replays a recording so many times, each time in a new space of one machine, on which the files stay cached. Returns
-/// how long each took.
-pub fn repeat(recording: &Checked, options: &Options, rounds: u32) -> Result<Vec<Duration>, ReplayError> {
-    let mut stage = Stage::new(options);
+/// Replays a recording so many times, each time in a new space, in so many loops at once on one machine; each loop keeps
+/// its files cached. Returns how long each round took, and all of them.
+pub fn repeat(
+    recording: &Checked,
+    options: &Options,
+    rounds: u32,
+    loops: u16,
+) -> Result<(Vec<Duration>, Duration), ReplayError> {
+    let machine = options.machine(loops as usize * (options.cpus + 1));
     let mut open = recording.open()?;
     let mut events = Vec::new();
     while let Some((_, event)) = open.next_event()? {
         events.push(event);
     }
-    let bar = ProgressBar::hidden();
-    (0..rounds)
-        .map(|_| {
+    let one_loop = || {
+        let mut stage = Stage { machine, files: Files::default() };
+        let round = |_| {
             let start = Instant::now();
-            stage.perform(options, events.iter().cloned().map(Ok), &bar)?;
+            stage.perform(options, events.iter().cloned().map(Ok), &ProgressBar::hidden())?;
             Ok(start.elapsed())
-        })
-        .collect()
+        };
+        (0..rounds).map(round).collect::<Result<Vec<_>, ReplayError>>()
+    };
+    let start = Instant::now();
+    let all = std::thread::scope(|scope| {
+        let loops: Vec<_> = (0..loops).map(|_| scope.spawn(one_loop)).collect();
+        // A loop ends early only when the machine panicked; that is passed on.
+        let ended = loops.into_iter().map(|l| l.join().unwrap_or_else(|why| std::panic::resume_unwind(why)));
+        ended.collect::<Result<Vec<_>, _>>()
+    })?;
+    Ok((all.concat(), start.elapsed()))
 }
 
 /// A machine, and the files that it has.
@@ -143,16 +157,6 @@ struct Files {
 }
 
 impl Stage {
-    fn new(options: &Options) -> Self {
-        let machine: &'static Machine = Machine::new(Config {
-            memory: options.memory,
-            cpus: options.cpus + 1,
-            checks: options.checks,
-            ..Config::default()
-        });
-        Stage { machine, files: Files::default() }
-    }
-
     /// Performs events in a space of their own, which is gone when this returns.
     fn perform(
         &mut self,
@@ -213,6 +217,10 @@ impl Stage {
 }
 
 impl Options {
+    fn machine(&self, cpus: usize) -> &'static Machine {
+        Machine::new(Config { memory: self.memory, cpus, checks: self.checks, ..Config::default() })
+    }
+
     fn policy(&self, placer: &Placer) -> Policy {
         Policy {
             fault_around: self.fault_around,

@@ -124,6 +124,10 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "ROUNDS", conflicts_with = "json",
         value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub repeat: Option<u32>,
+    /// In how many loops at once
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "repeat",
+        value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub loops: u16,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -292,8 +296,9 @@ fn replay(args: &ReplayArgs) -> Result<String, Error> {
     };
     let failed = |source| Error::Replay { name: recording.name.clone(), source };
     if let Some(rounds) = args.repeat {
-        let times = engine::repeat(&recording, &options(plans[0]), rounds).map_err(failed)?;
-        return Ok(report::speed(&recording, times));
+        let (times, all) =
+            engine::repeat(&recording, &options(plans[0]), rounds, args.loops).map_err(failed)?;
+        return Ok(report::speed(&recording, times, all, args.loops));
     }
     let run = |plan: (&'static str, _), n| -> Result<Run, Error> {
         let bar = progress(recording.report.events, &format!("replay {n} of 2, {}", plan.0));

@@ -22,21 +22,18 @@ pub struct Comparison<'a> {
     pub second: &'a Run,
 }
 
-/// How fast rounds of a recording were.
-pub fn speed(recording: &Checked, mut times: Vec<Duration>) -> String {
+/// How fast rounds of a recording were, in so many loops at once.
+pub fn speed(recording: &Checked, mut times: Vec<Duration>, all: Duration, loops: u16) -> String {
     times.sort_unstable();
-    let touches = recording.report.touches;
-    let (fastest, median) = (times[0], times[times.len() / 2]);
-    let all: Duration = times.iter().sum();
+    let (rounds, touches) = (times.len(), recording.report.touches);
     let rate = |time: Duration, rounds: usize| touches as f64 * rounds as f64 / time.as_secs_f64() / 1e6;
+    let median = times.get(rounds / 2).map_or(0.0, |round| rate(*round, loops as usize));
     format!(
-        "{}: {} rounds of {touches} touches in {:.2} s: {:.2} million touches a second (median round {:.2}, fastest {:.2})\n",
+        "{}: {rounds} rounds of {touches} touches, {loops} at once, in {:.2} s: {:.2} million touches a second, {median:.2} \
+         by the median round\n",
         recording.name,
-        times.len(),
         all.as_secs_f64(),
-        rate(all, times.len()),
-        rate(median, 1),
-        rate(fastest, 1),
+        rate(all, rounds),
     )
 }
 
