@@ -24,6 +24,7 @@ use pagefirst_record::{
     Access, Address, Advice, Backing, Event, FileId, FormatError, Map, MapKind, MappingId, Place, Prot,
     ThreadId,
 };
+use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -128,7 +129,7 @@ pub fn repeat(
         let mut stage = Stage { machine, files: Files::default() };
         let round = |_| {
             let start = Instant::now();
-            stage.perform(options, events.iter().cloned().map(Ok), &ProgressBar::hidden())?;
+            stage.perform(options, events.iter().map(Ok), &ProgressBar::hidden())?;
             Ok(start.elapsed())
         };
         (0..rounds).map(round).collect::<Result<Vec<_>, ReplayError>>()
@@ -161,7 +162,7 @@ impl Stage {
     fn perform(
         &mut self,
         options: &Options,
-        mut events: impl Iterator<Item = Result<Event, FormatError>>,
+        mut events: impl Iterator<Item = Result<impl Borrow<Event>, FormatError>>,
         bar: &ProgressBar,
     ) -> Result<Run, ReplayError> {
         let out = |event| move |NoMemory| ReplayError::NoMemory { event, memory: options.memory };
@@ -183,8 +184,8 @@ impl Stage {
             let mut crew = Crew::new(scope, machine, &space, options.cpus);
             let mut n = 0;
             while let Some(event) = events.next().transpose()? {
-                let step = match event {
-                    Event::Touch { thread, at, access, .. } => {
+                let step = match event.borrow() {
+                    &Event::Touch { thread, at, access, .. } => {
                         engine.run.touches += 1;
                         let at = engine.address(at);
                         if let Some(touched) = &mut engine.touched {
@@ -192,7 +193,7 @@ impl Stage {
                         }
                         crew.touch(thread, at, access)
                     }
-                    call => crew.settle().and_then(|()| engine.call(call)),
+                    call => crew.settle().and_then(|()| engine.call(call.clone())),
                 };
                 step.map_err(out(n))?;
                 n += 1;
