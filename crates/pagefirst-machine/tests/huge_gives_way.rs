@@ -159,16 +159,6 @@ fn populate_steps_over_a_huge_page_at_once() -> Result {
 }
 
 #[test]
-fn write_to_the_huge_zero_page_follows_advice() -> Result {
-    let (_stage, s) = wanting(SMALL)?;
-    fault(&s, BASE, Access::Read);
-    s.advise(BASE, HUGE, Advice::NoHuge)?;
-    fault(&s, BASE, Access::Write);
-    assert!(s.account().anon_bytes == PAGE_SIZE, "{} bytes", s.account().anon_bytes);
-    Ok(())
-}
-
-#[test]
 fn mapper_cuts_a_page_of_1_gib_twice() -> Result {
     let stage = Stage::new(256);
     let table = pagefirst::table::PageTable::new(stage)?;

@@ -24,8 +24,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             return held().map_or(Look::Again, |page| Look::Need(Need::Flush(page)));
         }
         if P::Format::attrs(raw).contains(Attrs::SPECIAL) || meta.flags().contains(FrameFlags::ZERO) {
-            let span = P::Format::span_of(self.addr, level);
-            if level > 0 && (self.hand.small || !vma.takes_huge(self.space.policy().huge, span)) {
+            if level > 0 && self.hand.small {
                 return self.take_huge_zero(slot);
             }
             if !self.hand.has_cleared(level) {
