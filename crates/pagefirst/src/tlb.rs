@@ -84,32 +84,21 @@ pub(crate) struct Gather<'a, P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?
 impl<'a, P: Platform> Gather<'a, P, [Pfn; MANY]> {
     /// An empty gather for `space`.
     pub fn new(space: &'a PageTable<P>) -> Self {
-        Gather {
-            space,
-            range: None,
-            len: 0,
-            tables: None,
-            unlinked: false,
-            huge: 0,
-            before: None,
-            pages: [Pfn(0); MANY],
-        }
+        Gather::empty(space)
     }
 }
 
 impl<'a, P: Platform> SmallGather<'a, P> {
     /// An empty gather for `space` that takes few pages.
     pub fn small(space: &'a PageTable<P>) -> Self {
-        Gather {
-            space,
-            range: None,
-            len: 0,
-            tables: None,
-            unlinked: false,
-            huge: 0,
-            before: None,
-            pages: [Pfn(0); FEW],
-        }
+        Gather::empty(space)
+    }
+}
+
+impl<'a, P: Platform, const N: usize> Gather<'a, P, [Pfn; N]> {
+    fn empty(space: &'a PageTable<P>) -> Self {
+        let (range, tables, before) = (None, None, None);
+        Gather { space, range, len: 0, tables, unlinked: false, huge: 0, before, pages: [Pfn(0); N] }
     }
 }
 

@@ -4,6 +4,7 @@
 //! tables postponed and with tables upfront, on a machine of its own each time.
 
 mod beside;
+mod crew;
 mod engine;
 mod place;
 mod report;

@@ -114,6 +114,11 @@ pub unsafe trait Format: 'static {
         let start = va.align_down(Self::span(level));
         VirtRange::new(start, VirtAddr(start.0.saturating_add(Self::span(level))))
     }
+    /// How many small pages lie between the start of what the entry for `va` in a table at `level` spans, and `va`.
+    #[inline]
+    fn pages_into(va: VirtAddr, level: u8) -> u32 {
+        ((va.0 & (Self::span(level) - 1)) >> PAGE_SHIFT) as u32
+    }
     /// What one entry at `level` spans, in bytes.
     #[inline]
     fn span(level: u8) -> u64 {

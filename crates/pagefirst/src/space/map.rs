@@ -8,6 +8,7 @@ use crate::arch::Format;
 use crate::fault::{HUGE_LEVEL, Outcome};
 use crate::platform::Platform;
 use crate::sync::epoch::Pin;
+use crate::table::Stock;
 use crate::tlb::Gather;
 use crate::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
 
@@ -179,7 +180,7 @@ impl<P: Platform> Writing<'_, P> {
         let mut change = Change::cut(self, range)?;
         change.push(Vma::new(0, range, map.prot, map.flags, map.backing), &mut self.state)?;
         let ready = change.finish(&mut self.state)?;
-        let mut cuts = space.cuts(&[range.start, range.end])?;
+        let mut cuts = if replaces { space.cuts(&[range.start, range.end])? } else { Stock::empty(space.p) };
         ready.announce();
         if replaces {
             let mut gather = Gather::new(&space.table);

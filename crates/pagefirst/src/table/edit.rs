@@ -8,7 +8,7 @@ use crate::frame::{WORDS, words};
 use crate::platform::Platform;
 use crate::sync::atomic::plain::AtomicU64;
 use crate::sync::epoch::Pin;
-use crate::types::{Access, PAGE_SHIFT, VirtAddr};
+use crate::types::{Access, VirtAddr};
 
 /// The slot is not what was seen any more, or what the change rests on is going away: look again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,8 +89,7 @@ impl<P: Platform> PageTable<P> {
             if attrs.contains(Attrs::NONE) || access == Access::Write && !attrs.contains(Attrs::WRITE) {
                 return None;
             }
-            let inside = (va.0 & (P::Format::span(level) - 1)) >> PAGE_SHIFT;
-            let pfn = head.add(inside as u32);
+            let pfn = head.add(P::Format::pages_into(va, level));
             // What is not counted and not the zero page need not be memory.
             if attrs.contains(Attrs::SPECIAL) && pfn != self.p.vm().zero_page() {
                 return None;

@@ -46,8 +46,11 @@ impl<P: Platform> PageTable<P> {
         let (Walk::Seen(slot) | Walk::Huge(slot)) = self.walk(pin, va) else { return None };
         let (raw, level) = (slot.raw(), slot.level());
         let first = P::Format::frame(raw, level)?;
-        let inside = (va.0 & (P::Format::span(level) - 1)) >> PAGE_SHIFT;
-        Some(Translation { pfn: first.add(inside as u32), level, attrs: P::Format::attrs(raw) })
+        Some(Translation {
+            pfn: first.add(P::Format::pages_into(va, level)),
+            level,
+            attrs: P::Format::attrs(raw),
+        })
     }
 
     /// Begins to map and unmap frames that are not counted.
@@ -105,7 +108,7 @@ impl<P: Platform> Mapper<'_, P> {
         check::<P::Format>(range, first, level)?;
         let mut at = range.start;
         while at < range.end {
-            let part = VirtRange { start: at, end: range.end.min(next::<P::Format>(at, level + 1)) };
+            let part = VirtRange { start: at, end: range.end.min(P::Format::span_of(at, level + 1).end) };
             let pages = (at.0 - range.start.0) >> PAGE_SHIFT;
             let mut frames: Frames<P::Format> = Frames::new(part, first.add(pages as u32), level, attrs);
             if let Err(error) = self.map_part(&mut frames) {
@@ -178,11 +181,6 @@ impl<P: Platform> Mapper<'_, P> {
         self.space.visit(range, &mut Unmap, &mut cuts, &mut self.gather);
         Ok(())
     }
-}
-
-/// The first address past what the slot for `va` in a table at `level` spans.
-fn next<F: Format>(va: VirtAddr, level: u8) -> VirtAddr {
-    VirtAddr(va.align_down(F::span(level)).0.saturating_add(F::span(level)))
 }
 
 fn check<F: Format>(range: VirtRange, first: Pfn, level: u8) -> Result<(), FramesError> {
