@@ -1,8 +1,8 @@
 //! Huge pages of private memory: where one fits, it goes one level up, and no table below it.
 //!
 //! It fits where the tables leave room for it, its span lies in one VMA, and policy and advice want it. If it cannot be
-//! had, or the room is taken meanwhile, the fault goes on with a small page. A read maps the huge zero page, which
-//! a write replaces like the small one, by a huge page, whatever advice says by then; when no huge page can be had for that, it is taken out, and the small pages
+//! had, or the room is taken meanwhile, the fault goes on with a small page. A read maps the huge zero page. A write
+//! replaces it by a huge page, whatever advice says by then; when none can be had it is taken out, and the small pages
 //! that come in its place read as zero as well.
 
 use super::anon::readable;
@@ -68,8 +68,8 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         look
     }
 
-    /// Takes the huge zero page out of the locked slot: there is no huge page to replace it. Small ones
-    /// come in its place when the fault looks again. (So they may for other faults; all of them flush before.)
+    /// Takes the huge zero page out of the locked slot: there is no huge page to replace it. Small ones come
+    /// in its place when the fault looks again. (So they may for other faults; all of them flush before.)
     pub(super) fn take_huge_zero(&mut self, slot: Slot<'f, P, Locked<'f, P>>) -> Look<'a, P> {
         let (level, span) = (slot.level(), P::Format::span_of(self.addr, slot.level()));
         self.hand.gather.huge(1);

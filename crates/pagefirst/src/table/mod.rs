@@ -188,7 +188,7 @@ impl<P: Platform> PageTable<P> {
     }
     /// How much was taken out so far that an entry for a page of a table at `level` must not meet in a TLB, if any of it
     /// is not flushed yet: huge pages, and for a huge page the tables of small ones.
-    fn unflushed(&self, level: u8) -> Option<u64> {
+    fn taken_unflushed(&self, level: u8) -> Option<u64> {
         let huge = self.huge_taken.unflushed();
         let tables = if level > 0 { self.unlinked.unflushed() } else { None };
         let taken = || self.huge_taken.taken() + if level > 0 { self.unlinked.taken() } else { 0 };

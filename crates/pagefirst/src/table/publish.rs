@@ -104,7 +104,7 @@ pub(crate) fn install<'e, P: Platform, B: Batch>(
             continue;
         }
         if guard.table().level() > 0
-            && let Some(taken) = space.unflushed(batch.level())
+            && let Some(taken) = space.taken_unflushed(batch.level())
             && !gather.is_flushed_before(batch.va(), taken)
             && !cfg!(mutant = "install_over_unflushed")
         {
