@@ -71,7 +71,8 @@ impl Bench {
 
 // SAFETY: frames and metadata are answered from one mapping that lives for ever, each at one address. There is one
 // platform, and its maker's thread is the only CPU: `&'static Bench` could be sent to another thread, but nothing in
-// this crate starts one. No hardware caches translations.
+// this crate starts one. No hardware caches translations. There is no user code, and on one thread nobody writes to a
+// page while it is copied.
 unsafe impl Platform for Bench {
     type Format = X86_64;
     type File = MachineFile;
@@ -107,6 +108,12 @@ unsafe impl Platform for Bench {
     #[inline]
     fn page(&'static self, pfn: Pfn) -> NonNull<u8> {
         self.at(pfn)
+    }
+    #[inline]
+    unsafe fn copy_page(&'static self, to: Pfn, from: Pfn) {
+        let (to, from) = (self.page(to).as_ptr(), self.page(from).as_ptr());
+        // SAFETY: two frames (the caller's promise), each a whole page; nobody else uses them meanwhile.
+        unsafe { to.copy_from_nonoverlapping(from, PAGE_SIZE as usize) }
     }
     fn shootdown(&'static self, _: &Flush<'_>) {}
     #[inline]

@@ -6,7 +6,7 @@
 
 use crate::arch::Format;
 use crate::file::File;
-use crate::frame::FrameMeta;
+use crate::frame::{self, FrameMeta};
 use crate::sync::RawLock;
 use crate::sync::atomic::AtomicU64;
 use crate::tlb::Flush;
@@ -42,6 +42,9 @@ pub enum Note {
 ///   of the regions given to `Vm::init`, with memory that nobody else uses, at one address for ever;
 /// - [`cpu`](Platform::cpu) naming a CPU that runs nothing else of the library between
 ///   [`enter`](Platform::enter) and [`leave`](Platform::leave);
+/// - [`clear_page`](Platform::clear_page) and [`copy_page`](Platform::copy_page), where they are not the defaults,
+///   doing what they say and nothing else, all of it done, for every CPU that learns of the page afterwards, when they
+///   return;
 /// - [`shootdown`](Platform::shootdown) returning only when no CPU named can use the translations named.
 pub unsafe trait Platform: Sync + Sized + 'static {
     /// The format of page tables.
@@ -74,6 +77,32 @@ pub unsafe trait Platform: Sync + Sized + 'static {
     fn meta(&'static self, pfn: Pfn) -> &'static FrameMeta;
     /// The bytes of frame `pfn` in the direct map, page-aligned.
     fn page(&'static self, pfn: Pfn) -> NonNull<u8>;
+
+    /// Zeroes the page in frame `pfn`. Every page and every table that is cleared whole is cleared by this, huge pages
+    /// one small page at a time, with no lock and no pin held; so a kernel's own routine goes here (`rep stosq`,
+    /// `DC ZVA`, stores past the caches, which it fences). The default is [`core::ptr::write_bytes`].
+    ///
+    /// # Safety
+    /// The caller owns the frame alone: nobody else uses its bytes.
+    #[inline]
+    unsafe fn clear_page(&'static self, pfn: Pfn) {
+        // SAFETY: the caller's promise.
+        unsafe { frame::clear_page(self, pfn) }
+    }
+    /// Copies the page in frame `from` to frame `to`. Every page that is copied whole is copied by this, with no lock
+    /// and no pin held.
+    ///
+    /// User code may write to `from` meanwhile (a shared page of a file). So each of its aligned 64-bit words is read
+    /// whole, once, as the CPU's own word copies do (`rep movsq`, aligned vector loads); which of the racing writes are
+    /// in the copy does not matter. In Rust that is an atomic load, and the default is a loop of them.
+    ///
+    /// # Safety
+    /// The caller owns `to` alone: nobody else uses its bytes. It holds a reference to `from`, another frame.
+    #[inline]
+    unsafe fn copy_page(&'static self, to: Pfn, from: Pfn) {
+        // SAFETY: the caller's promise.
+        unsafe { frame::copy_page(self, to, from) }
+    }
 
     /// Makes translations unusable on the CPUs named and waits until they are. Called with no lock and no pin held.
     fn shootdown(&'static self, flush: &Flush<'_>);

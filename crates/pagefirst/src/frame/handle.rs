@@ -18,6 +18,27 @@ pub(crate) fn words<P: Platform>(p: &'static P, pfn: Pfn) -> &'static [plain::At
     unsafe { p.page(pfn).cast().as_ref() }
 }
 
+/// Zeroes a page: what [`Platform::clear_page`] does if the platform has nothing better.
+///
+/// # Safety
+/// As for [`Platform::clear_page`].
+pub(crate) unsafe fn clear_page<P: Platform>(p: &'static P, pfn: Pfn) {
+    // SAFETY: `Platform::page` answers with the frame's 4 KiB in the direct map, and nobody else uses them.
+    unsafe { core::ptr::write_bytes(p.page(pfn).as_ptr(), 0, PAGE_SIZE as usize) }
+}
+
+/// Copies a page word by word: what [`Platform::copy_page`] does if the platform has nothing better.
+///
+/// # Safety
+/// As for [`Platform::copy_page`].
+pub(crate) unsafe fn copy_page<P: Platform>(p: &'static P, to: Pfn, from: Pfn) {
+    // SAFETY: the frame's 4 KiB, aligned, which the caller has alone, and which are not those of `from`.
+    let to: &mut [u64; WORDS] = unsafe { p.page(to).cast().as_mut() };
+    for (to, from) in to.iter_mut().zip(words(p, from)) {
+        *to = from.load(Relaxed);
+    }
+}
+
 /// Possession proves a reference: the frame, or the folio that begins with it, stays what it is until the handle is
 /// dropped.
 pub struct Frame<P: Platform> {
@@ -83,9 +104,8 @@ impl<P: Platform> Frame<P> {
     /// Zeroes the folio. Runs unlocked and unpinned.
     pub(crate) fn clear(&mut self) {
         for pfn in self.frames() {
-            // SAFETY: `Platform::page` answers with the frame's 4 KiB in the direct map; the folio is not yet mapped
-            // or shared (callers hold the only reference), so nobody else uses the bytes.
-            unsafe { core::ptr::write_bytes(self.p.page(pfn).as_ptr(), 0, PAGE_SIZE as usize) }
+            // SAFETY: the folio is not yet mapped or shared (callers hold the only reference).
+            unsafe { self.p.clear_page(pfn) }
         }
     }
     /// Copies the contents of another folio of the same order. Runs unlocked and unpinned.
@@ -95,9 +115,8 @@ impl<P: Platform> Frame<P> {
     pub(crate) fn copy_from(&mut self, from: &Frame<P>) {
         debug_assert_eq!(self.order(), from.order());
         for (to, from) in self.frames().zip(from.frames()) {
-            for (to, from) in words(self.p, to).iter().zip(words(self.p, from)) {
-                to.store(from.load(Relaxed), Relaxed);
-            }
+            // SAFETY: as in `clear`; `from` is referred to by its handle, and is another folio than one owned alone.
+            unsafe { self.p.copy_page(to, from) }
         }
     }
     /// The frame's contents, for pages that others may use at the same time.

@@ -14,7 +14,7 @@ mod meta;
 
 pub use buddy::{Frames, MAX_ORDER, Region};
 pub use handle::Frame;
-pub(crate) use handle::{WORDS, words};
+pub(crate) use handle::{WORDS, clear_page, copy_page, words};
 pub use meta::{Counts, FrameFlags, FrameMeta};
 
 use crate::platform::{Note, Platform};
