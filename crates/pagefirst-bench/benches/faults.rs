@@ -7,6 +7,7 @@ use pagefirst::fault::Outcome;
 use pagefirst::file::FileCache;
 use pagefirst::frame::Frame;
 use pagefirst::mem::Shared;
+use pagefirst::platform::Platform;
 use pagefirst::policy::Policy;
 use pagefirst::space::{AddressSpace, Backing, Map, VmaFlags};
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr};
@@ -21,12 +22,16 @@ use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 const PAGES: u64 = 16 << 10;
 /// Pages that one read fault maps from the page cache.
 const WINDOW: u64 = 16;
+/// Pages that are alone in their tables, and what a table spans.
+const SPARSE: u64 = 4 << 10;
+const SPAN: u64 = 2 << 20;
 const RW: Prot = Prot::READ.union(Prot::WRITE);
 
 const CLEARED: &str = "private memory, write";
 const ZERO: &str = "private memory, read";
 const ZERO_COPY: &str = "private memory, write after read";
 const UNMAP_PRIVATE: &str = "unmap private memory, a page";
+const UNMAP_SPARSE: &str = "unmap a page in each 2 MiB, a page";
 const READ: &str = "file, read (16 pages)";
 const COPY: &str = "private file mapping, write";
 const READ_COPY: &str = "private file mapping, write after read";
@@ -79,6 +84,14 @@ fn ours(stage: &Stage, sheet: &mut Sheet) {
     sheet.time(CLEARED, PAGES, || touch(&space, at, PAGES, 1, Access::Write));
     sheet.time(UNMAP_PRIVATE, PAGES, || space.unmap(at, len).expect("mapped"));
 
+    let at = map(Map::anonymous(SPARSE * SPAN, RW));
+    touch(&space, at, SPARSE * SPAN / PAGE_SIZE, SPAN / PAGE_SIZE, Access::Write);
+    sheet.time(UNMAP_SPARSE, SPARSE, || {
+        space.unmap(at, SPARSE * SPAN).expect("mapped");
+        // Two more grace periods and all tables are free: later calls would do it, a part each.
+        (0..2).for_each(|_| _ = stage.platform.vm().collect(stage.platform, usize::MAX));
+    });
+
     let at = map(Map::anonymous(len, RW));
     sheet.time(ZERO, PAGES, || touch(&space, at, PAGES, 1, Access::Read));
     sheet.time(ZERO_COPY, PAGES, || touch(&space, at, PAGES, 1, Access::Write));
@@ -124,7 +137,7 @@ fn exchange(word: &AtomicU64, times: u64) {
 }
 
 fn floors(stage: &Stage, sheet: &mut Sheet) {
-    let page = |i: usize| pagefirst::platform::Platform::page(stage.platform, stage.frames[i].pfn()).as_ptr();
+    let page = |i: usize| stage.platform.page(stage.frames[i].pfn()).as_ptr();
     // SAFETY: the stage's frames are nobody else's.
     let clear = |i: usize| unsafe { page(i).write_bytes(0, PAGE_SIZE as usize) };
     let half = stage.frames.len() / 2;
@@ -151,6 +164,7 @@ fn floors(stage: &Stage, sheet: &mut Sheet) {
     for row in [UNMAP_PRIVATE, UNMAP_FILE] {
         sheet.time(row, PAGES, || each(&mut |_| exchange(&word, 1)));
     }
+    sheet.time(UNMAP_SPARSE, SPARSE, || (0..SPARSE).for_each(|_| exchange(&word, 3)));
     sheet.time(TOUCH, PAGES, || each(&mut |_| clear(0)));
 }
 

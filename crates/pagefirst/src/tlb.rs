@@ -66,10 +66,14 @@ const FEW: usize = 2;
 /// The gather of a fault, small for a kernel's stack.
 pub(crate) type SmallGather<'a, P> = Gather<'a, P, [Pfn; FEW]>;
 
+/// The range whose union with any other is the other.
+const NOTHING: VirtRange = VirtRange { start: VirtAddr(u64::MAX), end: VirtAddr(0) };
+
 /// Pages and tables taken away and not flushed yet. Dropping it flushes. Whoever is lent one sees its room as a slice.
 pub(crate) struct Gather<'a, P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?Sized = [Pfn]> {
     space: &'a PageTable<P>,
-    range: Option<VirtRange>,
+    /// What must be flushed, from the lowest address to the highest; nothing while they are the other way round.
+    range: VirtRange,
     len: usize,
     tables: Option<Pfn>,
     /// Tables were unlinked in the range.
@@ -97,8 +101,8 @@ impl<'a, P: Platform> SmallGather<'a, P> {
 
 impl<'a, P: Platform, const N: usize> Gather<'a, P, [Pfn; N]> {
     fn empty(space: &'a PageTable<P>) -> Self {
-        let (range, tables, before) = (None, None, None);
-        Gather { space, range, len: 0, tables, unlinked: false, huge: 0, before, pages: [Pfn(0); N] }
+        let (tables, before) = (None, None);
+        Gather { space, range: NOTHING, len: 0, tables, unlinked: false, huge: 0, before, pages: [Pfn(0); N] }
     }
 }
 
@@ -109,7 +113,7 @@ impl<P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?Sized> Gather<'_, P, Pag
     }
     /// Translations of `range` must go.
     pub fn touch(&mut self, range: VirtRange) {
-        self.range = Some(self.range.map_or(range, |r| r.union(range)));
+        self.range = self.range.union(range);
     }
     /// The entry of a page was taken out that spanned `span`; its mapping and reference are dropped after the flush.
     pub fn page(&mut self, span: VirtRange, pfn: Pfn) {
@@ -149,7 +153,10 @@ impl<P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?Sized> Gather<'_, P, Pag
     }
     /// Flushes, then frees. Called with no lock and no pin held.
     pub fn flush(&mut self) {
-        let Some(range) = self.range.take() else { return };
+        let range = core::mem::replace(&mut self.range, NOTHING);
+        if range.is_empty() {
+            return;
+        }
         let p = self.space.platform();
         held::none(p, "flush");
         // Before the mask is read: a CPU that is not in it walks the tables as they are now.
@@ -160,9 +167,7 @@ impl<P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?Sized> Gather<'_, P, Pag
             range,
             tables: core::mem::take(&mut self.unlinked) && !cfg!(mutant = "flush_without_tables"),
         });
-        for pfn in &self.pages.as_ref()[..self.len] {
-            frame::unmap(p, *pfn);
-        }
+        frame::unmap_all(p, &mut self.pages.as_mut()[..self.len]);
         self.len = 0;
         let mut tables = 0;
         while let Some(pfn) = self.tables {

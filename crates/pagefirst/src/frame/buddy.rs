@@ -9,6 +9,7 @@ use crate::sync::atomic::Relaxed;
 use crate::sync::atomic::plain::AtomicU64;
 use crate::sync::{Spin, held};
 use crate::types::{PAGE_SIZE, Pfn};
+use core::ops::RangeInclusive;
 
 /// The largest block: 2^18 frames, 1 GiB.
 pub const MAX_ORDER: u8 = 18;
@@ -75,23 +76,23 @@ impl<P: Platform> Frames<P> {
             l.regions[n] = region;
             l.region_count += 1;
         }
-        let mut at = region.first.0 + region.meta_frames();
         let end = region.first.0 + region.frames;
-        if at == 0 {
-            at = 1; // frame 0 is the null of every list
-        }
-        self.total.fetch_add((end - at.min(end)) as u64, Relaxed);
-        while at < end {
-            let order = (at.trailing_zeros().min(MAX_ORDER as u32) as u8).min((end - at).ilog2() as u8);
-            self.free(p, Pfn(at), order);
-            at += 1 << order;
-        }
+        let first = (region.first.0 + region.meta_frames()).max(1).min(end); // frame 0 is the null of every list
+        self.total.fetch_add((end - first) as u64, Relaxed);
+        self.free.fetch_add((end - first) as u64, Relaxed);
+        self.lists.lock(p).free_run(p, Pfn(first), end - first);
     }
 
     /// A block of 2^order frames, its contents unspecified; no counts are set.
     pub(crate) fn allocate(&self, p: &'static P, order: u8) -> Option<Pfn> {
+        self.allocate_within(p, order..=order).map(|(pfn, _)| pfn)
+    }
+    /// A block of one of these orders, and its order: the smallest block that is free and large enough, whole if it is
+    /// not too large.
+    pub(crate) fn allocate_within(&self, p: &'static P, orders: RangeInclusive<u8>) -> Option<(Pfn, u8)> {
         let mut l = self.lists.lock(p);
-        let found = (order..=MAX_ORDER).find(|&o| l.heads[o as usize].0 != 0)?;
+        let found = (*orders.start()..=MAX_ORDER).find(|&o| l.heads[o as usize].0 != 0)?;
+        let order = found.min(*orders.end());
         let pfn = l.heads[found as usize];
         l.unlink(p, pfn, found);
         for o in (order..found).rev() {
@@ -99,29 +100,21 @@ impl<P: Platform> Frames<P> {
         }
         p.meta(pfn).reset(FrameFlags::empty(), order);
         self.free.fetch_sub(1 << order, Relaxed);
-        Some(pfn)
+        Some((pfn, order))
     }
 
     /// Gives a block back.
-    pub(crate) fn free(&self, p: &'static P, mut pfn: Pfn, order: u8) {
-        let mut l = self.lists.lock(p);
+    pub(crate) fn free(&self, p: &'static P, pfn: Pfn, order: u8) {
         self.free.fetch_add(1 << order, Relaxed);
-        let mut order = order;
-        while order < MAX_ORDER {
-            let buddy = Pfn(pfn.0 ^ (1 << order));
-            if !l.has(buddy) {
-                break;
-            }
-            let meta = p.meta(buddy);
-            if !meta.flags().contains(FrameFlags::FREE) || meta.order() != order {
-                break;
-            }
-            l.unlink(p, buddy, order);
-            meta.reset(FrameFlags::empty(), 0);
-            pfn = pfn.min(buddy);
-            order += 1;
+        self.lists.lock(p).free(p, pfn, order);
+    }
+    /// Gives small frames back; those that lie side by side, one after the other in the slice, as blocks.
+    pub(crate) fn free_all(&self, p: &'static P, frames: &[Pfn]) {
+        self.free.fetch_add(frames.len() as u64, Relaxed);
+        let mut l = self.lists.lock(p);
+        for run in frames.chunk_by(|a, b| b.0 == a.0 + 1) {
+            l.free_run(p, run[0], run.len() as u32);
         }
-        l.push(p, pfn, order);
     }
 
     /// Frames in the allocator now, per-CPU caches not included.
@@ -137,6 +130,32 @@ impl<P: Platform> Frames<P> {
 impl Lists {
     fn has(&self, pfn: Pfn) -> bool {
         self.regions[..self.region_count].iter().any(|r| r.contains(pfn))
+    }
+    /// Gives back `frames` frames from `first` on, in as few blocks as there are.
+    fn free_run<P: Platform>(&mut self, p: &'static P, first: Pfn, frames: u32) {
+        let (mut at, end) = (first.0, first.0 + frames);
+        while at < end {
+            let order = at.trailing_zeros().min((end - at).ilog2()).min(MAX_ORDER as u32) as u8;
+            self.free(p, Pfn(at), order);
+            at += 1 << order;
+        }
+    }
+    fn free<P: Platform>(&mut self, p: &'static P, mut pfn: Pfn, mut order: u8) {
+        while order < MAX_ORDER {
+            let buddy = Pfn(pfn.0 ^ (1 << order));
+            if !self.has(buddy) {
+                break;
+            }
+            let meta = p.meta(buddy);
+            if !meta.flags().contains(FrameFlags::FREE) || meta.order() != order {
+                break;
+            }
+            self.unlink(p, buddy, order);
+            meta.reset(FrameFlags::empty(), 0);
+            pfn = pfn.min(buddy);
+            order += 1;
+        }
+        self.push(p, pfn, order);
     }
     fn push<P: Platform>(&mut self, p: &'static P, pfn: Pfn, order: u8) {
         let head = &mut self.heads[order as usize];

@@ -138,7 +138,7 @@ impl<P: Platform> Frame<P> {
 impl<P: Platform> Drop for Frame<P> {
     fn drop(&mut self) {
         if self.meta().put() {
-            release(self.p, self.pfn);
+            release(self.p, &[self.pfn]);
             if cfg!(mutant = "clear_after_free") {
                 self.clear();
             }

@@ -42,6 +42,27 @@ impl FrameCache {
         self.frames[self.len] = pfn;
         self.len += 1;
     }
+    /// Takes a batch from the buddy allocator, in blocks: those first that are no use to anybody who wants more.
+    fn refill<P: Platform>(&mut self, p: &'static P) {
+        // Aligned pairs at least: two CPUs never share a line of metadata.
+        while let most @ 1.. = (BATCH - self.len).checked_ilog2().unwrap_or(0) as u8
+            && let Some((first, order)) = p.vm().frames.allocate_within(p, 1..=most)
+        {
+            (0..1 << order).rev().for_each(|i| self.push(first.add(i)));
+        }
+        if self.len == 0
+            && let Some(single) = p.vm().frames.allocate(p, 0)
+        {
+            self.push(single);
+        }
+    }
+    /// Gives frames back to the buddy allocator until no more than `keep` are left.
+    fn spill<P: Platform>(&mut self, p: &'static P, keep: usize) {
+        if self.len > keep {
+            p.vm().frames.free_all(p, &self.frames[keep..self.len]);
+            self.len = keep;
+        }
+    }
 }
 
 /// Takes one small frame, owned by the caller alone, contents unspecified. Does not drain anything.
@@ -51,17 +72,7 @@ pub(crate) fn allocate<P: Platform>(p: &'static P) -> Result<Pfn, NoMemory> {
         let mut cache = local.frames.lock(p);
         let mut pfn = cache.pop();
         if pfn.is_none() {
-            // Aligned pairs: two CPUs never share a line of metadata.
-            for _ in 0..BATCH / 2 {
-                let Some(pair) = p.vm().frames.allocate(p, 1) else { break };
-                cache.push(pair.add(1));
-                cache.push(pair);
-            }
-            if cache.len == 0
-                && let Some(single) = p.vm().frames.allocate(p, 0)
-            {
-                cache.push(single);
-            }
+            cache.refill(p);
             pfn = cache.pop();
         }
         local.cached_frames.store(cache.len as u32, Relaxed);
@@ -108,36 +119,46 @@ pub(crate) fn split<P: Platform>(p: &'static P, folio: Pfn) -> bool {
     true
 }
 
-/// Gives back a frame whose last reference is gone.
-pub(crate) fn release<P: Platform>(p: &'static P, pfn: Pfn) {
-    let meta = p.meta(pfn);
-    let order = meta.order();
-    p.note(Note::FrameFreed(pfn, order));
-    meta.reset(FrameFlags::empty(), 0);
-    meta.set_owner(core::ptr::null_mut());
-    if order > 0 {
-        return p.vm().frames.free(p, pfn, order);
-    }
-    let local = p.local(p.enter());
-    let mut cache = local.frames.lock(p);
-    if cache.len == cache.frames.len() {
-        for _ in 0..BATCH {
-            if let Some(pfn) = cache.pop() {
-                p.vm().frames.free(p, pfn, 0);
+/// Gives back frames whose last references are gone: a batch of them with one lock of this CPU's cache.
+pub(crate) fn release<P: Platform>(p: &'static P, frames: &[Pfn]) {
+    for batch in frames.chunks(BATCH) {
+        let local = p.local(p.enter());
+        let mut cache = local.frames.lock(p);
+        if cache.len > BATCH {
+            cache.spill(p, BATCH);
+        }
+        for &pfn in batch {
+            let meta = p.meta(pfn);
+            let order = meta.order();
+            p.note(Note::FrameFreed(pfn, order));
+            meta.reset(FrameFlags::empty(), 0);
+            meta.set_owner(core::ptr::null_mut());
+            match order {
+                0 => cache.push(pfn),
+                _ => p.vm().frames.free(p, pfn, order),
             }
         }
+        local.cached_frames.store(cache.len as u32, Relaxed);
+        drop(cache);
+        p.leave();
     }
-    cache.push(pfn);
-    local.cached_frames.store(cache.len as u32, Relaxed);
-    drop(cache);
-    p.leave();
 }
 
-/// Drops one mapping and its reference, freeing the frame if it was the last.
-pub(crate) fn unmap<P: Platform>(p: &'static P, pfn: Pfn) {
-    if p.meta(pfn).unmap() {
-        release(p, pfn);
+/// Drops one mapping of each of these pages and its reference, and frees those that have no other; uses up the slice.
+pub(crate) fn unmap_all<P: Platform>(p: &'static P, pages: &mut [Pfn]) {
+    let mut freed = 0;
+    for i in 0..pages.len() {
+        if p.meta(pages[i]).unmap() {
+            pages[freed] = pages[i];
+            freed += 1;
+        }
     }
+    release(p, &pages[..freed]);
+}
+
+/// The same for one page.
+pub(crate) fn unmap<P: Platform>(p: &'static P, pfn: Pfn) {
+    unmap_all(p, &mut [pfn]);
 }
 
 /// Moves what every CPU's cache holds to the buddy allocator; returns the number of frames moved.
@@ -146,10 +167,8 @@ pub(crate) fn drain<P: Platform>(p: &'static P) -> usize {
     for cpu in 0..p.cpus() {
         let local = p.local(cpu);
         let mut cache = local.frames.lock(p);
-        while let Some(pfn) = cache.pop() {
-            p.vm().frames.free(p, pfn, 0);
-            moved += 1;
-        }
+        moved += cache.len;
+        cache.spill(p, 0);
         local.cached_frames.store(0, Relaxed);
     }
     moved

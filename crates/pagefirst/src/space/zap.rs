@@ -12,35 +12,48 @@ struct Zap {
 }
 
 impl<P: Platform> Visitor<P> for Zap {
+    #[inline(always)]
     fn leaf(&mut self, guard: &mut Guard<'_, P>, range: VirtRange, gather: &mut Gather<'_, P>) -> Flow {
         let (p, level) = (guard.table().platform(), guard.table().level());
-        let mut va = range.start;
-        while va < range.end && guard.entries() > 0 {
+        let (mut anon, mut file, mut unused) = (0, 0, 0);
+        let mut flow = Flow::Done;
+        let (mut va, size) = (P::Format::span_of(range.start, level).start, P::Format::span(level));
+        for index in P::Format::slots(range, level) {
             if gather.is_full() {
-                return Flow::Full(va);
+                flow = Flow::Full(va);
+                break;
             }
-            if let Some(raw) = guard.take(P::Format::index(va, level)) {
+            if let Some(raw) = guard.take(index) {
+                let span = VirtRange { start: va, end: VirtAddr(va.0 + size) };
                 let attrs = P::Format::attrs(raw);
-                if !attrs.contains(Attrs::ACCESSED) {
-                    guard.tally(FaultKind::Unused, 1);
-                }
-                let span = P::Format::span_of(va, level);
-                let counted = Counted::of(p, raw, level);
-                guard.count(counted, -1);
+                unused += !attrs.contains(Attrs::ACCESSED) as u32;
                 match P::Format::frame(raw, level) {
                     Some(pfn) if !attrs.contains(Attrs::SPECIAL) => {
                         let is_dirty = attrs.contains(Attrs::DIRTY) && !cfg!(mutant = "zap_loses_dirty");
-                        if counted == Counted::File && is_dirty {
-                            p.meta(pfn).set(FrameFlags::DIRTY);
+                        match Counted::page(p.meta(pfn).flags()) {
+                            Counted::Anon => anon += 1,
+                            Counted::File => {
+                                file += 1;
+                                if is_dirty {
+                                    p.meta(pfn).set(FrameFlags::DIRTY);
+                                }
+                            }
+                            Counted::Nothing => {}
                         }
                         gather.page(span, pfn);
                     }
                     _ => gather.touch(span),
                 }
+                if guard.entries() == 0 {
+                    break;
+                }
             }
-            va = VirtAddr(va.0 + P::Format::span(level));
+            va.0 += size;
         }
-        Flow::Done
+        guard.tally(FaultKind::Unused, unused);
+        guard.count(Counted::Anon, -anon);
+        guard.count(Counted::File, -file);
+        flow
     }
     fn unpins(&self) -> Option<VirtRange> {
         self.unpins

@@ -66,16 +66,20 @@ impl Counted {
     pub fn of<P: Platform>(p: &'static P, raw: u64, level: u8) -> Counted {
         match P::Format::frame(raw, level) {
             Some(pfn) if !P::Format::attrs(raw).contains(Attrs::SPECIAL) => {
-                let flags = p.meta(pfn).flags();
-                if flags.contains(FrameFlags::ANON) {
-                    Counted::Anon
-                } else if flags.contains(FrameFlags::ZERO) {
-                    Counted::Nothing
-                } else {
-                    Counted::File
-                }
+                Counted::page(p.meta(pfn).flags())
             }
             _ => Counted::Nothing,
+        }
+    }
+    /// As what an entry for a page with these flags counts.
+    #[inline]
+    pub fn page(flags: FrameFlags) -> Counted {
+        if flags.contains(FrameFlags::ANON) {
+            Counted::Anon
+        } else if flags.contains(FrameFlags::ZERO) {
+            Counted::Nothing
+        } else {
+            Counted::File
         }
     }
 }
