@@ -6,6 +6,7 @@ mod ci;
 mod cmd;
 mod conformance;
 mod deps;
+mod kernel;
 mod licence;
 mod metadata;
 mod models;
@@ -34,6 +35,8 @@ Usage: cargo xtask TASK
   no-alloc               prove that the library links neither std nor alloc
   models [FILTER]        the loom models, and each planted mistake that they must catch
   oracle --minutes N     random sequences at fresh seeds against the oracle of the tests, for so long
+  kernel [OPTIONS]       run the tiny kernel in QEMU, count its instructions, look for shared cache lines;
+                         --only test|count|lines, --accel kvm, --boots N, --minutes N, --profile CASE
   plants [FILTER]        the machine's checks, each with a mistake in the library that it must see
   conformance [--check]  write docs/conformance.md from the names of the tests, or check it
   deps                   docs/dependencies.md is complete and true, and every licence one we can use";
@@ -67,6 +70,7 @@ fn run(args: &[String]) -> Result {
         ("models", []) => models::run(None),
         ("models", [filter]) => models::run(Some(filter)),
         ("oracle", ["--minutes", minutes]) => oracle::run(minutes),
+        ("kernel", args) => kernel::run(args),
         ("plants", []) => plants::run(None),
         ("plants", [filter]) => plants::run(Some(filter)),
         ("conformance", []) => conformance::write(),

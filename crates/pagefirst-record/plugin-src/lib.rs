@@ -8,6 +8,7 @@ mod buffers;
 mod calls;
 mod filter;
 mod processes;
+#[expect(dead_code, reason = "tiny-kernel's plugin uses the rest")]
 mod qemu;
 mod raw;
 mod stream;
