@@ -1,4 +1,7 @@
 //! The cache lines that both CPUs store to while each takes faults of its own.
+//!
+//! The plugin sees the stores of instructions. It does not see what hardware stores: the frame of a trap, which goes to a
+//! stack of that CPU, and accessed and dirty marks in entries, of which those of upper levels are set once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;

@@ -1,18 +1,17 @@
 //! Runs with the plugin (`examples/tiny-kernel/plugin`), and what it wrote.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use super::run::{self, Built, Run};
 use super::symbols::Symbols;
 use crate::{Result, cmd};
 
-/// The kernel's symbols that begin so are the first instructions of windows.
-const ENTRY: &str = "trap_entry";
-/// And these the last ones.
-const EXIT: &str = "trap_exit";
+/// The kernel's symbols at the first instructions of windows.
+const ENTRY: [&str; 2] = ["page_fault_entry", "syscall_entry"];
+/// Those at the last ones.
+const EXIT: [&str; 1] = ["trap_exit"];
 /// The function that marks case 0.
-const MARKS: &str = "marks";
+const MARKS: [&str; 1] = ["case_marks"];
 
 /// What one instruction did in a case on a CPU, and how often.
 #[derive(PartialEq, Eq, Debug)]
@@ -43,13 +42,12 @@ pub(super) fn run(built: &Built, run: Run, symbols: &Symbols) -> Result<(String,
     let out = cmd::target_dir().join("kernel-counts.txt");
     // Of an earlier run, if there was one.
     let _ = std::fs::remove_file(&out);
-    let marks = symbols.named(MARKS);
-    let [marks] = marks.as_slice() else { return Err(format!("the kernel has no symbol `{MARKS}`")) };
     let argument = format!(
-        "{},entry={},exit={},marks={marks:#x},out={}",
+        "{},entry={},exit={},marks={},out={}",
         run::escape(&built.plugin),
-        addresses(symbols, ENTRY)?,
-        addresses(symbols, EXIT)?,
+        addresses(symbols, &ENTRY)?,
+        addresses(symbols, &EXIT)?,
+        addresses(symbols, &MARKS)?,
         run::escape(&out)
     );
     let serial = run::qemu(built, run, Some(&argument))?;
@@ -57,13 +55,12 @@ pub(super) fn run(built: &Built, run: Run, symbols: &Symbols) -> Result<(String,
     Ok((serial, parse(&text)?))
 }
 
-fn addresses(symbols: &Symbols, prefix: &str) -> Result<String> {
-    let mut text = String::new();
-    for address in symbols.beginning_with(prefix) {
-        let plus = if text.is_empty() { "" } else { "+" };
-        let _ = write!(text, "{plus}{address:#x}");
-    }
-    if text.is_empty() { Err(format!("no symbol of the kernel begins with `{prefix}`")) } else { Ok(text) }
+fn addresses(symbols: &Symbols, names: &[&str]) -> Result<String> {
+    let address = |name: &&str| {
+        let address = symbols.named(name).ok_or_else(|| format!("the kernel has no symbol `{name}`"))?;
+        Ok(format!("{address:#x}"))
+    };
+    Ok(names.iter().map(address).collect::<Result<Vec<_>>>()?.join("+"))
 }
 
 fn parse(text: &str) -> Result<Counted> {

@@ -79,15 +79,9 @@ impl<'a> Symbols<'a> {
         })
     }
 
-    /// The addresses of all symbols of a name.
-    pub(super) fn named(&self, name: &str) -> Vec<u64> {
-        self.symbols.iter().filter(|(_, _, symbol)| symbol == name).map(|(address, ..)| *address).collect()
-    }
-
-    /// The addresses of all symbols that begin with `prefix`.
-    pub(super) fn beginning_with(&self, prefix: &str) -> impl Iterator<Item = u64> {
-        let matching = move |(_, _, name): &&(u64, u64, String)| name.starts_with(prefix);
-        self.symbols.iter().filter(matching).map(|(address, ..)| *address)
+    /// The address of a symbol.
+    pub(super) fn named(&self, name: &str) -> Option<u64> {
+        self.symbols.iter().find(|(_, _, symbol)| symbol == name).map(|(address, ..)| *address)
     }
 
     /// Where an instruction comes from: the innermost inlined function of this workspace, or else the innermost one.
