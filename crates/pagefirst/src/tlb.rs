@@ -8,7 +8,7 @@ use crate::frame;
 use crate::platform::{MAX_CPUS, Platform};
 use crate::sync::atomic::{AcqRel, AtomicU64, Relaxed, SeqCst, fence};
 use crate::sync::held;
-use crate::table::{self, PageTable};
+use crate::table::{self, PageTable, Unlinked};
 use crate::types::{Pfn, VirtAddr, VirtRange};
 
 /// The set of CPUs that may hold translations of a space.
@@ -75,7 +75,7 @@ pub(crate) struct Gather<'a, P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?
     /// What must be flushed, from the lowest address to the highest; nothing while they are the other way round.
     range: VirtRange,
     len: usize,
-    tables: Option<Pfn>,
+    tables: Unlinked,
     /// Tables were unlinked in the range.
     unlinked: bool,
     /// Huge pages taken out in the range.
@@ -101,8 +101,8 @@ impl<'a, P: Platform> SmallGather<'a, P> {
 
 impl<'a, P: Platform, const N: usize> Gather<'a, P, [Pfn; N]> {
     fn empty(space: &'a PageTable<P>) -> Self {
-        let (tables, before) = (None, None);
-        Gather { space, range: NOTHING, len: 0, tables, unlinked: false, huge: 0, before, pages: [Pfn(0); N] }
+        let (tables, pages) = (Unlinked::new(), [Pfn(0); N]);
+        Gather { space, range: NOTHING, len: 0, tables, unlinked: false, huge: 0, before: None, pages }
     }
 }
 
@@ -148,8 +148,7 @@ impl<P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?Sized> Gather<'_, P, Pag
     /// A dead table was unlinked by the caller, who cleared the slot that spans `span`.
     pub(crate) fn table(&mut self, pfn: Pfn, span: VirtRange) {
         self.tables_of(span);
-        self.space.platform().meta(pfn).set_link(self.tables.map_or(0, |t| t.0));
-        self.tables = Some(pfn);
+        self.tables.push(self.space.platform(), pfn);
     }
     /// Flushes, then frees. Called with no lock and no pin held.
     pub fn flush(&mut self) {
@@ -169,14 +168,10 @@ impl<P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?Sized> Gather<'_, P, Pag
         });
         frame::unmap_all(p, &mut self.pages.as_mut()[..self.len]);
         self.len = 0;
-        let mut tables = 0;
-        while let Some(pfn) = self.tables {
-            let next = p.meta(pfn).link();
-            self.tables = (next != 0).then_some(Pfn(next));
-            table::retire(p, pfn);
-            tables += 1;
-        }
-        self.space.unlinked.flush(tables);
+        let tables = core::mem::replace(&mut self.tables, Unlinked::new());
+        let unlinked = tables.len() as u64;
+        table::retire(p, tables);
+        self.space.unlinked.flush(unlinked);
         self.space.huge_taken.flush(core::mem::take(&mut self.huge));
     }
 }

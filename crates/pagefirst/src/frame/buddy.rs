@@ -147,7 +147,7 @@ impl Lists {
                 break;
             }
             let meta = p.meta(buddy);
-            if !meta.flags().contains(FrameFlags::FREE) || meta.order() != order {
+            if !meta.is_free_block(order) {
                 break;
             }
             self.unlink(p, buddy, order);

@@ -186,6 +186,10 @@ impl FrameMeta {
     pub(crate) fn reset(&self, flags: FrameFlags, order: u8) {
         self.flags.store(flags.bits() | (order as u32) << 16, Ordering::Release);
     }
+    /// Whether this is the first frame of a free block of 2^order frames; for the allocator.
+    pub(super) fn is_free_block(&self, order: u8) -> bool {
+        self.flags.load(Relaxed) == FrameFlags::FREE.bits() | (order as u32) << 16
+    }
     pub(crate) fn order(&self) -> u8 {
         (self.flags.load(Relaxed) >> 16) as u8
     }

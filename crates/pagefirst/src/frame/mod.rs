@@ -146,17 +146,27 @@ pub(crate) fn release<P: Platform>(p: &'static P, frames: &[Pfn]) {
 
 /// Drops one mapping of each of these pages and its reference, and frees those that have no other; uses up the slice.
 pub(crate) fn unmap_all<P: Platform>(p: &'static P, pages: &mut [Pfn]) {
-    let mut freed = 0;
-    for i in 0..pages.len() {
-        if p.meta(pages[i]).unmap() {
-            pages[freed] = pages[i];
-            freed += 1;
-        }
-    }
-    release(p, &pages[..freed]);
+    release_those(p, pages, FrameMeta::unmap);
 }
 
-/// The same for one page.
+/// Drops one reference of each of these frames, and frees those that have no other; uses up the slice.
+pub(crate) fn put_all<P: Platform>(p: &'static P, frames: &mut [Pfn]) {
+    release_those(p, frames, FrameMeta::put);
+}
+
+#[inline]
+fn release_those<P: Platform>(p: &'static P, frames: &mut [Pfn], is_last: impl Fn(&FrameMeta) -> bool) {
+    let mut last = 0;
+    for i in 0..frames.len() {
+        if is_last(p.meta(frames[i])) {
+            frames[last] = frames[i];
+            last += 1;
+        }
+    }
+    release(p, &frames[..last]);
+}
+
+/// Drops one mapping of a page and its reference, and frees it if it has no other.
 pub(crate) fn unmap<P: Platform>(p: &'static P, pfn: Pfn) {
     unmap_all(p, &mut [pfn]);
 }

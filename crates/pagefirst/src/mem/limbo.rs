@@ -48,13 +48,13 @@ impl<A: Copy> Limbo<A> {
         });
     }
 
-    /// Adds an object that was unlinked. Its tag is read here, under the lock that the caller holds: a tag read
-    /// before could be older than those of objects that were retired meanwhile.
-    pub fn push<C: Chain<At = A>>(&mut self, chain: &C, at: A, epoch: &Epoch) {
-        self.push_tagged(chain, at, epoch.retire_tag());
+    /// Adds `n` objects that were unlinked, a chain from the first to the last. Their tag is read here, under the lock
+    /// that the caller holds: a tag read before could be older than those of objects that were retired meanwhile.
+    pub fn push<C: Chain<At = A>>(&mut self, chain: &C, ends: (A, A), n: usize, epoch: &Epoch) {
+        self.push_tagged(chain, ends, n, epoch.retire_tag());
     }
 
-    fn push_tagged<C: Chain<At = A>>(&mut self, chain: &C, at: A, tag: u64) {
+    fn push_tagged<C: Chain<At = A>>(&mut self, chain: &C, ends: (A, A), n: usize, tag: u64) {
         let list = &mut self.waiting[(tag % 3) as usize];
         if list.tag != tag {
             // Tags only rise, so what is here is three epochs or more old: past its grace period.
@@ -64,8 +64,8 @@ impl<A: Copy> Limbo<A> {
             }
             list.tag = tag;
         }
-        Self::append(chain, &mut list.ends, (at, at));
-        self.len += 1;
+        Self::append(chain, &mut list.ends, ends);
+        self.len += n;
     }
 
     /// Takes one object whose grace period is over in epoch `now`.
@@ -111,7 +111,7 @@ mod tests {
         let mut waiting = Vec::new();
         for at in 0..64 {
             let now = 1 + at as u64 / 5;
-            limbo.push_tagged(&links, at, now);
+            limbo.push_tagged(&links, (at, at), 1, now);
             waiting.push((at, now));
             if at % 3 == 0 {
                 while let Some(got) = limbo.pop(&links, now) {

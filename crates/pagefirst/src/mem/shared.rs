@@ -15,6 +15,7 @@ use super::limbo::{Chain, Limbo};
 use super::slab::Slab;
 use crate::platform::Platform;
 use crate::sync::Spin;
+use crate::sync::atomic::plain::AtomicUsize;
 use crate::sync::atomic::{AcqRel, Acquire, AtomicPtr, AtomicU32, Relaxed, Release};
 use crate::sync::epoch::Pin;
 use crate::types::NoMemory;
@@ -50,6 +51,8 @@ impl<P: Platform, T: 'static> Chain for Objects<P, T> {
 pub struct Pool<P: Platform, T: 'static> {
     slab: Slab<P, Object<P, T>>,
     limbo: Spin<P, Limbo<NonNull<Object<P, T>>>>,
+    /// How many are in it.
+    in_limbo: AtomicUsize,
     platform: AtomicPtr<P>,
 }
 
@@ -63,6 +66,7 @@ impl<P: Platform, T: 'static> Pool<P, T> {
         Pool {
             slab: Slab::new(),
             limbo: Spin::new(Limbo::new()),
+            in_limbo: AtomicUsize::new(0),
             platform: AtomicPtr::new(core::ptr::null_mut()),
         }
     }
@@ -96,13 +100,28 @@ impl<P: Platform, T: 'static> Pool<P, T> {
     }
     /// Objects in limbo.
     pub fn in_limbo(&self) -> usize {
-        self.limbo.lock(self.platform()).len()
+        self.in_limbo.load(Relaxed)
+    }
+    fn retire(&self, at: NonNull<Object<P, T>>) {
+        let p = self.platform();
+        let mut limbo = self.limbo.lock(p);
+        limbo.push(&Objects(PhantomData), (at, at), 1, &p.vm().epoch);
+        self.in_limbo.store(limbo.len(), Relaxed);
+    }
+    fn past(&self, now: u64) -> Option<NonNull<Object<P, T>>> {
+        if self.in_limbo() == 0 {
+            return None;
+        }
+        let mut limbo = self.limbo.lock(self.platform());
+        let at = limbo.pop(&Objects(PhantomData), now);
+        self.in_limbo.store(limbo.len(), Relaxed);
+        at
     }
     /// Drops up to `most` objects whose grace period is over; returns how many.
     pub(crate) fn collect(&self, now: u64, most: usize) -> usize {
         let p = self.platform();
         for done in 0..most {
-            let Some(at) = self.limbo.lock(p).pop(&Objects(PhantomData), now) else { return done };
+            let Some(at) = self.past(now) else { return done };
             // SAFETY: the count reached zero, so nobody owns it, and the grace period is over, so nobody reads it:
             // the value is dropped once and its slot, taken by `reserve`, returns.
             unsafe {
@@ -191,9 +210,7 @@ impl<P: Platform, T: 'static> Deref for Shared<P, T> {
 impl<P: Platform, T: 'static> Drop for Shared<P, T> {
     fn drop(&mut self) {
         if self.object().count.fetch_sub(1, AcqRel) == 1 {
-            let pool = self.object().pool;
-            let p = pool.platform();
-            pool.limbo.lock(p).push(&Objects(PhantomData), self.at, &p.vm().epoch);
+            self.object().pool.retire(self.at);
         }
     }
 }

@@ -50,7 +50,9 @@ impl<P: Platform> Visitor<P> for Zap {
             }
             va.0 += size;
         }
-        guard.tally(FaultKind::Unused, unused);
+        if unused > 0 {
+            guard.tally(FaultKind::Unused, unused);
+        }
         guard.count(Counted::Anon, -anon);
         guard.count(Counted::File, -file);
         flow

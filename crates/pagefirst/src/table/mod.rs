@@ -46,7 +46,7 @@ pub use record::{FaultKind, TableRecord};
 pub use reserve::Reserve;
 pub(crate) use reserve::Stock;
 pub(crate) use reserve::{TableCache, cached, drain};
-pub(crate) use retire::{collect, retire};
+pub(crate) use retire::{Unlinked, collect, retire};
 pub use slot::{Locked, Nothing, Seen, Slot, Walk};
 pub(crate) use split::Pieces;
 
@@ -176,11 +176,17 @@ impl<P: Platform> PageTable<P> {
     /// Takes a table that is being unlinked off the books; its counts of faults stay.
     fn count_unlinked(&self, table: Table<'_, P>) {
         self.unlinked.take(1);
-        self.huge_faults.fetch_add(table.record().huge_faults(table.level()), Relaxed);
         self.published[table.level() as usize].fetch_sub(1, Relaxed);
-        for (sum, n) in self.tally.iter().zip(table.record().tally()) {
-            sum.fetch_add(n, Relaxed);
+        let record = table.record();
+        if !record.has_tally() {
+            return; // as of every table of tables, but for huge pages
         }
+        for (sum, n) in self.tally.iter().zip(record.tally()) {
+            if n > 0 {
+                sum.fetch_add(n, Relaxed);
+            }
+        }
+        self.huge_faults.fetch_add(record.huge_faults(table.level()), Relaxed);
     }
     /// Bytes of live tables by level, the root's last; limbo and caches are apart.
     pub fn table_bytes(&self) -> [u64; MAX_LEVELS] {
@@ -216,6 +222,6 @@ impl<P: Platform> Drop for PageTable<P> {
             self.table_bytes().iter().sum::<u64>() <= crate::types::PAGE_SIZE,
             "dropped with counted pages mapped"
         );
-        retire::retire(self.p, self.root);
+        retire::retire(self.p, Unlinked::one(self.root));
     }
 }

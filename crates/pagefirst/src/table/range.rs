@@ -15,7 +15,7 @@ use crate::platform::{Note, Platform};
 use crate::sync::epoch::Pin;
 use crate::tlb::Gather;
 use crate::types::{VirtAddr, VirtRange};
-use core::ops::RangeInclusive;
+use core::ops::Range;
 
 /// How a visit to a table ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,40 +55,34 @@ enum Visit {
     WasDead,
 }
 
-struct Slots([u64; 8]);
-impl Slots {
-    const fn none() -> Self {
-        Slots([0; 8])
-    }
-    fn insert(&mut self, i: usize) {
-        self.0[i / 64] |= 1 << (i % 64);
-    }
-    fn contains(&self, i: usize) -> bool {
-        self.0[i / 64] >> (i % 64) & 1 == 1
-    }
-    fn iter(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..8).flat_map(|w| {
-            let mut bits = self.0[w];
-            core::iter::from_fn(move || {
-                let i = bits.trailing_zeros() as usize;
-                bits &= bits.checked_sub(1)?;
-                Some(w * 64 + i)
-            })
-        })
-    }
-    fn len(&self) -> usize {
-        self.0.iter().map(|w| w.count_ones() as usize).sum()
-    }
+/// The slots of one table that were visited since the announcement.
+struct Seen {
+    slots: [u64; 8],
+    /// Tables among them.
+    tables: usize,
+    /// One of these died of the visit.
+    died: bool,
 }
 
-/// The slots of one table that were visited since the announcement, by what was found in them.
-struct Seen {
-    tables: Slots,
-    huge: Slots,
-}
 impl Seen {
+    const fn none() -> Self {
+        Seen { slots: [0; 8], tables: 0, died: false }
+    }
+    fn insert(&mut self, i: usize) {
+        self.slots[i / 64] |= 1 << (i % 64);
+    }
     fn contains(&self, i: usize) -> bool {
-        self.tables.contains(i) || self.huge.contains(i)
+        self.slots[i / 64] >> (i % 64) & 1 == 1
+    }
+    /// Calls `f` with each of those within `slots`.
+    fn for_each(&self, slots: &Range<usize>, mut f: impl FnMut(usize)) {
+        for w in slots.start / 64..slots.end.div_ceil(64) {
+            let mut bits = self.slots[w];
+            while bits != 0 {
+                f(w * 64 + bits.trailing_zeros() as usize);
+                bits &= bits - 1;
+            }
+        }
     }
 }
 
@@ -136,44 +130,38 @@ struct Descent<'a, 'g, P: Platform, V> {
 impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
     /// Visits what of `range` lies in `table`, whose first address is `base`.
     fn table(&mut self, table: Table<'_, P>, base: VirtAddr, range: VirtRange) -> Visit {
-        if table.level() == 0 {
-            return self.leaf(table, base, range);
-        }
         let level = table.level();
-        let first = P::Format::index(range.start, level);
-        let last = P::Format::index(VirtAddr(range.end.0 - 1), level);
-        let mut seen = Seen { tables: Slots::none(), huge: Slots::none() };
+        let slots = P::Format::slots(range, level);
+        let mut seen = Seen::none();
         loop {
-            match self.below(table, base, range, first..=last, &mut seen) {
+            match self.below(table, base, range, &slots, &mut seen) {
                 Visit::Alive => {}
                 dead => return dead, // with its last huge page, or before
             }
-            let tables = &seen.tables;
-            if self.flow == Flow::Done && tables.len() == last - first + 1 && !any_dead(table, tables) {
+            if self.flow == Flow::Done && seen.tables == slots.len() && !seen.died {
                 return Visit::Alive; // nothing empty to look at, nothing to clear
             }
             let Some(mut guard) = table.lock() else { return Visit::WasDead };
             let mut occupied = 0;
-            for i in tables.iter() {
-                match table.child(guard.entry(i)) {
+            seen.for_each(&slots, |i| match guard.entry(i) {
+                0 => {}
+                raw => match table.child(raw) {
                     Some(child) if child.record().is_dead() => {
                         let va = slot_base::<P>(base, level, i);
                         retire::unlink_locked(self.space, &mut guard, i, child, va, self.gather);
                     }
-                    Some(_) => occupied += 1,
-                    None => {}
-                }
-            }
+                    _ => occupied += 1,
+                },
+            });
             // More entries than those seen: something may have come into the range since the scan.
             if self.flow == Flow::Done && guard.entries() != occupied && !cfg!(mutant = "zap_skips_empty") {
                 self.space.platform().note(Note::TableScanned(table.pfn(), level));
-                if (first..=last).any(|i| guard.entry(i) != 0 && !seen.contains(i)) {
+                if slots.clone().any(|i| guard.entry(i) != 0 && !seen.contains(i)) {
                     drop(guard);
                     continue;
                 }
             }
-            self.unpin(&mut guard, base);
-            return if guard.unlock() { Visit::Died } else { Visit::Alive };
+            return self.leave(guard, base);
         }
     }
 
@@ -183,7 +171,7 @@ impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
         table: Table<'_, P>,
         base: VirtAddr,
         range: VirtRange,
-        slots: RangeInclusive<usize>,
+        slots: &Range<usize>,
         seen: &mut Seen,
     ) -> Visit {
         self.space.platform().note(Note::TableScanned(table.pfn(), table.level()));
@@ -193,19 +181,29 @@ impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
                 if raw == 0 {
                     break;
                 }
-                let start = slot_base::<P>(base, table.level(), i);
                 let Some(child) = table.child(raw) else {
-                    match self.huge(table, base, range, i..=*slots.end(), seen) {
+                    match self.huge(table, base, range, i..slots.end, seen) {
                         Visit::Alive => continue,
                         dead => return dead,
                     }
                 };
-                let part = range.intersect(P::Format::span_of(start, table.level()));
-                match self.table(child, start, part) {
-                    Visit::Alive | Visit::Died => seen.tables.insert(i),
-                    Visit::WasDead if cfg!(mutant = "zap_trusts_dead") => seen.tables.insert(i),
+                let start = slot_base::<P>(base, table.level(), i);
+                let end = VirtAddr(start.0 + P::Format::span(table.level()));
+                let part = VirtRange { start: range.start.max(start), end: range.end.min(end) };
+                let visit = match child.level() {
+                    0 => self.leaf(child, start, part),
+                    _ => self.table(child, start, part),
+                };
+                match visit {
                     // Somebody may put another table here without having seen the announcement: look again.
-                    Visit::WasDead => retire::unlink(self.space, table, child, start, self.gather),
+                    Visit::WasDead if !cfg!(mutant = "zap_trusts_dead") => {
+                        retire::unlink(self.space, table, child, start, self.gather);
+                    }
+                    visit => {
+                        seen.insert(i);
+                        seen.tables += 1;
+                        seen.died |= visit != Visit::Alive;
+                    }
                 }
             }
         }
@@ -213,12 +211,13 @@ impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
     }
 
     /// Visits huge pages side by side, from the first of `slots` on, with one lock.
+    #[inline(never)]
     fn huge(
         &mut self,
         table: Table<'_, P>,
         base: VirtAddr,
         range: VirtRange,
-        slots: RangeInclusive<usize>,
+        slots: Range<usize>,
         seen: &mut Seen,
     ) -> Visit {
         let Some(mut guard) = table.lock() else { return Visit::WasDead };
@@ -238,7 +237,7 @@ impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
             if self.flow != Flow::Done {
                 break;
             }
-            seen.huge.insert(i);
+            seen.insert(i);
         }
         if guard.entries() < before {
             self.gather.huge(before - guard.entries());
@@ -246,31 +245,32 @@ impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
         if guard.unlock() { Visit::Died } else { Visit::Alive }
     }
 
+    /// The same for a table whose entries map small pages.
+    #[inline(never)]
     fn leaf(&mut self, table: Table<'_, P>, base: VirtAddr, range: VirtRange) -> Visit {
-        let Some(mut guard) = table.lock() else { return Visit::WasDead };
+        let Some(mut guard) = table.lowest().lock() else { return Visit::WasDead };
         self.space.platform().note(Note::TableScanned(table.pfn(), 0));
         self.flow = self.visitor.leaf(&mut guard, range, self.gather);
-        self.unpin(&mut guard, base);
-        if guard.unlock() { Visit::Died } else { Visit::Alive }
+        self.leave(guard, base)
     }
 
-    fn unpin(&self, guard: &mut Guard<'_, P>, base: VirtAddr) {
+    /// Unlocks a table that was visited; it is kept while empty if what it was kept for is still there.
+    #[inline]
+    fn leave(&self, mut guard: Guard<'_, P>, base: VirtAddr) -> Visit {
         let level = guard.table().level();
-        if level + 1 < P::Format::LEVELS
+        if guard.is_pinned()
+            && level + 1 < P::Format::LEVELS
             && self.flow == Flow::Done
             && self.visitor.unpins().is_some_and(|r| r.covers(P::Format::span_of(base, level + 1)))
         {
             guard.unpin();
         }
+        if guard.unlock() { Visit::Died } else { Visit::Alive }
     }
 }
 
 fn slot_base<P: Platform>(base: VirtAddr, level: u8, index: usize) -> VirtAddr {
     VirtAddr(base.0 + index as u64 * P::Format::span(level))
-}
-
-fn any_dead<P: Platform>(table: Table<'_, P>, seen: &Slots) -> bool {
-    seen.iter().any(|i| table.child(table.entry(i)).is_some_and(|c| c.record().is_dead()))
 }
 
 /// Leaves everything as it is: to cut huge pages at the ends of a range, to see to dead tables, to have held the lock of

@@ -3,7 +3,7 @@
 use crate::arch::{Attrs, Format};
 use crate::frame::FrameFlags;
 use crate::platform::{Note, Platform};
-use crate::sync::atomic::plain::{AtomicU8, AtomicU32};
+use crate::sync::atomic::plain::{AtomicBool, AtomicU32};
 use crate::sync::atomic::{AcqRel, Acquire, AtomicU64, Relaxed, Release};
 use crate::sync::epoch::Pin;
 use crate::sync::held;
@@ -89,7 +89,8 @@ impl Counted {
 #[repr(C, align(64))]
 pub struct TableRecord {
     word: AtomicU64,
-    level: AtomicU8,
+    /// Whether anything was counted in `tally`.
+    has_tally: AtomicBool,
     /// Small pages of private memory and of files that the entries map; written under the lock. Resident set is their
     /// sum over tables.
     anon: AtomicU32,
@@ -104,16 +105,16 @@ impl TableRecord {
     pub(super) fn new() -> Self {
         TableRecord {
             word: AtomicU64::new(0),
-            level: AtomicU8::new(0),
+            has_tally: AtomicBool::new(false),
             anon: AtomicU32::new(0),
             file: AtomicU32::new(0),
             tally: [const { AtomicU32::new(0) }; FaultKind::COUNT],
         }
     }
     /// Resets a record that nobody else can see.
-    fn start(&self, word: u64, level: u8) {
+    fn start(&self, word: u64) {
         self.word.store(word, Relaxed);
-        self.level.store(level, Relaxed);
+        self.has_tally.store(false, Relaxed);
         self.anon.store(0, Relaxed);
         self.file.store(0, Relaxed);
         self.tally.iter().for_each(|t| t.store(0, Relaxed));
@@ -123,6 +124,9 @@ impl TableRecord {
         let mapped = [FaultKind::AnonRead, FaultKind::AnonWrite, FaultKind::Copy];
         let sum = mapped.into_iter().map(|kind| self.tally[kind as usize].load(Relaxed) as u64).sum();
         if level > 0 { sum } else { 0 }
+    }
+    pub(super) fn has_tally(&self) -> bool {
+        self.has_tally.load(Relaxed)
     }
     pub(super) fn tally(&self) -> [u32; FaultKind::COUNT] {
         core::array::from_fn(|i| self.tally[i].load(Relaxed))
@@ -159,7 +163,7 @@ pub(super) fn record_of<'e, P: Platform>(p: &'static P, pfn: Pfn) -> &'e TableRe
 }
 
 pub(super) fn make_root<P: Platform>(p: &'static P, pfn: Pfn) {
-    record_of(p, pfn).start(PINNED, P::Format::LEVELS - 1);
+    record_of(p, pfn).start(PINNED);
 }
 
 /// A table, found under a pin: its memory stays a table's until `'e` ends, alive or dead.
@@ -184,6 +188,12 @@ impl<'e, P: Platform> Table<'e, P> {
     /// The table one level down that an entry of this one points to.
     pub(super) fn child(self, raw: u64) -> Option<Table<'e, P>> {
         P::Format::child(raw, self.level).map(|pfn| Table { pfn, level: self.level - 1, ..self })
+    }
+    /// The same table, known to the compiler to be one of the lowest level.
+    #[inline]
+    pub(super) fn lowest(self) -> Self {
+        debug_assert_eq!(self.level, 0);
+        Table { level: 0, ..self }
     }
     /// The table's frame.
     pub fn pfn(self) -> Pfn {
@@ -242,7 +252,7 @@ impl<'e, P: Platform> Guard<'e, P> {
     /// A guard of a table from a reserve, which nobody else can see.
     pub(super) fn private(p: &'static P, pfn: Pfn, level: u8, pinned: bool) -> Self {
         let record = record_of(p, pfn);
-        record.start(LOCK, level);
+        record.start(LOCK);
         let word = if pinned { PINNED } else { 0 };
         Guard { table: Table { p, pfn, level, pin: PhantomData }, record, word, ranked: false }
     }
@@ -309,6 +319,10 @@ impl<'e, P: Platform> Guard<'e, P> {
             }
         }
     }
+    /// Whether the table is kept although it may be empty.
+    pub(super) fn is_pinned(&self) -> bool {
+        self.word & PINNED != 0
+    }
     /// Lets the table die with its last entry from now on.
     pub(super) fn unpin(&mut self) {
         self.word &= !PINNED;
@@ -316,6 +330,7 @@ impl<'e, P: Platform> Guard<'e, P> {
     pub(crate) fn tally(&self, kind: FaultKind, n: u32) {
         let t = &self.record.tally[kind as usize];
         t.store(t.load(Relaxed).wrapping_add(n), Relaxed);
+        self.record.has_tally.store(true, Relaxed);
     }
     /// Counts so many entries more, or less, in the resident set.
     pub(crate) fn count(&self, counted: Counted, entries: i32) {

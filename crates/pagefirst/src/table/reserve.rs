@@ -5,7 +5,7 @@
 
 use super::record::{TableRecord, record_of};
 use crate::arch::MAX_LEVELS;
-use crate::frame::Frame;
+use crate::frame::{self, Frame};
 use crate::platform::{Note, Platform};
 use crate::sync::atomic::Relaxed;
 use crate::sync::held;
@@ -26,6 +26,12 @@ impl TableCache {
     fn pop(&mut self) -> Option<Pfn> {
         self.len = self.len.checked_sub(1)?;
         Some(self.tables[self.len])
+    }
+    /// Adds a table; `None` when the cache is full.
+    fn push(&mut self, pfn: Pfn) -> Option<()> {
+        *self.tables.get_mut(self.len)? = pfn;
+        self.len += 1;
+        Some(())
     }
 }
 
@@ -58,33 +64,31 @@ fn fresh<P: Platform>(p: &'static P) -> Result<Pfn, NoMemory> {
     Ok(frame.into_held())
 }
 
-/// Keeps an all-zero table that nobody can reach for the next reserve, or frees it.
-pub(super) fn give_zeroed<P: Platform>(p: &'static P, pfn: Pfn) {
-    p.note(Note::TableFreed(pfn));
+/// Keeps all-zero tables that nobody can reach for the next reserve, or frees them; uses up the slice.
+pub(super) fn give_zeroed<P: Platform>(p: &'static P, tables: &mut [Pfn]) {
+    if tables.is_empty() {
+        return;
+    }
+    tables.iter().for_each(|pfn| p.note(Note::TableFreed(*pfn)));
     let local = p.local(p.enter());
-    let full = {
+    let kept = {
         let mut cache = local.tables.lock(p);
-        let full = cache.len == CACHED;
-        if !full {
-            let n = cache.len;
-            cache.tables[n] = pfn;
-            cache.len += 1;
-            local.cached_tables.store(cache.len as u32, Relaxed);
-        }
-        full
+        let kept = tables.iter().map_while(|pfn| cache.push(*pfn)).count();
+        local.cached_tables.store(cache.len as u32, Relaxed);
+        kept
     };
     p.leave();
-    if full {
-        free(p, pfn);
-    }
+    free(p, &mut tables[kept..]);
 }
 
-fn free<P: Platform>(p: &'static P, pfn: Pfn) {
-    let record = core::ptr::NonNull::from(record_of::<P>(p, pfn));
-    // SAFETY: taken from this slab in `fresh`; the table is past its grace period or was never published, so
-    // nobody reads the record any more.
-    unsafe { p.vm().records.give(p, record) };
-    drop(Frame::from_held(p, pfn));
+fn free<P: Platform>(p: &'static P, tables: &mut [Pfn]) {
+    for pfn in &*tables {
+        let record = core::ptr::NonNull::from(record_of::<P>(p, *pfn));
+        // SAFETY: taken from this slab in `fresh`; the table is past its grace period or was never published, so
+        // nobody reads the record any more.
+        unsafe { p.vm().records.give(p, record) };
+    }
+    frame::put_all(p, tables);
 }
 
 /// Frees the zeroed tables of every CPU; returns how many frames that were.
@@ -100,7 +104,7 @@ pub(crate) fn drain<P: Platform>(p: &'static P) -> usize {
                 popped
             };
             let Some(pfn) = popped else { break };
-            free(p, pfn);
+            free(p, &mut [pfn]);
             freed += 1;
         }
     }
@@ -231,7 +235,7 @@ impl<P: Platform> Stock<P> {
 impl<P: Platform> Drop for Stock<P> {
     fn drop(&mut self) {
         while let Some(pfn) = self.take() {
-            give_zeroed(self.p, pfn);
+            give_zeroed(self.p, &mut [pfn]);
         }
     }
 }
@@ -239,7 +243,7 @@ impl<P: Platform> Drop for Stock<P> {
 impl<P: Platform> Drop for Reserve<P> {
     fn drop(&mut self) {
         while let Some(pfn) = self.take() {
-            give_zeroed(self.p, pfn);
+            give_zeroed(self.p, &mut [pfn]);
         }
     }
 }

@@ -12,6 +12,9 @@ use crate::platform::Platform;
 use crate::tlb::Gather;
 use crate::types::{Pfn, VirtAddr};
 
+/// Tables that change hands with one lock.
+const BATCH: usize = 16;
+
 struct ByFrame<P: Platform>(&'static P);
 impl<P: Platform> Chain for ByFrame<P> {
     type At = Pfn;
@@ -57,22 +60,64 @@ pub(super) fn unlink_locked<P: Platform>(
     gather.table(child.pfn(), P::Format::span_of(va, parent.table().level()));
 }
 
-/// Retires a table that was unlinked and flushed: its owner gives it up.
-pub(crate) fn retire<P: Platform>(p: &'static P, pfn: Pfn) {
+/// Tables that were unlinked and are to be flushed, in a chain through their frames' links. Whoever has it owns them.
+pub(crate) struct Unlinked {
+    ends: Option<(Pfn, Pfn)>,
+    len: usize,
+}
+
+impl Unlinked {
+    /// No tables.
+    pub const fn new() -> Self {
+        Unlinked { ends: None, len: 0 }
+    }
+    /// A table; nobody uses its link.
+    pub fn one(pfn: Pfn) -> Self {
+        Unlinked { ends: Some((pfn, pfn)), len: 1 }
+    }
+    /// Adds one.
+    pub fn push<P: Platform>(&mut self, p: &'static P, pfn: Pfn) {
+        ByFrame(p).set_next(pfn, self.ends.map(|(first, _)| first));
+        self.ends = Some((pfn, self.ends.map_or(pfn, |(_, last)| last)));
+        self.len += 1;
+    }
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+}
+
+/// Retires tables that were unlinked and flushed: their owner gives them up.
+pub(crate) fn retire<P: Platform>(p: &'static P, tables: Unlinked) {
+    let Some(ends) = tables.ends else { return };
     if cfg!(mutant = "retire_without_grace") {
-        return reserve::give_zeroed(p, pfn);
+        let mut next = Some(ends.0);
+        while let Some(pfn) = next {
+            next = ByFrame(p).next(pfn).filter(|_| pfn != ends.1);
+            reserve::give_zeroed(p, &mut [pfn]);
+        }
+        return;
     }
     let epoch = &p.vm().epoch;
     #[cfg(mutant = "retire_tag_early")]
     let epoch = &epoch.frozen();
-    p.vm().tables_in_limbo.lock(p).push(&ByFrame(p), pfn, epoch);
+    p.vm().tables_in_limbo.lock(p).push(&ByFrame(p), ends, tables.len, epoch);
 }
 
 /// Hands up to `most` tables whose grace period is over to this CPU's cache; returns how many.
 pub(crate) fn collect<P: Platform>(p: &'static P, now: u64, most: usize) -> usize {
-    for done in 0..most {
-        let Some(pfn) = p.vm().tables_in_limbo.lock(p).pop(&ByFrame(p), now) else { return done };
-        reserve::give_zeroed(p, pfn);
+    let mut done = 0;
+    loop {
+        let mut batch = [Pfn(0); BATCH];
+        let batch = &mut batch[..BATCH.min(most - done)];
+        let taken = {
+            let mut limbo = p.vm().tables_in_limbo.lock(p);
+            batch.iter_mut().map_while(|to| limbo.pop(&ByFrame(p), now).map(|pfn| *to = pfn)).count()
+        };
+        reserve::give_zeroed(p, &mut batch[..taken]);
+        done += taken;
+        if taken < BATCH {
+            return done;
+        }
     }
-    most
 }

@@ -4,7 +4,7 @@ use super::install::{map, zap};
 use super::{Machine, Role, check, entry, pages};
 use crate::platform::Platform;
 use crate::sync::epoch::Pin;
-use crate::table::{Walk, collect, reserve, retire};
+use crate::table::{Unlinked, Walk, collect, reserve, retire};
 use crate::types::{Pfn, VirtAddr};
 
 fn one_page() -> &'static Machine {
@@ -68,12 +68,12 @@ fn late_retire(main: usize) {
         }
         // This CPU found Y before it was unlinked, and still reads it.
         let _pin = Pin::new(m);
-        retire(m, Y);
+        retire(m, Unlinked::one(Y));
         collect(m, m.vm.epoch.advance(m), usize::MAX);
         m.cells(Y);
         0
     };
-    check(4, main, two_tables, [|m| (retire(m, X), 0).1, reader], |_, _| {});
+    check(4, main, two_tables, [|m| (retire(m, Unlinked::one(X)), 0).1, reader], |_, _| {});
 }
 
 // catches: retire_tag_early
