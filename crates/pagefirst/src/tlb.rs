@@ -177,7 +177,10 @@ impl<P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?Sized> Gather<'_, P, Pag
 }
 
 impl<P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?Sized> Drop for Gather<'_, P, Pages> {
+    #[inline]
     fn drop(&mut self) {
-        self.flush();
+        if !self.range.is_empty() {
+            self.flush();
+        }
     }
 }

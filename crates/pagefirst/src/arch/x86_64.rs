@@ -38,13 +38,28 @@ const SAME: Attrs =
     Attrs::WRITE.union(Attrs::UNCACHED).union(Attrs::DEVICE).union(Attrs::ACCESSED).union(Attrs::DIRTY);
 const _: () = assert!(SAME.bits() as u64 == WRITE | PWT | PCD | ACCESSED | DIRTY);
 
+/// What stands in an entry for each set of attributes, so that a new entry is one look-up: to be combined with the
+/// address by exclusive or, which inverts it where the entry is not present (see [`address`]).
+const BITS: [u64; 256] = {
+    let mut all = [0; 256];
+    let mut attrs = 0;
+    while attrs < all.len() {
+        all[attrs] = bits_of(Attrs::from_bits_truncate(attrs as u8));
+        attrs += 1;
+    }
+    all
+};
+
+const fn bits_of(attrs: Attrs) -> u64 {
+    SAME.intersection(attrs).bits() as u64
+        | if attrs.contains(Attrs::SPECIAL) { SPECIAL } else { 0 }
+        | if attrs.contains(Attrs::NONE) { NONE | FRAME } else { PRESENT | USER }
+        | if attrs.contains(Attrs::EXEC) { 0 } else { NO_EXEC }
+}
+
 #[inline]
 fn bits(attrs: Attrs) -> u64 {
-    let on = |a, bit| if attrs.contains(a) { bit } else { 0 };
-    SAME.intersection(attrs).bits() as u64
-        | on(Attrs::SPECIAL, SPECIAL)
-        | if attrs.contains(Attrs::NONE) { NONE } else { PRESENT | USER }
-        | (NO_EXEC ^ on(Attrs::EXEC, NO_EXEC))
+    BITS[attrs.bits() as usize]
 }
 
 // SAFETY: the bits are the manual's, read back as they were written; the tests below show both ways.
@@ -66,8 +81,7 @@ unsafe impl Format for X86_64 {
     }
     #[inline]
     fn leaf(pfn: Pfn, level: u8, attrs: Attrs) -> u64 {
-        let bits = bits(attrs) | if level > 0 { LARGE } else { 0 };
-        bits | address(bits, pfn.phys())
+        (bits(attrs) ^ pfn.phys()) | if level > 0 { LARGE } else { 0 }
     }
     #[inline]
     fn transit(leaf: Pfn) -> u64 {
@@ -102,11 +116,9 @@ unsafe impl Format for X86_64 {
     }
     #[inline]
     fn with_attrs(raw: u64, attrs: Attrs) -> u64 {
-        let phys = address(raw, raw);
-        let bits = raw
-            & !(FRAME | PRESENT | NONE | WRITE | USER | PWT | PCD | ACCESSED | DIRTY | SPECIAL | NO_EXEC)
-            | bits(attrs);
-        bits | address(bits, phys)
+        let other =
+            raw & !(FRAME | PRESENT | NONE | WRITE | USER | PWT | PCD | ACCESSED | DIRTY | SPECIAL | NO_EXEC);
+        other | (bits(attrs) ^ address(raw, raw))
     }
 }
 

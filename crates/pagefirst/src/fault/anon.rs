@@ -90,6 +90,7 @@ impl<P: Platform> Batch for Private<'_, P> {
 }
 
 impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
+    #[inline(never)]
     pub(super) fn zero_page(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Nothing>) -> Look<'a, P> {
         if self.is_room_for_huge(vma, &slot) {
             return self.huge_zero_page(vma, slot);
@@ -98,6 +99,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         self.install(slot, &mut Zero { vma, va: self.addr.page(), zero })
     }
 
+    #[inline(never)]
     pub(super) fn fresh_page(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Nothing>) -> Look<'a, P> {
         let level = if self.is_room_for_huge(vma, &slot) { huge::LEVEL } else { 0 };
         if !self.hand.has_cleared(level) {
@@ -115,7 +117,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         source_is_valid: &dyn Fn(&Frame<P>) -> bool,
     ) -> Look<'a, P> {
         let mut page = self.hand.fresh.take();
-        let level = page.as_ref().map_or(0, Fresh::level);
+        let level = page.as_ref().map_or(0, |fresh| fresh.level);
         let va = P::Format::span_of(self.addr, level).start;
         let mut batch = Private { vma, va, page: &mut page, source_is_valid, kind, level };
         let look = self.install(slot, &mut batch);

@@ -1,19 +1,17 @@
 //! Fault-around: which neighbours of a file's page are mapped with it.
 //!
-//! The window is a power of two, aligned to itself, clipped to the VMA and to one leaf table. Neighbours are
-//! collected from the cache without a lock and validated one by one under the lock of the table that gets them.
+//! The window is a power of two, aligned to itself, clipped to the VMA and to one leaf table. Neighbours are found in
+//! the cache without a lock of it, and validated one by one under the lock of the table that gets them (`file`).
 //!
 //! A window that adapts keeps no record. The leaf table is one: neighbours are mapped old, so those that are young now
 //! were used. A fault reads the entries of the two default windows it lies between, without a lock, and writes nothing.
 
 use crate::arch::Format;
-use crate::file::FileCache;
 use crate::platform::Platform;
 use crate::policy::{DEFAULT_FAULT_AROUND, FaultAround};
 use crate::space::Vma;
-use crate::sync::epoch::Pin;
 use crate::table::{Nothing, Slot};
-use crate::types::{PAGE_SHIFT, PAGE_SIZE, Pfn, VirtAddr, VirtRange};
+use crate::types::{VirtAddr, VirtRange};
 
 /// The window around `va`: where neighbours may be mapped.
 pub(super) fn window<P: Platform>(
@@ -48,51 +46,6 @@ fn adapted(there: u32, used: u32) -> u64 {
         _ if 4 * used >= 3 * there => 4 * normal,
         _ if 5 * used < there => normal / 4,
         _ => normal,
-    }
-}
-
-/// Pages collected at a time: few, for a fault runs on a kernel's stack.
-const AT_ONCE: usize = 64;
-
-/// The cached pages of a window, collected as they are asked for, in order.
-pub(super) struct Neighbours<'f, P: Platform> {
-    pin: &'f Pin<P>,
-    file: &'f FileCache<P>,
-    vma: &'f Vma<P>,
-    window: VirtRange,
-    /// Whose pages are collected.
-    part: VirtRange,
-    pages: [Pfn; AT_ONCE],
-}
-
-impl<'f, P: Platform> Neighbours<'f, P> {
-    /// Begins with what is cached and up to date now.
-    pub fn collect(pin: &'f Pin<P>, file: &'f FileCache<P>, vma: &'f Vma<P>, window: VirtRange) -> Self {
-        let part = VirtRange::new(window.start, window.start);
-        let mut neighbours = Neighbours { pin, file, vma, window, part, pages: [Pfn(0); AT_ONCE] };
-        if window.pages() > 1 {
-            neighbours.fill(window.start);
-        }
-        neighbours
-    }
-    fn fill(&mut self, va: VirtAddr) {
-        let end = VirtAddr(va.0.saturating_add(AT_ONCE as u64 * PAGE_SIZE));
-        self.part = VirtRange::new(va, end).intersect(self.window);
-        self.pages = [Pfn(0); AT_ONCE];
-        let first = self.vma.index_of(va);
-        let last = first + self.part.pages() - 1;
-        let pages = &mut self.pages;
-        self.file.cached(self.pin.platform(), self.pin, first, last, |index, pfn| {
-            pages[(index - first) as usize] = pfn;
-        });
-    }
-    /// The page for `va`, which lies in the window.
-    pub fn at(&mut self, va: VirtAddr) -> Option<Pfn> {
-        if !self.part.contains(va) {
-            self.fill(va);
-        }
-        let pfn = self.pages[((va.0 - self.part.start.0) >> PAGE_SHIFT) as usize];
-        (pfn.0 != 0).then_some(pfn)
     }
 }
 

@@ -20,21 +20,22 @@ use crate::types::{Access, Pfn};
 
 impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     /// Nothing is mapped: a copy of the file's page.
+    #[inline(never)]
     pub(super) fn private_copy(
         &mut self,
         vma: &'f Vma<P>,
         file: &'f Shared<P, FileCache<P>>,
         slot: Slot<'f, P, Nothing>,
     ) -> Look<'a, P> {
-        let page = match self.cached(vma, file) {
-            Ok(page) => page,
-            Err(look) => return look,
-        };
-        if !self.hand.has_copy_of(page.pfn()) {
-            return Look::Need(Need::Copy(page));
-        }
         let index = vma.index_of(self.addr);
-        self.install_private(vma, slot, FaultKind::FileCopy, &|source| file.is_attached(source.meta(), index))
+        let is_it = |page: &Frame<P>| file.is_attached(page.meta(), index);
+        if !self.hand.copied().is_some_and(is_it) {
+            return match self.cached(vma, file) {
+                Ok(page) => Look::Need(Need::Copy(page)),
+                Err(look) => look,
+            };
+        }
+        self.install_private(vma, slot, FaultKind::FileCopy, &is_it)
     }
 
     /// The page at `old` is mapped read-only and `page` is to take its place; the slot is locked.
@@ -49,7 +50,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let table = self.space.page_table();
         let special = old == p.vm().zero_page();
         let level = slot.level();
-        debug_assert_eq!(level, fresh.level());
+        debug_assert_eq!(level, fresh.level);
         let span = P::Format::span_of(self.addr, level);
         let copy = fresh.page.pfn();
         let writable = private_entry(vma, span.start, fresh.page, level);
@@ -82,6 +83,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     }
 
     /// The flush of a copy that was stored read-only is done: makes it writable, if it is still there and may be.
+    #[cold]
     pub(super) fn settle_copy(&mut self) -> Look<'a, P> {
         let table = self.space.page_table();
         let mut huge = false;

@@ -1,30 +1,33 @@
 //! A file's page where nothing is mapped: for a read, for an instruction fetch, for a shared write.
 
 use super::anon::readable;
-use super::around::{Neighbours, window};
+use super::around::window;
 use super::hand::Need;
 use super::outcome::For;
 use super::{Bus, Fault, FaultError, Look, Outcome, Ticket};
 use crate::arch::{Attrs, Format};
-use crate::file::{FileCache, Lookup};
-use crate::frame::{self, Frame, FrameFlags};
+use crate::file::{Cursor, FileCache, Lookup};
+use crate::frame::{self, FrameFlags};
 use crate::mem::Shared;
 use crate::platform::Platform;
 use crate::space::Vma;
 use crate::table::{Batch, Counted, FaultKind, NewEntry, Nothing, Slot};
-use crate::types::{Access, Pfn, Prot, VirtAddr, VirtRange};
+use crate::types::{Access, PAGE_SHIFT, Prot, VirtAddr, VirtRange};
 
 /// A page of a file and its neighbours.
 struct Pages<'f, P: Platform> {
     p: &'static P,
     vma: &'f Vma<P>,
     file: &'f FileCache<P>,
+    pages: Cursor<'f, P>,
     va: VirtAddr,
-    page: Pfn,
     window: VirtRange,
-    neighbours: Neighbours<'f, P>,
+    /// The index in the file of the window's first page.
+    first: u64,
     write: bool,
-    young: bool,
+    attrs: Attrs,
+    /// Those of neighbours.
+    around: Attrs,
 }
 
 impl<P: Platform> Batch for Pages<'_, P> {
@@ -37,31 +40,26 @@ impl<P: Platform> Batch for Pages<'_, P> {
     fn is_current(&self) -> bool {
         !self.vma.is_retired()
     }
+    #[inline(always)]
     fn entry(&mut self, va: VirtAddr) -> Option<NewEntry> {
-        let faulted = va == self.va;
-        let pfn = if faulted { self.page } else { self.neighbours.at(va)? };
+        let index = self.first + ((va.0 - self.window.start.0) >> PAGE_SHIFT);
+        let pfn = self.pages.look(index)?;
         // The mapping is counted before the page is validated: who takes it away looks at the count after it
         // announced so (protocol 2).
         let meta = self.p.meta(pfn);
         if !meta.try_map() {
             return None;
         }
-        if !self.file.is_attached(meta, self.vma.index_of(va)) {
+        if !self.file.is_attached(meta, index) {
             frame::unmap(self.p, pfn);
             return None;
         }
-        if self.vma.prot.contains(Prot::EXEC) {
-            self.p.sync_instructions(pfn);
-        }
-        let mut attrs = readable(self.vma);
-        if !faulted && !self.young {
-            attrs.remove(Attrs::ACCESSED);
-        }
-        if self.write && faulted {
-            attrs |= Attrs::WRITE | Attrs::DIRTY;
+        let attrs = if va == self.va { self.attrs } else { self.around };
+        if attrs.contains(Attrs::DIRTY) {
             meta.set(FrameFlags::DIRTY);
-        } else if self.vma.prot.contains(Prot::WRITE) && self.vma.is_written_in_place() {
-            attrs |= Attrs::WRITE;
+        }
+        if attrs.contains(Attrs::EXEC) {
+            self.p.sync_instructions(pfn);
         }
         Some(NewEntry { raw: P::Format::leaf(pfn, 0, attrs), counted: Counted::File })
     }
@@ -71,44 +69,49 @@ impl<P: Platform> Batch for Pages<'_, P> {
 }
 
 impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
+    #[inline(never)]
     pub(super) fn file_page(
         &mut self,
         vma: &'f Vma<P>,
         file: &'f Shared<P, FileCache<P>>,
         slot: Slot<'f, P, Nothing>,
     ) -> Look<'a, P> {
-        let va = self.addr.page();
-        let page = match self.cached(vma, file) {
-            Ok(page) => page,
-            Err(look) => return look,
-        };
-        let write = self.access == Access::Write;
+        let (p, va, index) = (self.pin.platform(), self.addr.page(), vma.index_of(self.addr));
+        let mut pages = file.cursor(self.pin);
+        // What is there is validated under the lock. What is not, or not as it has to be, has its reasons.
+        if !pages.look(index).is_some_and(|pfn| file.is_attached(p.meta(pfn), index)) {
+            return self.cached(vma, file).err().unwrap_or(Look::Again);
+        }
+        let (policy, write) = (self.space.policy(), self.access == Access::Write);
+        let in_place = vma.prot.contains(Prot::WRITE) && vma.is_written_in_place();
+        let around = readable(vma) | if in_place { Attrs::WRITE } else { Attrs::empty() };
         // Neighbours of a write would have to be written to be worth it.
-        let around = if write {
-            VirtRange::page_of(va)
-        } else {
-            window(self.space.policy().fault_around, vma, va, &slot)
+        let window = match write {
+            true => VirtRange::page_of(va),
+            false => window(policy.fault_around, vma, va, &slot),
         };
         let mut batch = Pages {
-            p: self.pin.platform(),
+            p,
             vma,
             file,
+            pages,
             va,
-            page: page.pfn(),
-            window: around,
-            neighbours: Neighbours::collect(self.pin, file, vma, around),
+            window,
+            first: vma.index_of(window.start),
             write,
-            young: self.space.policy().prefault_young,
+            attrs: around | if write { Attrs::WRITE | Attrs::DIRTY } else { Attrs::empty() },
+            around: around - if policy.prefault_young { Attrs::empty() } else { Attrs::ACCESSED },
         };
         self.install(slot, &mut batch)
     }
 
     /// The file's page for the faulting address, from the cache, or what to do instead.
+    #[inline(never)]
     pub(super) fn cached(
         &self,
         vma: &'f Vma<P>,
         file: &'f Shared<P, FileCache<P>>,
-    ) -> Result<Frame<P>, Look<'a, P>> {
+    ) -> Result<frame::Frame<P>, Look<'a, P>> {
         let index = vma.index_of(self.addr);
         match file.lookup(self.pin.platform(), self.pin, index) {
             Lookup::Poisoned => Err(Look::error(FaultError::Bus(Bus::Poison))),

@@ -11,7 +11,7 @@ use crate::space::{AddressSpace, Grown};
 use crate::sync::atomic::Relaxed;
 use crate::table::{Pass, Reserve, Stock};
 use crate::tlb::{Gather, SmallGather};
-use crate::types::{NoMemory, Pfn, VirtAddr, VirtRange};
+use crate::types::{NoMemory, VirtAddr, VirtRange};
 
 /// What is missing.
 pub(crate) enum Need<P: Platform> {
@@ -43,13 +43,8 @@ pub(super) struct Fresh<P: Platform> {
     pub page: Frame<P>,
     /// What it is a copy of, held so that it stays what was copied; `None` for a cleared page.
     pub copy_of: Option<Frame<P>>,
-}
-
-impl<P: Platform> Fresh<P> {
     /// The level of the table that its entry goes into.
-    pub fn level(&self) -> u8 {
-        self.page.order() / P::Format::BITS as u8
-    }
+    pub level: u8,
 }
 
 /// What a fault has in hand. All of it is owned: dropped, it returns.
@@ -92,23 +87,17 @@ impl<'a, P: Platform> Hand<'a, P> {
         }
     }
 
-    /// Whether a copy of this page is in hand.
-    pub fn has_copy_of(&self, pfn: Pfn) -> bool {
-        let source = self.fresh.as_ref().and_then(|f| f.copy_of.as_ref());
-        source.is_some_and(|s| s.pfn() == pfn)
+    /// What a copy is in hand of.
+    pub fn copied(&self) -> Option<&Frame<P>> {
+        self.fresh.as_ref()?.copy_of.as_ref()
     }
     /// Whether a cleared page for an entry of a table at `level` is in hand.
     pub fn has_cleared(&self, level: u8) -> bool {
-        self.fresh.as_ref().is_some_and(|f| f.copy_of.is_none() && f.level() == level)
-    }
-
-    /// A huge page was wanted and none can be had.
-    fn fall_back(&mut self, space: &AddressSpace<P>) {
-        self.small = true;
-        space.failures.no_huge.fetch_add(1, Relaxed);
+        self.fresh.as_ref().is_some_and(|f| f.copy_of.is_none() && f.level == level)
     }
 
     /// Gets what is missing, unpinned and unlocked.
+    #[inline(never)]
     pub fn fetch(
         &mut self,
         space: &'a AddressSpace<P>,
@@ -116,24 +105,13 @@ impl<'a, P: Platform> Hand<'a, P> {
         need: Need<P>,
     ) -> Result<(), Outcome<'a, P>> {
         let p = space.platform();
-        let end = |error| Outcome::Error(error);
         match need {
             Need::Cleared(0) => {
-                self.fresh = None;
-                let mut page = p.vm().frame(p).map_err(|_| end(FaultError::NoMemory))?;
+                let mut page = self.page(p)?;
                 page.clear();
-                self.fresh = Some(Fresh { page, copy_of: None });
+                self.fresh = Some(Fresh { page, copy_of: None, level: 0 });
             }
-            Need::Cleared(_) => {
-                self.fresh = None;
-                match Frame::block(p, huge::order::<P::Format>()) {
-                    Ok(mut page) => {
-                        page.clear();
-                        self.fresh = Some(Fresh { page, copy_of: None });
-                    }
-                    Err(NoMemory) => self.fall_back(space),
-                }
-            }
+            Need::Cleared(level) => self.huge_page(space, level),
             Need::HugeZero => {
                 self.huge_zero = p.vm().huge_zero_page(p);
                 if self.huge_zero.is_none() {
@@ -144,26 +122,12 @@ impl<'a, P: Platform> Hand<'a, P> {
                 self.gather.flush_before(P::Format::span_of(addr, huge::LEVEL), taken);
             }
             Need::Copy(source) => {
-                self.fresh = None;
-                let mut page = p.vm().frame(p).map_err(|_| end(FaultError::NoMemory))?;
+                let mut page = self.page(p)?;
                 page.copy_from(&source);
-                self.fresh = Some(Fresh { page, copy_of: Some(source) });
+                self.fresh = Some(Fresh { page, copy_of: Some(source), level: 0 });
             }
-            Need::Page(file, index) => match file.read(p, index) {
-                Ok(page) => {
-                    self.read = Some(page);
-                    self.major = true;
-                }
-                Err(ReadError::BeyondEnd) => return Err(end(FaultError::Bus(Bus::BeyondEnd))),
-                Err(ReadError::Poisoned) => return Err(end(FaultError::Bus(Bus::Poison))),
-                Err(ReadError::Io) => return Err(end(FaultError::Bus(Bus::Io))),
-                Err(ReadError::NoMemory) => return Err(end(FaultError::NoMemory)),
-                Err(ReadError::Filling(page)) => return Err(Outcome::Blocked(Ticket(For::Page(page)))),
-            },
-            Need::Tables(n) => {
-                let refilled = p.vm().or_drain(p, || self.reserve.refill(n));
-                refilled.map_err(|_| end(FaultError::NoMemory))?;
-            }
+            Need::Page(file, index) => self.read(p, &file, index)?,
+            Need::Tables(n) => self.tables(p, n)?,
             Need::Flush(seen) => {
                 let level = seen.order() / P::Format::BITS as u8;
                 self.gather.touch(P::Format::span_of(addr, level));
@@ -173,22 +137,81 @@ impl<'a, P: Platform> Hand<'a, P> {
             Need::Settle => self.gather.flush(),
             Need::Tidy(span) => {
                 self.gather.flush();
-                let table = space.page_table();
-                table.visit(span, &mut Pass, &mut Stock::empty(p), &mut Gather::new(table));
+                tidy(space, span);
             }
-            Need::Stack => match space.grow_stack(addr) {
-                Grown::Again => {}
-                Grown::No => self.grown = true,
-                Grown::NoMemory => return Err(end(FaultError::NoMemory)),
-                Grown::Busy => {
-                    let turn = space.turn();
-                    if turn % 2 == 1 {
-                        return Err(Outcome::Blocked(Ticket(For::Writer(space, turn))));
-                    }
-                    p.relax();
-                }
-            },
+            Need::Stack => self.grow(space, addr)?,
         }
         Ok(())
     }
+
+    /// A page, in place of the one in hand.
+    fn page(&mut self, p: &'static P) -> Result<Frame<P>, Outcome<'a, P>> {
+        self.fresh = None;
+        p.vm().frame(p).map_err(|_| Outcome::Error(FaultError::NoMemory))
+    }
+
+    #[cold]
+    fn huge_page(&mut self, space: &AddressSpace<P>, level: u8) {
+        self.fresh = None;
+        match Frame::block(space.platform(), P::Format::BITS as u8 * level) {
+            Ok(mut page) => {
+                page.clear();
+                self.fresh = Some(Fresh { page, copy_of: None, level });
+            }
+            Err(NoMemory) => self.fall_back(space),
+        }
+    }
+
+    /// A huge page was wanted and none can be had.
+    #[cold]
+    fn fall_back(&mut self, space: &AddressSpace<P>) {
+        self.small = true;
+        space.failures.no_huge.fetch_add(1, Relaxed);
+    }
+
+    #[cold]
+    fn tables(&mut self, p: &'static P, n: u8) -> Result<(), Outcome<'a, P>> {
+        let refilled = p.vm().or_drain(p, || self.reserve.refill(n));
+        refilled.map_err(|_| Outcome::Error(FaultError::NoMemory))
+    }
+
+    #[cold]
+    fn read(&mut self, p: &'static P, file: &FileCache<P>, index: u64) -> Result<(), Outcome<'a, P>> {
+        match file.read(p, index) {
+            Ok(page) => {
+                self.read = Some(page);
+                self.major = true;
+                Ok(())
+            }
+            Err(ReadError::BeyondEnd) => Err(Outcome::Error(FaultError::Bus(Bus::BeyondEnd))),
+            Err(ReadError::Poisoned) => Err(Outcome::Error(FaultError::Bus(Bus::Poison))),
+            Err(ReadError::Io) => Err(Outcome::Error(FaultError::Bus(Bus::Io))),
+            Err(ReadError::NoMemory) => Err(Outcome::Error(FaultError::NoMemory)),
+            Err(ReadError::Filling(page)) => Err(Outcome::Blocked(Ticket(For::Page(page)))),
+        }
+    }
+
+    #[cold]
+    fn grow(&mut self, space: &'a AddressSpace<P>, addr: VirtAddr) -> Result<(), Outcome<'a, P>> {
+        match space.grow_stack(addr) {
+            Grown::Again => {}
+            Grown::No => self.grown = true,
+            Grown::NoMemory => return Err(Outcome::Error(FaultError::NoMemory)),
+            Grown::Busy => {
+                let turn = space.turn();
+                if turn % 2 == 1 {
+                    return Err(Outcome::Blocked(Ticket(For::Writer(space, turn))));
+                }
+                space.platform().relax();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Ends the tables of `span` that lost their last entry.
+#[cold]
+fn tidy<P: Platform>(space: &AddressSpace<P>, span: VirtRange) {
+    let table = space.page_table();
+    table.visit(span, &mut Pass, &mut Stock::empty(space.platform()), &mut Gather::new(table));
 }

@@ -54,10 +54,12 @@ impl<P: Platform> Batch for HugeZero<'_, P> {
 impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     /// Whether a huge page goes where nothing is mapped: there is no table for small ones.
     pub(super) fn is_room_for_huge(&self, vma: &Vma<P>, slot: &Slot<'_, P, Nothing>) -> bool {
-        let span = P::Format::span_of(self.addr, LEVEL);
-        slot.level() >= LEVEL && !self.hand.small && vma.takes_huge(self.space.policy().huge, span)
+        slot.level() >= LEVEL
+            && !self.hand.small
+            && vma.takes_huge(self.space.policy().huge, P::Format::span_of(self.addr, LEVEL))
     }
 
+    #[inline(never)]
     pub(super) fn huge_zero_page(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Nothing>) -> Look<'a, P> {
         let Some(page) = self.hand.huge_zero.take() else { return Look::Need(Need::HugeZero) };
         let mut page = Some(page);
@@ -70,6 +72,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
 
     /// Takes the huge zero page out of the locked slot: there is no huge page to replace it. Small ones come
     /// in its place when the fault looks again. (So they may for other faults; all of them flush before.)
+    #[cold]
     pub(super) fn take_huge_zero(&mut self, slot: Slot<'f, P, Locked<'f, P>>) -> Look<'a, P> {
         let (level, span) = (slot.level(), P::Format::span_of(self.addr, slot.level()));
         self.hand.gather.huge(1);

@@ -14,6 +14,9 @@
 //! | `cow` | nothing, or a page that is not ours; a private write | a copy |
 //! | `wp` | a page that may be written where it is | the same page, writable |
 //! | here | a page whose entry allows it, not marked accessed or dirty | the same entry, marked |
+//!
+//! Each kind of fault is a function that is not inlined: all in one, each would pay for the registers, the stack and the
+//! arithmetic of the others.
 
 mod anon;
 mod around;
@@ -55,24 +58,8 @@ impl<P: Platform> AddressSpace<P> {
     /// Called from the context of a thread, with no lock and no pin held. Never sleeps: what would wait is
     /// [`Outcome::Blocked`]. Whatever happens, nothing is left behind but what the outcome says.
     pub fn fault(&self, addr: VirtAddr, access: Access) -> Outcome<'_, P> {
-        let mut hand = Hand::new(self);
-        let outcome = loop {
-            let look = {
-                let pin = Pin::new(self.platform());
-                Fault { space: self, pin: &pin, addr, access, hand: &mut hand }.look()
-            };
-            match look {
-                Look::Done(outcome) => break outcome,
-                Look::Again => self.platform().relax(),
-                Look::Need(need) => {
-                    if let Err(end) = hand.fetch(self, addr, need) {
-                        break end;
-                    }
-                }
-            }
-        };
-        let (tables, tag) = (hand.published, self.page_table().tag());
-        drop(hand); // flushes what is to be flushed, returns what is not used
+        let (outcome, tables) = self.answer(addr, access);
+        let tag = self.page_table().tag();
         match &outcome {
             Outcome::Mapped { .. } | Outcome::Spurious if cfg!(mutant = "fault_without_sync") => {}
             Outcome::Mapped { .. } => self.platform().sync_local(tag, addr, tables),
@@ -87,6 +74,30 @@ impl<P: Platform> AddressSpace<P> {
         }
         outcome
     }
+
+    /// The outcome, and whether tables were published. What was in hand is flushed, or back where it came from.
+    #[inline]
+    fn answer(&self, addr: VirtAddr, access: Access) -> (Outcome<'_, P>, bool) {
+        if !P::Format::is_canonical(addr) {
+            return (Outcome::Error(FaultError::Segv(Segv::NonCanonical)), false);
+        }
+        let mut hand = Hand::new(self);
+        loop {
+            let look = {
+                let pin = Pin::new(self.platform());
+                Fault { space: self, pin: &pin, addr, access, hand: &mut hand }.look()
+            };
+            match look {
+                Look::Done(outcome) => return (outcome, hand.published),
+                Look::Again => self.platform().relax(),
+                Look::Need(need) => {
+                    if let Err(end) = hand.fetch(self, addr, need) {
+                        return (end, hand.published);
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// One look at a fault, pinned.
@@ -99,12 +110,10 @@ pub(crate) struct Fault<'f, 'a, P: Platform> {
 }
 
 impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
+    #[inline]
     fn look(mut self) -> Look<'a, P> {
         if self.hand.unflushed.is_some() {
             return self.settle_copy();
-        }
-        if !P::Format::is_canonical(self.addr) {
-            return Look::error(FaultError::Segv(Segv::NonCanonical));
         }
         let turn = self.space.turn();
         let Some(vma) = self.space.find(self.pin, self.addr) else { return self.nowhere(turn) };
@@ -124,6 +133,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         }
     }
 
+    #[inline]
     fn nothing_there(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Nothing>) -> Look<'a, P> {
         let write = self.access == Access::Write;
         match &vma.backing {
@@ -134,6 +144,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         }
     }
 
+    #[inline]
     fn entry_there(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>) -> Look<'a, P> {
         if P::Format::frame(slot.raw(), slot.level()).is_none() {
             return Look::Done(Outcome::Spurious); // a huge page that is being split
@@ -149,6 +160,11 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         if attrs.contains(marks) || cfg!(mutant = "fault_leaves_unmarked") {
             return Look::Done(Outcome::Spurious);
         }
+        self.mark(vma, slot, marks)
+    }
+
+    #[inline(never)]
+    fn mark(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>, marks: Attrs) -> Look<'a, P> {
         let Ok(mut slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
         slot.widen(marks);
         slot.tally(FaultKind::Marked);
@@ -156,6 +172,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     }
 
     /// No VMA: a mapping call may be about to put one here, a stack above may grow, or the address is wrong.
+    #[cold]
     fn nowhere(&mut self, turn: u64) -> Look<'a, P> {
         if turn % 2 == 1 {
             return self.wait_for_writer(turn);
@@ -169,6 +186,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         Look::Need(Need::Stack)
     }
 
+    #[cold]
     fn wait_for_writer(&self, turn: u64) -> Look<'a, P> {
         if turn.is_multiple_of(2) {
             return Look::Again;

@@ -1,16 +1,15 @@
 //! The cache of one file: look-ups, and the validation of a fault. Neither takes a lock.
 
 use super::File as _;
-use super::index::{Cut, Index, Writer};
+use super::index::{Cursor, Cut, Index, Writer};
 use crate::frame::{Frame, FrameFlags, FrameMeta};
 use crate::mem::Shared;
 use crate::platform::Platform;
 use crate::sync::Spin;
 use crate::sync::atomic::{Acquire, AtomicU64};
 use crate::sync::epoch::Pin;
-use crate::types::{NoMemory, PAGE_SIZE, Pfn};
+use crate::types::{NoMemory, PAGE_SIZE};
 use core::fmt;
-use core::ops::ControlFlow::{self, Continue};
 
 /// The pages of a file that are in memory. It goes away with its last [`Shared`], and its pages with it.
 pub struct FileCache<P: Platform> {
@@ -115,32 +114,22 @@ impl<P: Platform> FileCache<P> {
     /// Called under the table's lock with the page's map count raised before (protocol 1), so that whoever takes
     /// pages away sees the mapping, or this sees that it is being taken away. The size comes first: a size that
     /// has grown again is stored after the pages from before were taken out.
+    #[inline]
     pub(crate) fn is_attached(&self, meta: &FrameMeta, index: u64) -> bool {
         let valid = FrameFlags::FILE | FrameFlags::UP_TO_DATE;
-        index < pages_of(self.size())
+        index * PAGE_SIZE < self.size()
             && self.owns(meta, index)
             && meta.flags() & (valid | FrameFlags::GOING | FrameFlags::POISON) == valid
     }
 
-    /// Calls `f` on the pages from `first` to `last` that could be mapped, in order.
+    /// A cursor to look at pages one after the other.
     ///
-    /// Nothing is held for them: any frame may be another's by the time `f` sees it. So `f` raises the map count
-    /// (`FrameMeta::try_map`), asks [`is_attached`](Self::is_attached), and gives up what fails (`frame::unmap`).
-    pub(crate) fn cached(
-        &self,
-        p: &'static P,
-        pin: &Pin<P>,
-        first: u64,
-        last: u64,
-        mut f: impl FnMut(u64, Pfn),
-    ) {
-        let Some(end) = pages_of(self.size()).checked_sub(1) else { return };
-        let _ = self.index.scan(pin, first, last.min(end), &mut |index, pfn| -> ControlFlow<()> {
-            if self.is_attached(p.meta(pfn), index) {
-                f(index, pfn);
-            }
-            Continue(())
-        });
+    /// Nothing is held for what it answers: any frame may be another's by the time it is seen. So who maps one raises
+    /// the map count ([`FrameMeta::try_map`]), asks [`is_attached`](Self::is_attached), and gives up what fails
+    /// (`frame::unmap`).
+    #[inline]
+    pub(crate) fn cursor<'e>(&'e self, pin: &'e Pin<P>) -> Cursor<'e, P> {
+        Cursor::new(&self.index, pin)
     }
 
     /// Makes a frame that nobody else refers to a page of this file, not attached yet.

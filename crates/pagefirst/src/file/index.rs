@@ -39,8 +39,10 @@ pub struct CacheNode<P: Platform> {
     slots: Slots<P>,
 }
 
+type Leaf = [AtomicU64; SLOTS];
+
 enum Slots<P: Platform> {
-    Leaf([AtomicU64; SLOTS]),
+    Leaf(Leaf),
     Inner([Link<P, CacheNode<P>>; SLOTS]),
 }
 
@@ -155,19 +157,24 @@ impl<P: Platform> Index<P> {
         Index { top: Link::new(None) }
     }
 
-    /// The slot of the page at `index`, if it has a leaf.
+    /// The leaf that has the slot of the page at `index`.
     #[inline]
-    pub fn slot<'e>(&'e self, pin: &'e Pin<P>, index: u64) -> Option<Slot<'e>> {
+    fn leaf<'e>(&'e self, pin: &'e Pin<P>, index: u64) -> Option<&'e Leaf> {
         let mut node = self.top.load(pin)?;
         if !node.reaches(index) {
             return None;
         }
         loop {
             match &node.slots {
-                Slots::Leaf(slots) => return Some(Slot(&slots[slot_of(index, 0)])),
+                Slots::Leaf(slots) => return Some(slots),
                 Slots::Inner(links) => node = links[slot_of(index, node.shift)].load(pin)?,
             }
         }
+    }
+    /// The slot of the page at `index`, if it has a leaf.
+    #[inline]
+    pub fn slot<'e>(&'e self, pin: &'e Pin<P>, index: u64) -> Option<Slot<'e>> {
+        Some(Slot(&self.leaf(pin, index)?[slot_of(index, 0)]))
     }
 
     /// Calls `f` on the pages from `first` to `last`, in order.
@@ -331,8 +338,34 @@ impl<P: Platform> Index<P> {
 pub(super) struct Slot<'e>(&'e AtomicU64);
 
 impl Slot<'_> {
+    #[inline]
     pub fn load(self) -> Option<Pfn> {
         to_pfn(self.0.load(Acquire))
+    }
+}
+
+/// Looks pages up one after the other; those of one leaf by one walk.
+pub(crate) struct Cursor<'e, P: Platform> {
+    index: &'e Index<P>,
+    pin: &'e Pin<P>,
+    /// The leaf looked at last, if there was one, and which.
+    leaf: Option<&'e Leaf>,
+    at: u64,
+}
+
+impl<'e, P: Platform> Cursor<'e, P> {
+    #[inline]
+    pub(super) fn new(index: &'e Index<P>, pin: &'e Pin<P>) -> Self {
+        Cursor { index, pin, leaf: None, at: u64::MAX }
+    }
+    /// The frame in the slot for `index`: the page's at that moment, perhaps not up to date. Nothing is held for it.
+    #[inline]
+    pub fn look(&mut self, index: u64) -> Option<Pfn> {
+        if self.at != index >> BITS {
+            self.at = index >> BITS;
+            self.leaf = self.index.leaf(self.pin, index);
+        }
+        Slot(&self.leaf?[slot_of(index, 0)]).load()
     }
 }
 

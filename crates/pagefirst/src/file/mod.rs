@@ -41,6 +41,7 @@ pub use cache::FileCache;
 pub(crate) use cache::Lookup;
 pub use error::{IoError, ReadError, SizeError, WriteBackError, WriteError};
 pub use index::CacheNode;
+pub(crate) use index::Cursor;
 
 use core::fmt;
 use core::ops::{Deref, DerefMut};

@@ -38,6 +38,8 @@ bitflags::bitflags! {
 const REF: u64 = 1;
 const MAP: u64 = 1 << 32;
 const LIMIT: u32 = 1 << 31;
+/// Set in a word whose references or mappings have reached the limit.
+const SATURATED: u64 = LIMIT as u64 * (REF + MAP);
 
 /// Metadata of one frame: 32 bytes.
 #[derive(Debug)]
@@ -94,15 +96,15 @@ impl FrameMeta {
         self.counts.store(REF, Ordering::Release);
     }
     /// Takes `delta` (REF, or REF + MAP) unless the frame is free.
+    #[inline]
     fn take(&self, delta: u64) -> bool {
         let mut now = self.counts.load(Relaxed);
         loop {
-            let c = counts(now);
-            if c.refs == 0 {
+            if counts(now).refs == 0 {
                 return false;
             }
             // Saturated: stays as it is, for ever.
-            if c.refs >= LIMIT || c.maps >= LIMIT {
+            if now & SATURATED != 0 {
                 return true;
             }
             match self.counts.compare_exchange_weak(now, now + delta, AcqRel, Relaxed) {
@@ -112,11 +114,12 @@ impl FrameMeta {
         }
     }
     /// Gives back `delta`; true when that was the last reference.
+    #[inline]
     fn give(&self, delta: u64) -> bool {
         let mut now = self.counts.load(Relaxed);
         loop {
             let c = counts(now);
-            if c.refs >= LIMIT || c.maps >= LIMIT {
+            if now & SATURATED != 0 {
                 return false;
             }
             debug_assert!(c.refs > 0, "a reference given back that nobody held");

@@ -16,12 +16,13 @@ pub struct EditError;
 
 fn same<F: Format>(a: u64, b: u64) -> bool {
     let bare = |raw| F::with_attrs(raw, F::attrs(raw) - (Attrs::ACCESSED | Attrs::DIRTY));
-    bare(a) == bare(b)
+    a == b || bare(a) == bare(b)
 }
 
 impl<'e, P: Platform> Slot<'e, P, Seen> {
     /// Locks the slot if it still holds what was seen, whatever hardware marked it as, and `is_current` under the
     /// lock says that nothing the change rests on was announced to go away.
+    #[inline]
     pub(crate) fn lock(
         self,
         is_current: impl FnOnce() -> bool,
@@ -36,6 +37,7 @@ impl<'e, P: Platform> Slot<'e, P, Seen> {
 
 impl<P: Platform> Slot<'_, P, Locked<'_, P>> {
     /// Adds attributes.
+    #[inline]
     pub(crate) fn widen(&mut self, attrs: Attrs) {
         let index = self.index();
         self.state.0.update(index, |raw| P::Format::with_attrs(raw, P::Format::attrs(raw) | attrs));
@@ -54,6 +56,7 @@ impl<P: Platform> Slot<'_, P, Locked<'_, P>> {
         guard.take(index).unwrap_or(0)
     }
     /// Counts a fault of this kind in the table's record.
+    #[inline]
     pub(crate) fn tally(&self, kind: FaultKind) {
         self.state.0.tally(kind, 1);
     }

@@ -44,7 +44,7 @@ pub(crate) trait Batch {
     /// Whether nothing the batch rests on was announced to go away.
     fn is_current(&self) -> bool;
     /// Counts the mapping of the page at `va`, then validates the page, and gives its entry; `None`, with the count
-    /// as before, when there is none or it is not valid any more.
+    /// as before, when there is none or it is not valid any more. All entries are counted as the same.
     fn entry(&mut self, va: VirtAddr) -> Option<NewEntry>;
     /// As what the entry at [`va`](Batch::va) is counted; `None` when neither it nor its neighbours are.
     fn kind(&self) -> Option<FaultKind>;
@@ -191,8 +191,8 @@ fn fill<P: Platform, B: Batch>(guard: &mut Guard<'_, P>, batch: &mut B) -> Optio
     if whole && guard.entries() > 0 && slots.clone().any(|i| guard.entry(i) != 0) {
         return None;
     }
-    let entry = batch.entry(va)?;
-    set(guard, page, entry);
+    let NewEntry { raw, counted } = batch.entry(va)?;
+    guard.set(page, raw);
 
     let (mut around, mut at) = (0, window.start);
     for i in slots {
@@ -201,11 +201,13 @@ fn fill<P: Platform, B: Batch>(guard: &mut Guard<'_, P>, batch: &mut B) -> Optio
             && (whole || guard.entry(i) == 0)
             && let Some(entry) = batch.entry(at)
         {
-            set(guard, i, entry);
+            debug_assert_eq!(entry.counted, counted);
+            guard.set(i, entry.raw);
             around += 1;
         }
         at.0 += P::Format::span(level);
     }
+    guard.count(counted, 1 + around as i32);
     if let Some(kind) = batch.kind() {
         guard.tally(kind, 1);
         if around > 0 {

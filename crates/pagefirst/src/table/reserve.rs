@@ -240,10 +240,20 @@ impl<P: Platform> Drop for Stock<P> {
     }
 }
 
-impl<P: Platform> Drop for Reserve<P> {
-    fn drop(&mut self) {
+impl<P: Platform> Reserve<P> {
+    #[cold]
+    fn give_back(&mut self) {
         while let Some(pfn) = self.take() {
             give_zeroed(self.p, &mut [pfn]);
+        }
+    }
+}
+
+impl<P: Platform> Drop for Reserve<P> {
+    #[inline]
+    fn drop(&mut self) {
+        if !self.is_empty() {
+            self.give_back();
         }
     }
 }

@@ -22,13 +22,15 @@ pub(super) fn look(p: &'static Machine, cache: &Cache, index: u64) -> Lookup<Mac
 /// The indexes that fault-around would be offered.
 pub(super) fn around(p: &'static Machine, cache: &Cache, first: u64, last: u64) -> Vec<u64> {
     let pin = Pin::new(p);
-    let mut seen = Vec::new();
-    cache.cached(p, &pin, first, last, |index, pfn| {
-        assert!(p.meta(pfn).try_map() && cache.is_attached(p.meta(pfn), index));
+    let mut cursor = cache.cursor(&pin);
+    let mut is_offered = |index: &u64| {
+        let Some(pfn) = cursor.look(*index) else { return false };
+        assert!(p.meta(pfn).try_map());
+        let attached = cache.is_attached(p.meta(pfn), *index);
         frame::unmap(p, pfn);
-        seen.push(index);
-    });
-    seen
+        attached
+    };
+    (first..=last).filter(&mut is_offered).collect()
 }
 fn first_word(p: &'static Machine, frame: &Frame<Machine>) -> u64 {
     p.cells(frame.pfn())[0].load(Relaxed)

@@ -103,9 +103,10 @@ fn r13_readers_against_eviction_and_reading_in() {
                 assert!(cache.is_attached(p.meta(pfn), index));
                 frame::unmap(p, pfn);
             }
-            let mut seen = Vec::new();
             let pin = Pin::new(p);
-            cache.cached(p, &pin, 0, 60 << 8, |index, pfn| seen.push((index, pfn)));
+            let mut cursor = cache.cursor(&pin);
+            let seen = (0..60 << 8).filter_map(|index| Some((index, cursor.look(index)?)));
+            let seen: Vec<_> = seen.collect();
             drop(pin);
             for (index, pfn) in seen {
                 if p.meta(pfn).try_map() {
