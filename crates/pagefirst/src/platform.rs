@@ -104,6 +104,12 @@ pub unsafe trait Platform: Sync + Sized + 'static {
         unsafe { frame::copy_page(self, to, from) }
     }
 
+    /// Fills in the part of a new root table that lies beyond [`Format::USER_END`], before any CPU uses the table: a
+    /// kernel's half, the same in every space. The library does not look at it, and clears it when the space is dropped,
+    /// which no CPU may then still use. Nothing to do where the kernel has tables of its own.
+    #[inline]
+    fn kernel_half(&'static self, _root: Pfn) {}
+
     /// Makes translations unusable on the CPUs named and waits until they are. Called with no lock and no pin held.
     fn shootdown(&'static self, flush: &Flush<'_>);
     /// What this CPU needs before it retries the access at `addr` in the space of this tag, which need not be the one

@@ -98,6 +98,13 @@ pub unsafe trait Format: 'static {
     fn index(va: VirtAddr, level: u8) -> usize {
         (va.0 >> Self::shift(level)) as usize & (Self::ENTRIES - 1)
     }
+    /// How many entries of a table at `level` user addresses go through: all of them, and at the root the first ones,
+    /// with a kernel's behind them if it likes ([`kernel_half`](crate::platform::Platform::kernel_half)).
+    #[inline]
+    fn user_entries(level: u8) -> usize {
+        let last = VirtAddr(Self::USER_END.0 - 1);
+        if level + 1 < Self::LEVELS { Self::ENTRIES } else { Self::index(last, level) + 1 }
+    }
     /// The slots of a table at `level` that `range` intersects; it lies in what the table spans, and is not empty.
     #[inline]
     fn slots(range: VirtRange, level: u8) -> Range<usize> {

@@ -62,7 +62,7 @@ impl<P: Platform> PageTable<P> {
 fn resident<P: Platform>(table: Table<'_, P>) -> (u64, u64) {
     let mut sum = table.record().resident();
     if table.level() > 0 {
-        for child in (0..P::Format::ENTRIES).filter_map(|i| table.child(table.entry(i))) {
+        for child in (0..P::Format::user_entries(table.level())).filter_map(|i| table.child(table.entry(i))) {
             let (anon, file) = resident(child);
             sum = (sum.0 + anon, sum.1 + file);
         }
@@ -85,7 +85,7 @@ fn visit<P: Platform>(table: Table<'_, P>, sum: &mut Tables) {
         *to += n as u64;
     }
     let mut entries = 0;
-    for i in 0..P::Format::ENTRIES {
+    for i in 0..P::Format::user_entries(table.level()) {
         let raw = table.entry(i);
         entries += (raw != 0) as u64;
         if let Some(child) = table.child(raw) {

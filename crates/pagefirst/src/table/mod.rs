@@ -131,6 +131,7 @@ impl<P: Platform> PageTable<P> {
             tally: core::array::from_fn(|_| AtomicU32::new(0)),
         };
         table.published[P::Format::LEVELS as usize - 1].store(1, Relaxed);
+        p.kernel_half(root);
         Ok(table)
     }
     /// The platform.
@@ -222,6 +223,9 @@ impl<P: Platform> Drop for PageTable<P> {
             self.table_bytes().iter().sum::<u64>() <= crate::types::PAGE_SIZE,
             "dropped with counted pages mapped"
         );
+        // Tables are reused as they are, and an emptied one is zero.
+        let kernel = P::Format::user_entries(P::Format::LEVELS - 1)..;
+        self.p.cells(self.root)[kernel].iter().for_each(|entry| entry.store(0, Relaxed));
         retire::retire(self.p, Unlinked::one(self.root));
     }
 }
