@@ -1,3 +1,99 @@
-int x;
+// Counts instructions from trap to return: with QEMU's -icount a tick of the time-stamp counter is one. What a loop takes
+// without faults is taken off.
 #include "user.h"
-void start(long cpu, long cpus) { exit(0); }
+
+enum { ROOM = 1024 * MB, FILE_LEN = 4 * MB };
+
+static uint64_t now(void) {
+    uint32_t low, high;
+    asm volatile("rdtsc" : "=a"(low), "=d"(high)::"memory");
+    return (uint64_t)high << 32 | low;
+}
+
+static void report(long which, long ops, uint64_t instructions, const char *name, size_t len) {
+    CHECK(call6(1002, which, ops, instructions, (long)name, len, 0) == (long)len);
+}
+
+// Counts `work`, less what `idle` takes.
+#define COUNT(which, name, ops, work, idle) do {                                 \
+        mark(which);                                                             \
+        uint64_t t0 = now();                                                     \
+        work;                                                                    \
+        uint64_t t1 = now();                                                     \
+        mark(0);                                                                 \
+        uint64_t t2 = now();                                                     \
+        idle;                                                                    \
+        uint64_t t3 = now();                                                     \
+        report(which, ops, (t1 - t0) - (t3 - t2), name "\n", sizeof name);       \
+    } while (0)
+
+static void write_each(char *p, long len, long step) {
+    for (long i = 0; i < len; i += step) *(volatile long *)(p + i) = i;
+}
+static void read_each(char *p, long len, long step) {
+    for (long i = 0; i < len; i += step) *(volatile long *)(p + i);
+}
+static void probe_each(char *p, long len, long step, long expected) {
+    for (long i = 0; i < len; i += step) CHECK(probe(p + i, READ) == expected);
+}
+// A mapping at a multiple of 2 MiB.
+static char *at(char *place, long len, int prot, int flags, int file) {
+    CHECK(call6(9, (long)place, len, prot, flags | FIXED, file, 0) == (long)place);
+    return place;
+}
+
+void start(long cpu, long cpus) {
+    char *room = memory(ROOM), *p = room;
+    CHECK((long)room % (2 * MB) == 0 && unmap(room, ROOM) == 0);
+
+    COUNT(1, "null system call", 1000, for (int i = 0; i < 1000; i++) call(39, 0, 0, 0), for (volatile int i = 0; i < 0;) {});
+
+    at(p, 16 * MB, READ | WRITE, PRIVATE | ANONYMOUS, -1);
+    COUNT(2, "anonymous write, 4 KiB", 4096, write_each(p, 16 * MB, PAGE), write_each(p, 16 * MB, PAGE));
+    COUNT(3, "anonymous munmap, per page", 4096, unmap(p, 16 * MB), );
+
+    at(p, 16 * MB, READ | WRITE, PRIVATE | ANONYMOUS, -1);
+    COUNT(4, "anonymous read (zero page)", 4096, read_each(p, 16 * MB, PAGE), read_each(p, 16 * MB, PAGE));
+    COUNT(5, "anonymous write after read", 4096, write_each(p, 16 * MB, PAGE), write_each(p, 16 * MB, PAGE));
+    CHECK(unmap(p, 16 * MB) == 0);
+
+    at(p, 512 * MB, READ | WRITE, PRIVATE | ANONYMOUS, -1);
+    COUNT(6, "anonymous write, one per 2 MiB (new table)", 256, write_each(p, 512 * MB, 2 * MB), write_each(p, 512 * MB, 2 * MB));
+    COUNT(7, "anonymous munmap, one per 2 MiB", 256, unmap(p, 512 * MB), );
+
+    at(p, 16 * MB, READ | WRITE, PRIVATE | ANONYMOUS, -1);
+    CHECK(advise(p, 16 * MB, HUGEPAGE) == 0);
+    COUNT(8, "huge anonymous, per 2 MiB", 8, write_each(p, 16 * MB, 2 * MB), write_each(p, 16 * MB, 2 * MB));
+    CHECK(unmap(p, 16 * MB) == 0);
+
+    // The file is in memory from here on.
+    at(p, FILE_LEN, READ, SHARED, MEMORY);
+    read_each(p, FILE_LEN, PAGE);
+    CHECK(unmap(p, FILE_LEN) == 0);
+    for (int i = 0; i < 16; i++) at(p + i * FILE_LEN, FILE_LEN, READ, PRIVATE, MEMORY);
+    COUNT(9, "file read, per 64 KiB fault (16 pages)", 1024, read_each(p, 16 * FILE_LEN, 16 * PAGE), read_each(p, 16 * FILE_LEN, 16 * PAGE));
+    COUNT(10, "file munmap, per page", 16384, unmap(p, 16 * FILE_LEN), );
+
+    for (int i = 0; i < 4; i++) at(p + i * FILE_LEN, FILE_LEN, READ | WRITE, SHARED, MEMORY);
+    COUNT(11, "shared file write, per page", 4096, write_each(p, 4 * FILE_LEN, PAGE), write_each(p, 4 * FILE_LEN, PAGE));
+    CHECK(unmap(p, 4 * FILE_LEN) == 0);
+
+    for (int i = 0; i < 4; i++) at(p + i * FILE_LEN, FILE_LEN, READ | WRITE, PRIVATE, MEMORY);
+    COUNT(12, "private file write (COW)", 4096, write_each(p, 4 * FILE_LEN, PAGE), write_each(p, 4 * FILE_LEN, PAGE));
+    CHECK(unmap(p, 4 * FILE_LEN) == 0);
+
+    at(p, FILE_LEN, READ | WRITE, SHARED, TRACKED);
+    read_each(p, FILE_LEN, PAGE);
+    COUNT(13, "write-protect reuse", 1024, write_each(p, FILE_LEN, PAGE), write_each(p, FILE_LEN, PAGE));
+    CHECK(unmap(p, FILE_LEN) == 0);
+
+    at(p, 512 * MB, READ, PRIVATE, SHORT);
+    read_each(p, PAGE, PAGE);
+    COUNT(14, "fault beyond end of file, empty range", 255, probe_each(p + 2 * MB, 510 * MB, 2 * MB, BUS + 2),
+          for (int i = 0; i < 255; i++) CHECK(probe(p, READ) == 0));
+    CHECK(unmap(p, 512 * MB) == 0);
+
+    COUNT(15, "mmap + touch + munmap, 4 KiB", 512,
+          for (int i = 0; i < 512; i++) { char *q = memory(PAGE); *(volatile char *)q = 1; CHECK(unmap(q, PAGE) == 0); }, );
+    exit(0);
+}
