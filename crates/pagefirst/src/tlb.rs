@@ -42,7 +42,14 @@ impl CpuMask {
     }
     /// The CPUs in the set, in order.
     pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..MAX_CPUS).filter(|&c| self.contains(c))
+        self.words.iter().enumerate().flat_map(|(i, word)| {
+            let mut left = word.load(Relaxed);
+            core::iter::from_fn(move || {
+                let bit = (left != 0).then(|| left.trailing_zeros() as usize)?;
+                left &= left - 1;
+                Some(i * 64 + bit)
+            })
+        })
     }
 }
 
