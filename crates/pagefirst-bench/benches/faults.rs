@@ -39,6 +39,7 @@ const UNMAP_FILE: &str = "unmap a file's pages, a page";
 const SHARED: &str = "shared file mapping, write";
 const REUSE: &str = "shared file mapping, write after read";
 const TOUCH: &str = "map 4 KiB, write, unmap";
+const TOUCH_BESIDE: &str = "the same beside 64 mappings";
 
 struct Stage {
     platform: &'static Bench,
@@ -115,13 +116,21 @@ fn ours(stage: &Stage, sheet: &mut Sheet) {
     sheet.time(REUSE, PAGES, || touch(&space, at, PAGES, 1, Access::Write));
     space.unmap(at, len).expect("mapped");
 
-    sheet.time(TOUCH, PAGES, || {
+    let map_and_touch = || {
         for _ in 0..PAGES {
-            let at = space.map(Map::anonymous(PAGE_SIZE, RW)).expect("room").range.start;
+            let at = map(Map::anonymous(PAGE_SIZE, RW));
             touch(&space, at, 1, 1, Access::Write);
             space.unmap(at, PAGE_SIZE).expect("mapped");
         }
-    });
+    };
+    sheet.time(TOUCH, PAGES, map_and_touch);
+    // None continues another.
+    let others: Vec<_> = (0..64)
+        .map(|i| map(Map::anonymous(4 * PAGE_SIZE, if i % 2 == 0 { RW } else { Prot::READ })))
+        .inspect(|at| touch(&space, *at, 4, 1, Access::Read))
+        .collect();
+    sheet.time(TOUCH_BESIDE, PAGES, map_and_touch);
+    others.iter().for_each(|at| space.unmap(*at, 4 * PAGE_SIZE).expect("mapped"));
     sheet.note("bytes of tables left", space.account().tables_bytes() - empty);
 }
 
@@ -165,7 +174,9 @@ fn floors(stage: &Stage, sheet: &mut Sheet) {
         sheet.time(row, PAGES, || each(&mut |_| exchange(&word, 1)));
     }
     sheet.time(UNMAP_SPARSE, SPARSE, || (0..SPARSE).for_each(|_| exchange(&word, 3)));
-    sheet.time(TOUCH, PAGES, || each(&mut |_| clear(0)));
+    for row in [TOUCH, TOUCH_BESIDE] {
+        sheet.time(row, PAGES, || each(&mut |_| clear(0)));
+    }
 }
 
 fn main() {

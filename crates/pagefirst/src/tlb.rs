@@ -5,11 +5,13 @@
 //! freed, called clean or reused while a translation to it can be used.
 
 use crate::frame;
+use crate::mem::{Few, Room};
 use crate::platform::{MAX_CPUS, Platform};
 use crate::sync::atomic::{AcqRel, AtomicU64, Relaxed, SeqCst, fence};
 use crate::sync::held;
 use crate::table::{self, PageTable, Unlinked};
 use crate::types::{Pfn, VirtAddr, VirtRange};
+use core::mem::MaybeUninit;
 
 /// The set of CPUs that may hold translations of a space.
 ///
@@ -71,17 +73,16 @@ const MANY: usize = 256;
 const FEW: usize = 2;
 
 /// The gather of a fault, small for a kernel's stack.
-pub(crate) type SmallGather<'a, P> = Gather<'a, P, [Pfn; FEW]>;
+pub(crate) type SmallGather<'a, P> = Gather<'a, P, Room<Pfn, FEW>>;
 
 /// The range whose union with any other is the other.
 const NOTHING: VirtRange = VirtRange { start: VirtAddr(u64::MAX), end: VirtAddr(0) };
 
 /// Pages and tables taken away and not flushed yet. Dropping it flushes. Whoever is lent one sees its room as a slice.
-pub(crate) struct Gather<'a, P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?Sized = [Pfn]> {
+pub(crate) struct Gather<'a, P: Platform, R: Pages + ?Sized = [MaybeUninit<Pfn>]> {
     space: &'a PageTable<P>,
     /// What must be flushed, from the lowest address to the highest; nothing while they are the other way round.
     range: VirtRange,
-    len: usize,
     tables: Unlinked,
     /// Tables were unlinked in the range.
     unlinked: bool,
@@ -89,10 +90,14 @@ pub(crate) struct Gather<'a, P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?
     huge: u64,
     /// What was flushed last before an install, and how much had been taken out of the space before that.
     before: Option<(VirtRange, u64)>,
-    pages: Pages,
+    pages: Few<Pfn, R>,
 }
 
-impl<'a, P: Platform> Gather<'a, P, [Pfn; MANY]> {
+/// Room for pages.
+pub(crate) trait Pages: AsRef<[MaybeUninit<Pfn>]> + AsMut<[MaybeUninit<Pfn>]> {}
+impl<R: AsRef<[MaybeUninit<Pfn>]> + AsMut<[MaybeUninit<Pfn>]> + ?Sized> Pages for R {}
+
+impl<'a, P: Platform> Gather<'a, P, Room<Pfn, MANY>> {
     /// An empty gather for `space`.
     pub fn new(space: &'a PageTable<P>) -> Self {
         Gather::empty(space)
@@ -106,17 +111,17 @@ impl<'a, P: Platform> SmallGather<'a, P> {
     }
 }
 
-impl<'a, P: Platform, const N: usize> Gather<'a, P, [Pfn; N]> {
+impl<'a, P: Platform, const N: usize> Gather<'a, P, Room<Pfn, N>> {
     fn empty(space: &'a PageTable<P>) -> Self {
-        let (tables, pages) = (Unlinked::new(), [Pfn(0); N]);
-        Gather { space, range: NOTHING, len: 0, tables, unlinked: false, huge: 0, before: None, pages }
+        let (tables, pages) = (Unlinked::new(), Few::new());
+        Gather { space, range: NOTHING, tables, unlinked: false, huge: 0, before: None, pages }
     }
 }
 
-impl<P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?Sized> Gather<'_, P, Pages> {
+impl<P: Platform, R: Pages + ?Sized> Gather<'_, P, R> {
     /// No room for another page: unlock, unpin, flush, look again.
     pub fn is_full(&self) -> bool {
-        self.len == self.pages.as_ref().len()
+        self.pages.is_full()
     }
     /// Translations of `range` must go.
     pub fn touch(&mut self, range: VirtRange) {
@@ -129,8 +134,7 @@ impl<P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?Sized> Gather<'_, P, Pag
         if cfg!(mutant = "free_before_flush") {
             return frame::unmap(self.space.platform(), pfn);
         }
-        self.pages.as_mut()[self.len] = pfn;
-        self.len += 1;
+        self.pages.push(pfn);
     }
     /// So many huge pages are being taken out, under their table's lock; their spans are touched as well.
     pub(crate) fn huge(&mut self, n: u64) {
@@ -173,8 +177,7 @@ impl<P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?Sized> Gather<'_, P, Pag
             range,
             tables: core::mem::take(&mut self.unlinked) && !cfg!(mutant = "flush_without_tables"),
         });
-        frame::unmap_all(p, &mut self.pages.as_mut()[..self.len]);
-        self.len = 0;
+        frame::unmap_all(p, self.pages.take());
         let tables = core::mem::replace(&mut self.tables, Unlinked::new());
         let unlinked = tables.len() as u64;
         table::retire(p, tables);
@@ -183,7 +186,7 @@ impl<P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?Sized> Gather<'_, P, Pag
     }
 }
 
-impl<P: Platform, Pages: AsRef<[Pfn]> + AsMut<[Pfn]> + ?Sized> Drop for Gather<'_, P, Pages> {
+impl<P: Platform, R: Pages + ?Sized> Drop for Gather<'_, P, R> {
     #[inline]
     fn drop(&mut self) {
         if !self.range.is_empty() {

@@ -3,10 +3,12 @@
 //! Everything here fails with [`NoMemory`](crate::types::NoMemory) and never panics for want of memory. Whatever
 //! must not fail half-way reserves first.
 
+mod few;
 mod limbo;
 mod shared;
 mod slab;
 
+pub(crate) use few::{Few, Room};
 pub(crate) use limbo::{Chain, Limbo};
 pub use shared::{Link, Pool, Reserved, Shared};
 pub(crate) use slab::Slab;

@@ -1,6 +1,6 @@
 //! A change of the tree of VMAs: prepared beside the published one, then made visible whole.
 
-use super::tree::VmaTree;
+use super::tree::{MAX_NEW, VmaTree};
 use super::{AddressSpace, MapError, State, Vma, Writing};
 use crate::mem::Shared;
 use crate::platform::Platform;
@@ -10,73 +10,84 @@ use crate::types::{VirtAddr, VirtRange};
 /// A new tree in the making. Dropped, nothing has happened.
 ///
 /// Pieces are pushed in the order of their addresses; neighbours that continue each other become one VMA, those
-/// just before and after the range included.
+/// just before and after the range included. They go into the tree a few at a time, in the place of what they replace.
 pub(super) struct Change<'a, P: Platform> {
     space: &'a AddressSpace<P>,
     next: VmaTree<P>,
     /// Where VMAs are replaced: around each range that was cut, neighbours that are merged included.
     replaced: [Option<VirtRange>; 2],
+    /// The range that was cut last.
+    range: VirtRange,
+    /// Of `next`, what is not replaced yet, with room for the VMAs in `new`.
+    stale: Option<VirtRange>,
+    new: [Option<Shared<P, Vma<P>>>; MAX_NEW],
+    len: usize,
     pending: Option<Vma<P>>,
-    before: Option<Shared<P, Vma<P>>>,
+    /// What is left of the VMA that reaches beyond the end of the range.
+    tail: Option<Vma<P>>,
+    /// Whether the piece that is pushed next is the first of the range.
+    is_first: bool,
     bytes: u64,
 }
 
 impl<'a, P: Platform> Change<'a, P> {
     /// Starts with `range` cut out: what lies in it is gone, what reaches beyond it is kept up to its edges.
-    pub fn cut(writing: &mut Writing<'a, P>, range: VirtRange) -> Result<Self, MapError> {
+    pub fn cut(writing: &Writing<'a, P>, range: VirtRange) -> Self {
         let space = writing.space;
         let mut change = Change {
             space,
             next: space.tree.fork(),
             replaced: [None; 2],
+            range,
+            stale: None,
+            new: [const { None }; MAX_NEW],
+            len: 0,
             pending: None,
-            before: None,
+            tail: None,
+            is_first: true,
             bytes: writing.state.bytes,
         };
-        change.cut_out(range, &mut writing.state)?;
-        Ok(change)
+        change.cut_out(range);
+        change
     }
 
     /// Ends what was begun and cuts another range out of what there is then: the other end of a move.
     pub fn cut_also(&mut self, range: VirtRange, state: &mut State<P>) -> Result<(), MapError> {
-        if let Some(last) = self.pending.take() {
-            self.emit(last, state)?;
-        }
-        self.cut_out(range, state)
-    }
-
-    fn cut_out(&mut self, range: VirtRange, state: &mut State<P>) -> Result<(), MapError> {
-        let first = self.next.overlapping(range).next();
-        let last = self.next.before(range.end).filter(|v| v.range.overlaps(range));
-        let head = first.filter(|v| v.range.start < range.start);
-        let tail = last.filter(|v| v.range.end > range.end);
-        self.before = match head {
-            Some(_) => None,
-            None => self.next.before(range.start).filter(|v| v.range.end == range.start),
-        };
-        for vma in self.next.overlapping(range) {
-            self.bytes -= vma.range.intersect(range).len();
-        }
-        let whole = VirtRange::new(
-            head.as_ref().map_or(range.start, |v| v.range.start),
-            tail.as_ref().map_or(range.end, |v| v.range.end),
-        );
-        self.replaces(whole);
-        self.remove(whole, state)?;
-        let part =
-            |v: &Vma<P>, range: VirtRange| Vma::new(0, range, v.prot, v.flags, v.backing_at(range.start));
-        // The tail is put back at once; the head waits to be continued.
-        if let Some(v) = &tail {
-            self.emit(part(v, VirtRange::new(range.end, v.range.end)), state)?;
-        }
-        if let Some(v) = &head {
-            self.pending = Some(part(v, VirtRange::new(v.range.start, range.start)));
-        }
+        self.end(state)?;
+        self.cut_out(range);
         Ok(())
     }
 
+    /// Whether something that was mapped is replaced or gone.
+    pub fn replaces(&self) -> bool {
+        self.replaced[0].is_some()
+    }
+
+    fn cut_out(&mut self, range: VirtRange) {
+        (self.range, self.is_first) = (range, true);
+        let part = |v: &Vma<P>, start, end| {
+            Vma::new(0, VirtRange::new(start, end), v.prot, v.flags, v.backing_at(start))
+        };
+        let mut whole = range;
+        for vma in self.next.overlapping(range) {
+            self.bytes -= vma.range.intersect(range).len();
+            whole = whole.union(vma.range);
+            if vma.range.start < range.start {
+                self.pending = Some(part(&vma, vma.range.start, range.start));
+            }
+            if vma.range.end > range.end {
+                self.tail = Some(part(&vma, range.end, vma.range.end));
+            }
+            self.stale = Some(whole);
+        }
+        if self.stale.is_some() {
+            self.replace(whole);
+        }
+    }
+
     /// The VMAs published now that overlap `range` will be replaced.
-    fn replaces(&mut self, range: VirtRange) {
+    fn replace(&mut self, range: VirtRange) {
+        self.stale = Some(self.stale.map_or(range, |stale| stale.union(range)));
         match self.replaced {
             [None, _] => self.replaced[0] = Some(range),
             [Some(a), None] if a.overlaps(range) || a.end == range.start || range.end == a.start => {
@@ -87,32 +98,38 @@ impl<'a, P: Platform> Change<'a, P> {
         }
     }
 
-    fn remove(&mut self, range: VirtRange, state: &mut State<P>) -> Result<(), MapError> {
-        let p = self.space.p;
-        state.reserve.refill(p, &self.next, 0)?;
-        self.next.replace(range, None, &mut state.reserve);
+    /// Puts the new VMAs into the tree, in the place of what they replace.
+    fn settle(&mut self, state: &mut State<P>) -> Result<(), MapError> {
+        let Some(range) = self.stale else { return Ok(()) };
+        state.reserve.refill(self.space.p, &self.next, self.len)?;
+        self.next.replace(range, &mut self.new[..self.len], &mut state.reserve);
+        (self.stale, self.len) = (None, 0);
         Ok(())
     }
 
     fn emit(&mut self, mut piece: Vma<P>, state: &mut State<P>) -> Result<(), MapError> {
         let p = self.space.p;
+        if self.len == MAX_NEW {
+            self.settle(state)?;
+        }
         piece.id = p.vm().new_id();
-        let range = piece.range;
+        self.stale = Some(self.stale.map_or(piece.range, |stale| stale.union(piece.range)));
         let slot = p.vm().or_drain(p, || p.vm().vmas.reserve())?;
-        let vma = slot.fill(piece);
-        state.reserve.refill(p, &self.next, 1)?;
-        self.next.replace(range, Some(vma), &mut state.reserve);
+        self.new[self.len] = Some(slot.fill(piece));
+        self.len += 1;
         Ok(())
     }
 
     /// Adds a piece, which lies in the range that was cut and behind all pieces so far.
     pub fn push(&mut self, piece: Vma<P>, state: &mut State<P>) -> Result<(), MapError> {
         self.bytes += piece.range.len();
-        if let Some(before) = self.before.take()
+        if core::mem::take(&mut self.is_first)
+            && self.pending.is_none()
+            && piece.range.start == self.range.start
+            && let Some(before) = self.next.before(piece.range.start)
             && before.continues(&piece)
         {
-            self.remove(before.range, state)?;
-            self.replaces(before.range);
+            self.replace(before.range);
             self.pending = Some(Vma::new(0, before.range, before.prot, before.flags, before.backing.clone()));
         }
         match self.pending.take() {
@@ -129,18 +146,30 @@ impl<'a, P: Platform> Change<'a, P> {
         Ok(())
     }
 
-    /// Ends the pieces and checks the limits: from here nothing can fail.
-    pub fn finish(mut self, state: &mut State<P>) -> Result<Ready<'a, P>, MapError> {
+    /// Ends the pieces of the range that was cut last.
+    fn end(&mut self, state: &mut State<P>) -> Result<(), MapError> {
         if let Some(mut last) = self.pending.take() {
-            if let Some(after) = self.next.after(last.range.end)
+            if let Some(tail) = self.tail.take_if(|tail| last.continues(tail)) {
+                last.range.end = tail.range.end;
+            } else if last.range.end == self.range.end
+                && self.tail.is_none()
+                && let Some(after) = self.next.after(last.range.end)
                 && last.continues(&after)
             {
-                self.remove(after.range, state)?;
                 last.range.end = after.range.end;
-                self.replaces(after.range);
+                self.replace(after.range);
             }
             self.emit(last, state)?;
         }
+        if let Some(tail) = self.tail.take() {
+            self.emit(tail, state)?;
+        }
+        self.settle(state)
+    }
+
+    /// Ends the pieces and checks the limits: from here nothing can fail.
+    pub fn finish(mut self, state: &mut State<P>) -> Result<Ready<'a, P>, MapError> {
+        self.end(state)?;
         let policy = &self.space.policy;
         if self.next.len() > policy.max_vmas && self.next.len() > self.space.tree.len() {
             return Err(MapError::TooMany(policy.max_vmas));
@@ -177,16 +206,20 @@ impl<P: Platform> Ready<'_, P> {
                 let again = Vma::new(p.vm().new_id(), vma.range, vma.prot, vma.flags, vma.backing.clone());
                 let slot = p.vm().or_drain(p, || p.vm().vmas.reserve())?;
                 reserve.refill(p, &tree, 1)?;
-                tree.replace(vma.range, Some(slot.fill(again)), &mut reserve);
+                tree.replace(vma.range, &mut [Some(slot.fill(again))], &mut reserve);
             }
         }
         Ok(tree)
     }
-    /// The range whose empty tables nobody needs once this is published: up to the neighbours that stay.
-    pub fn unneeded(&self, cut: VirtRange) -> VirtRange {
+    /// The range whose empty tables nobody needs once this is published: up to the neighbours that stay. `None` where
+    /// no table but the root is kept while empty.
+    pub fn unneeded(&self, cut: VirtRange) -> Option<VirtRange> {
+        if !cfg!(feature = "__baseline") {
+            return None;
+        }
         let start = self.next.before(cut.start).map_or(VirtAddr(0), |v| v.range.end);
         let end = self.next.after(cut.end).map_or(VirtAddr(u64::MAX), |v| v.range.start);
-        VirtRange::new(start.min(cut.start), end)
+        Some(VirtRange::new(start.min(cut.start), end))
     }
     /// Makes the new tree visible with one store.
     pub fn publish(self, state: &mut LockGuard<'_, P, P::WriterLock, State<P>>) {

@@ -13,15 +13,18 @@ impl<P: Platform> AddressSpace<P> {
     /// The tables to split what lies across these addresses, or may by the time the call is announced, for faults go on
     /// until then. Called with the writer lock held.
     pub(super) fn cuts(&self, at: &[VirtAddr]) -> Result<Stock<P>, NoMemory> {
-        Stock::new(self.p, at.iter().map(|at| self.tables_for_cut(*at)).sum())
+        let tables = {
+            let pin = Pin::new(self.p);
+            at.iter().map(|at| self.tables_for_cut(&pin, *at)).sum()
+        };
+        Stock::new(self.p, tables)
     }
 
-    fn tables_for_cut(&self, at: VirtAddr) -> u64 {
+    fn tables_for_cut(&self, pin: &Pin<P>, at: VirtAddr) -> u64 {
         let span = P::Format::span_of(at, HUGE_LEVEL);
-        let pin = Pin::new(self.p);
         let may_come = at != span.start
-            && self.tree.find(&pin, at).is_some_and(|vma| vma.takes_huge(self.policy.huge, span));
+            && self.tree.find(pin, at).is_some_and(|vma| vma.takes_huge(self.policy.huge, span));
         // What a mapper put there is cut as well, whatever its size.
-        self.table.tables_to_cut(&pin, at).max(may_come as u64)
+        self.table.tables_to_cut(pin, at).max(may_come as u64)
     }
 }

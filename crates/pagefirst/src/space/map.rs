@@ -176,8 +176,8 @@ impl<P: Platform> Writing<'_, P> {
         if matches!(map.backing, Backing::Anonymous) && map.flags.contains(VmaFlags::SHARED) {
             return Err(MapError::Denied(range));
         }
-        let replaces = space.tree.overlaps(range);
-        let mut change = Change::cut(self, range)?;
+        let mut change = Change::cut(self, range);
+        let replaces = change.replaces();
         change.push(Vma::new(0, range, map.prot, map.flags, map.backing), &mut self.state)?;
         let ready = change.finish(&mut self.state)?;
         let mut cuts = if replaces { space.cuts(&[range.start, range.end])? } else { Stock::empty(space.p) };

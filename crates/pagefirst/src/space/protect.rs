@@ -80,7 +80,7 @@ impl<P: Platform> AddressSpace<P> {
         if self.tree.overlapping(range).all(|v| v.prot == prot) {
             return Ok(());
         }
-        let mut change = Change::cut(&mut writing, range)?;
+        let mut change = Change::cut(&writing, range);
         for vma in self.tree.overlapping(range) {
             let part = vma.range.intersect(range);
             let piece = Vma::new(0, part, prot, vma.flags, vma.backing_at(part.start));

@@ -94,7 +94,7 @@ impl<P: Platform> Writing<'_, P> {
     fn relocate(&mut self, vma: &Vma<P>, old: VirtRange, new: VirtRange) -> Result<VirtAddr, MapError> {
         let space = self.space;
         let moved = VirtRange::new(old.start, VirtAddr(old.start.0 + old.len().min(new.len())));
-        let mut change = Change::cut(self, old)?;
+        let mut change = Change::cut(self, old);
         change.cut_also(new, &mut self.state)?;
         let piece = Vma::new(0, new, vma.prot, vma.flags, vma.backing_at(old.start));
         change.push(piece, &mut self.state)?;
@@ -132,7 +132,7 @@ impl<P: Platform> Writing<'_, P> {
         space.table.visit(moved, &mut relocation, &mut cuts, &mut gather);
         gather.flush();
         relocation.settle();
-        space.table.zap(old, Some(unneeded), &mut cuts, &mut gather);
+        space.table.zap(old, unneeded, &mut cuts, &mut gather);
         gather.flush();
         ready.publish(&mut self.state);
         Ok(new.start)

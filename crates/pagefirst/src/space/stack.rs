@@ -47,7 +47,7 @@ impl<P: Platform> AddressSpace<P> {
 
 impl<'a, P: Platform> Writing<'a, P> {
     fn grow(&mut self, stack: &Vma<P>, range: VirtRange) -> Result<Ready<'a, P>, MapError> {
-        let mut change = Change::cut(self, range)?;
+        let mut change = Change::cut(self, range);
         let whole = Vma::new(0, range, stack.prot, stack.flags, stack.backing.clone());
         change.push(whole, &mut self.state)?;
         change.finish(&mut self.state)

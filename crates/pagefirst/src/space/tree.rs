@@ -26,7 +26,8 @@ use crate::mem::{Link, Shared};
 use crate::platform::Platform;
 use crate::sync::epoch::Pin;
 use crate::types::{NoMemory, PAGE_SIZE, VirtAddr, VirtRange};
-use build::{Draft, MAX_NEW, needed};
+pub(crate) use build::MAX_NEW;
+use build::{Draft, needed};
 use gap::Search;
 
 /// What is kept free below a stack: a search for a gap takes its low edge to be this much lower.
@@ -170,10 +171,11 @@ impl<P: Platform> VmaTree<P> {
     pub fn overlapping(&self, range: VirtRange) -> impl Iterator<Item = Mapping<P>> {
         let mut from = range.start;
         core::iter::from_fn(move || {
-            let n = TreeNode::first_ending_after(self.root.get(), from)?;
-            if from >= range.end || n.range.start >= range.end {
+            if from >= range.end {
                 return None;
             }
+            let n =
+                TreeNode::first_ending_after(self.root.get(), from).filter(|n| n.range.start < range.end)?;
             from = n.range.end;
             Some(n.vma.clone())
         })
@@ -238,27 +240,19 @@ impl<P: Platform> VmaTree<P> {
     }
 
     /// Removes every VMA that overlaps `range`, inserts the new ones in their place, and publishes both with one
-    /// store. The new ones are in order, overlap neither each other nor what stays, and are at most [`MAX_NEW`].
+    /// store. The new ones are taken out of the slice; they are in order, overlap neither each other nor what stays, and
+    /// are at most [`MAX_NEW`].
     ///
     /// # Panics
     /// When the reserve was not filled for this tree and this many VMAs: never half-way, never for want of memory.
-    pub fn replace(
-        &self,
-        range: VirtRange,
-        new: impl IntoIterator<Item = Mapping<P>>,
-        reserve: &mut TreeReserve<P>,
-    ) {
-        let mut from = new.into_iter();
-        let new: [_; MAX_NEW] = core::array::from_fn(|_| from.next());
+    pub fn replace(&self, range: VirtRange, new: &mut [Option<Mapping<P>>], reserve: &mut TreeReserve<P>) {
         debug_assert!(!range.is_empty());
-        debug_assert!(from.next().is_none(), "more than MAX_NEW VMAs in one replace");
-        let n = new.iter().flatten().count();
-        if n == 0 && !self.overlaps(range) {
-            return;
-        }
+        let n = new.len();
+        debug_assert!(n <= MAX_NEW && new.iter().all(Option::is_some));
         assert!(reserve.len() >= needed(self.height(), n), "a reserve that was not filled");
         let old = self.root.share();
-        let tree = reserve.change(old.as_ref(), range, n, &mut new.into_iter().flatten());
+        let mut new = new.iter_mut().filter_map(Option::take);
+        let tree = reserve.change(old.as_ref(), range, n, &mut new);
         let tree = reserve.place(tree);
         drop(self.root.replace(tree));
     }

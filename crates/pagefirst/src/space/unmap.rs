@@ -19,15 +19,16 @@ impl<P: Platform> AddressSpace<P> {
 
 impl<P: Platform> Writing<'_, P> {
     pub(super) fn unmap(&mut self, range: VirtRange) -> Result<(), MapError> {
-        if !self.space.tree.overlaps(range) {
+        let change = Change::cut(self, range);
+        if !change.replaces() {
             return Ok(());
         }
-        let ready = Change::cut(self, range)?.finish(&mut self.state)?;
+        let ready = change.finish(&mut self.state)?;
         let mut cuts = self.space.cuts(&[range.start, range.end])?;
         ready.announce();
         let table = &self.space.table;
         let mut gather = Gather::new(table);
-        table.zap(range, Some(ready.unneeded(range)), &mut cuts, &mut gather);
+        table.zap(range, ready.unneeded(range), &mut cuts, &mut gather);
         gather.flush();
         ready.publish(&mut self.state);
         Ok(())

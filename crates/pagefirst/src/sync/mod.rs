@@ -15,6 +15,6 @@ pub mod atomic {
     pub use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, fence};
     /// Counters that decide nothing: never modelled, so that they do not widen a model's state.
     pub mod plain {
-        pub use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, AtomicUsize};
+        pub use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
     }
 }

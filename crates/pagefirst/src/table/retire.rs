@@ -7,7 +7,7 @@
 use super::record::Table;
 use super::{PageTable, reserve};
 use crate::arch::Format;
-use crate::mem::Chain;
+use crate::mem::{Chain, Few, Room};
 use crate::platform::Platform;
 use crate::tlb::Gather;
 use crate::types::{Pfn, VirtAddr};
@@ -108,15 +108,20 @@ pub(crate) fn retire<P: Platform>(p: &'static P, tables: Unlinked) {
 pub(crate) fn collect<P: Platform>(p: &'static P, now: u64, most: usize) -> usize {
     let mut done = 0;
     loop {
-        let mut batch = [Pfn(0); BATCH];
-        let batch = &mut batch[..BATCH.min(most - done)];
-        let taken = {
+        let mut batch: Few<Pfn, Room<Pfn, BATCH>> = Few::new();
+        {
             let mut limbo = p.vm().tables_in_limbo.lock(p);
-            batch.iter_mut().map_while(|to| limbo.pop(&ByFrame(p), now).map(|pfn| *to = pfn)).count()
-        };
-        reserve::give_zeroed(p, &mut batch[..taken]);
-        done += taken;
-        if taken < BATCH {
+            while done < most
+                && !batch.is_full()
+                && let Some(pfn) = limbo.pop(&ByFrame(p), now)
+            {
+                batch.push(pfn);
+                done += 1;
+            }
+        }
+        let was_full = batch.is_full();
+        reserve::give_zeroed(p, batch.take());
+        if !was_full {
             return done;
         }
     }

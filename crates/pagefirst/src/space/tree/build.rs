@@ -1,12 +1,12 @@
 //! How new versions of the tree are built: drafts, joins, and the nodes reserved for them.
 
 use super::{Mapping, Node, Subtree, TreeNode, VmaTree};
-use crate::mem::Reserved;
+use crate::mem::{Few, Reserved, Room};
 use crate::platform::Platform;
 use crate::types::{NoMemory, VirtAddr, VirtRange};
 
 /// The most VMAs one [`VmaTree::replace`] inserts.
-pub(super) const MAX_NEW: usize = 4;
+pub(crate) const MAX_NEW: usize = 4;
 
 /// The height up to which a tree can be changed; up to 196,416 VMAs make none that is higher.
 const MAX_HEIGHT: usize = 24;
@@ -130,16 +130,19 @@ impl<P: Platform> TreeReserve<P> {
         self.slots[self.len].take()
     }
     /// Gives a draft its slot. From here on the node does not change.
+    #[inline]
     pub(super) fn place(&mut self, tree: Tree<P>) -> Subtree<P> {
         match tree {
             Tree::Placed(tree) => tree,
-            Tree::Draft(draft) => {
-                let slot = self.take().expect("`replace` checked that there are `needed` nodes");
-                Some(slot.fill(TreeNode::new(draft)))
-            }
+            Tree::Draft(draft) => Some(self.place_draft(draft)),
         }
     }
+    fn place_draft(&mut self, draft: Draft<P>) -> Node<P> {
+        let slot = self.take().expect("`replace` checked that there are `needed` nodes");
+        slot.fill(TreeNode::new(draft))
+    }
     /// `a`, `vma`, `b` in this order seen from `side`, the heights of `a` and `b` differing by at most 1.
+    #[inline]
     pub(super) fn node(&mut self, side: Side, a: Tree<P>, vma: Mapping<P>, b: Tree<P>) -> Tree<P> {
         let (left, right) = match side {
             Side::Low => (a, b),
@@ -151,17 +154,23 @@ impl<P: Platform> TreeReserve<P> {
         Tree::Draft(Draft { left, vma, right, height: l.max(r) + 1 })
     }
     /// The same for heights of any difference.
+    #[inline]
     fn join(&mut self, side: Side, a: Tree<P>, vma: Mapping<P>, b: Tree<P>) -> Tree<P> {
         let (ha, hb) = (a.height(), b.height());
         if ha.abs_diff(hb) <= 1 {
             return self.node(side, a, vma, b);
         }
+        self.join_far(side, a, vma, b)
+    }
+    /// The same for heights that differ by more than 1.
+    fn join_far(&mut self, side: Side, a: Tree<P>, vma: Mapping<P>, b: Tree<P>) -> Tree<P> {
+        let (ha, hb) = (a.height(), b.height());
         let (side, tall, low) = if ha > hb { (side, a, b) } else { (side.other(), b, a) };
         let Some((outer, key, inner)) = tall.open(side) else { return Tree::EMPTY };
         let mut path = Path::new();
         let mut at = inner.as_ref();
         while let Some(n) = at.filter(|n| n.height > low.height() + 1) {
-            path.push(side, n);
+            path.push((side, n));
             at = n.children(side).1.as_ref();
         }
         let mut tree = self.node(side, Tree::Placed(at.cloned()), vma, low);
@@ -190,6 +199,9 @@ impl<P: Platform> TreeReserve<P> {
     }
     /// The VMAs of `tree` that lie wholly below `at` (`Low`), or wholly at or above it (`High`).
     fn cut(&mut self, side: Side, mut tree: Option<&Node<P>>, at: VirtAddr) -> Tree<P> {
+        if tree.is_none() {
+            return Tree::EMPTY;
+        }
         let inside = |range: VirtRange| match side {
             Side::Low => range.end <= at,
             Side::High => range.start >= at,
@@ -203,16 +215,16 @@ impl<P: Platform> TreeReserve<P> {
             }
             let (outer, inner) = n.children(side);
             if inside(n.range) {
-                path.push(side, n);
+                path.push((side, n));
                 tree = inner.as_ref();
             } else {
                 tree = outer.as_ref();
             }
         }
-        self.climb(path, kept)
+        self.climb(&mut path, kept)
     }
     /// Joins `tree`, which takes the place of what was below `path`, with what stands beside the path.
-    fn climb(&mut self, mut path: Path<'_, P>, mut tree: Tree<P>) -> Tree<P> {
+    fn climb(&mut self, path: &mut Path<'_, P>, mut tree: Tree<P>) -> Tree<P> {
         while let Some((side, n)) = path.pop() {
             let (outer, _) = n.children(side);
             tree = self.join(side, Tree::Placed(outer.clone()), n.vma.clone(), tree);
@@ -225,10 +237,10 @@ impl<P: Platform> TreeReserve<P> {
         let mut path = Path::new();
         let Some(mut last) = outer.as_ref() else { return Some((vma, Tree::Placed(inner))) };
         while let Some(n) = &last.children(side).0 {
-            path.push(side.other(), last);
+            path.push((side.other(), last));
             last = n;
         }
-        let outer = self.climb(path, Tree::Placed(last.children(side).1.clone()));
+        let outer = self.climb(&mut path, Tree::Placed(last.children(side).1.clone()));
         Some((last.vma.clone(), self.join(side, outer, vma, Tree::Placed(inner))))
     }
     /// A tree of the next `n` VMAs alone.
@@ -282,37 +294,20 @@ impl<P: Platform> TreeReserve<P> {
             } else {
                 break;
             };
-            path.push(side, at);
+            path.push((side, at));
             tree = at.children(side).1.as_ref();
         }
         let (left, right) = tree.map_or((None, None), |at| (at.left.as_ref(), at.right.as_ref()));
         let low = self.cut(Side::Low, left, range.start);
         let high = self.cut(Side::High, right, range.end);
         let changed = self.concat(low, n, new, high);
-        self.climb(path, changed)
+        self.climb(&mut path, changed)
     }
 }
 
-/// Nodes from the root down, each with the side of it that the path leaves aside.
-struct Path<'t, P: Platform> {
-    nodes: [Option<(Side, &'t Node<P>)>; MAX_HEIGHT],
-    len: usize,
-}
-
-impl<'t, P: Platform> Path<'t, P> {
-    fn new() -> Self {
-        Path { nodes: [None; MAX_HEIGHT], len: 0 }
-    }
-    fn push(&mut self, aside: Side, node: &'t Node<P>) {
-        debug_assert!(self.len < MAX_HEIGHT, "`refill` refuses higher trees");
-        self.nodes[self.len] = Some((aside, node));
-        self.len += 1;
-    }
-    fn pop(&mut self) -> Option<(Side, &'t Node<P>)> {
-        self.len = self.len.checked_sub(1)?;
-        self.nodes[self.len]
-    }
-}
+/// Nodes from the root down, each with the side of it that the path leaves aside; `refill` refuses trees that are
+/// higher.
+type Path<'t, P> = Few<(Side, &'t Node<P>), Room<(Side, &'t Node<P>), MAX_HEIGHT>>;
 
 /// The VMAs to insert.
 type New<'a, P> = dyn Iterator<Item = Mapping<P>> + 'a;

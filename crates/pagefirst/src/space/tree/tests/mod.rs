@@ -196,14 +196,14 @@ impl Both {
         let (height, limit) = (self.tree.height(), needed(self.tree.height(), new.len()));
         self.spare.refill(self.p, &self.tree, new.len()).expect("memory for nodes");
         let before = self.spare.len();
-        let new: Vec<_> = new.iter().map(|&(range, stack)| vma(self.p, range, stack)).collect();
+        let mut new: Vec<_> = new.iter().map(|&(range, stack)| Some(vma(self.p, range, stack))).collect();
         for old in self.overlapping(range) {
             self.model.remove(&old.0.start.0);
         }
-        for v in &new {
+        for v in new.iter().flatten() {
             self.model.insert(v.range.start.0, (v.range, v.flags.contains(VmaFlags::GROWS_DOWN), v.id));
         }
-        self.tree.replace(range, new, &mut self.spare);
+        self.tree.replace(range, &mut new, &mut self.spare);
         let used = before - self.spare.len();
         assert!(used <= limit, "{used} nodes for a change to a tree of height {height}");
         self.most = self.most.max(used as f64 / (height + 1) as f64);
@@ -372,14 +372,14 @@ fn a_fork_is_a_tree_of_its_own() {
     for range in (0..100).map(|i| pages(2 * i, 2 * i + 1)) {
         both.spare.refill(p, &both.tree, 1).expect("memory for nodes");
         let (before, fork) = (both.spare.len(), both.tree.fork());
-        fork.replace(range, [vma(p, range, false)], &mut both.spare);
+        fork.replace(range, &mut [Some(vma(p, range, false))], &mut both.spare);
         assert!(before - both.spare.len() <= both.tree.height());
         p.vm.collect(p, 100);
     }
     let next = both.tree.fork();
     let mut spare = next.reserve(p, 1).expect("memory for nodes");
     let new = vma(p, pages(50, 61), false);
-    next.replace(pages(50, 61), [new.clone()], &mut spare);
+    next.replace(pages(50, 61), &mut [Some(new.clone())], &mut spare);
     both.check_shape();
     assert_eq!((both.tree.len(), next.len()), (100, 95));
     both.tree.adopt(next);
@@ -455,10 +455,11 @@ fn thin_trees_stay_within_the_reserve() {
             for (a, b) in pairs {
                 for n in 0..=MAX_NEW.min((b - a) as usize) as u64 {
                     let other = tree.fork();
-                    let new: Vec<_> = (0..n).map(|i| vma(p, pages(a + i, a + i + 1), false)).collect();
+                    let mut new: Vec<_> =
+                        (0..n).map(|i| Some(vma(p, pages(a + i, a + i + 1), false))).collect();
                     spare.refill(p, &other, new.len()).expect("memory for nodes");
                     let before = spare.len();
-                    other.replace(pages(a, b), new, &mut spare);
+                    other.replace(pages(a, b), &mut new, &mut spare);
                     most[n as usize] = most[n as usize].max(before - spare.len());
                     if exhaustive || r.below(50) == 0 {
                         check(other.root.get());
@@ -525,7 +526,9 @@ fn readers_see_whole_versions() {
             while spare.refill(p, tree, 1).is_err() {
                 p.relax();
             }
-            tree.replace(range, new, &mut spare);
+            let mut new = [new];
+            let n = new.iter().flatten().count();
+            tree.replace(range, &mut new[..n], &mut spare);
             if round % 4 == 0 {
                 p.vm.collect(p, 64);
             }
