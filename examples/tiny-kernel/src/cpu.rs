@@ -4,16 +4,15 @@ use crate::platform::{CPUS, Kernel, Shootdown, direct, kernel};
 use crate::program::Task;
 use crate::trap;
 use core::arch::global_asm;
+use core::mem::MaybeUninit;
 use core::ptr::null_mut;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::*};
 use pagefirst::Local;
 use pagefirst::platform::Platform;
 use x86_64::VirtAddr;
-use x86_64::instructions::port::Port;
-use x86_64::instructions::tables::{lidt, load_tss};
-use x86_64::registers::control::{Cr4, Cr4Flags, EferFlags};
-use x86_64::registers::model_specific::{Efer, GsBase, LStar, SFMask, Star};
+use x86_64::instructions::{port::Port, tables};
+use x86_64::registers::control::{Cr4, Cr4Flags};
+use x86_64::registers::model_specific::{GsBase, LStar, SFMask, Star};
 use x86_64::registers::rflags::RFlags;
 use x86_64::registers::segmentation::{CS, Segment};
 use x86_64::structures::DescriptorTablePointer;
@@ -21,18 +20,25 @@ use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
 use x86_64::structures::tss::TaskStateSegment;
 
 global_asm!(include_str!("boot.s"), options(raw));
+unsafe extern "C" {
+    static boot_pml4: u8;
+    static ap_start: u8;
+    static ap_end: u8;
+}
 
-/// One CPU. `trap.s` knows the first three words.
+/// One CPU.
+#[derive(Default)]
 #[repr(C, align(128))]
 pub struct Cpu {
-    number: usize,
+    /// `trap.s` knows these three.
+    number: u64,
     user_stack: AtomicU64,
     kernel_stack: AtomicU64,
     /// The program it runs.
     pub task: AtomicPtr<Task>,
-    /// Where that wants to go on when its next fault is refused; 0 for nowhere.
+    /// Where that goes on when its next fault is refused; 0 for nowhere.
     pub recover: AtomicU64,
-    /// A program for it to run, and how that ended.
+    /// A program for the second CPU to run, and how that ended.
     pub job: AtomicPtr<Task>,
     pub status: AtomicU64,
     started: AtomicBool,
@@ -46,94 +52,59 @@ pub struct Cpu {
 impl Cpu {
     /// CPU `number`, not started.
     pub fn new(number: usize) -> Self {
-        let zero = || AtomicU64::new(0);
-        Cpu {
-            number,
-            user_stack: zero(),
-            kernel_stack: zero(),
-            task: AtomicPtr::default(),
-            recover: zero(),
-            job: AtomicPtr::default(),
-            status: zero(),
-            started: AtomicBool::new(false),
-            local: Local::new(),
-            asked_by: zero(),
-            shootdown: Shootdown::default(),
-        }
+        Cpu { number: number as u64, ..Cpu::default() }
     }
 }
 
-/// A CPU's own tables and stacks, which it alone sets up, once.
+/// A CPU's own tables, and the stack for traps.
 #[repr(C, align(16))]
 struct Tables {
-    /// For traps, for interrupts from other CPUs, and for what must never happen.
-    stacks: [[u8; 16384]; 3],
+    stack: [u8; 32768],
     tss: TaskStateSegment,
     gdt: GlobalDescriptorTable,
     idt: [u128; trap::VECTORS],
 }
 
-static mut TABLES: [Tables; CPUS] = [const {
-    Tables {
-        stacks: [[0; 16384]; 3],
-        tss: TaskStateSegment::new(),
-        gdt: GlobalDescriptorTable::new(),
-        idt: [0; trap::VECTORS],
-    }
-}; CPUS];
+static mut TABLES: MaybeUninit<[Tables; CPUS]> = MaybeUninit::zeroed();
 
 /// The physical address of the tables of `boot.s`.
 pub fn boot_root() -> u64 {
-    unsafe extern "C" {
-        static boot_pml4: u8;
-    }
     (&raw const boot_pml4) as u64
 }
 
 /// Sets the CPU up that this runs on.
 pub fn start(number: usize) {
-    // SAFETY: each CPU comes here once, with its own number.
-    let tables: &'static mut Tables = unsafe { (&raw mut TABLES[number]).as_mut_unchecked() };
-    for (i, stack) in tables.stacks.iter().enumerate() {
-        tables.tss.interrupt_stack_table[i] = VirtAddr::from_ptr(stack.as_ptr_range().end);
-    }
-    let gdt = &mut tables.gdt;
-    let code = gdt.append(Descriptor::kernel_code_segment());
-    for data in [Descriptor::kernel_data_segment(), Descriptor::user_data_segment()] {
-        gdt.append(data);
-    }
-    gdt.append(Descriptor::user_code_segment());
-    let tss = gdt.append(Descriptor::tss_segment(&tables.tss));
+    // SAFETY: each CPU comes here once, with its own number; zeros are tables, if empty ones.
+    let tables: &'static mut Tables = unsafe { &mut *(&raw mut TABLES).cast::<Tables>().add(number) };
+    (tables.tss, tables.gdt) = (TaskStateSegment::new(), GlobalDescriptorTable::new());
+    tables.tss.interrupt_stack_table[0] = VirtAddr::from_ptr(tables.stack.as_ptr_range().end);
+    let code = tables.gdt.append(Descriptor::kernel_code_segment());
+    tables.gdt.append(Descriptor::kernel_data_segment());
+    tables.gdt.append(Descriptor::user_data_segment());
+    tables.gdt.append(Descriptor::user_code_segment());
+    let tss = tables.gdt.append(Descriptor::tss_segment(&tables.tss));
     tables.gdt.load();
-    for (gate, vector) in tables.idt.iter_mut().zip(0..) {
-        *gate = trap::gate(vector, code.0);
-    }
-    let idt = DescriptorTablePointer {
-        limit: (size_of_val(&tables.idt) - 1) as u16,
-        base: VirtAddr::from_ptr(tables.idt.as_ptr()),
-    };
+    tables.idt = core::array::from_fn(|vector| trap::gate(vector, code.0));
+    let (base, limit) = (VirtAddr::from_ptr(&tables.idt), size_of_val(&tables.idt) as u16 - 1);
     let cpu = &kernel().cpus[number];
-    // SAFETY: the tables are complete and live for ever; the selectors are theirs.
+    // SAFETY: the tables are complete and live for ever, and the selectors are theirs; 7 is the leaf of CPUID that
+    // tells of SMEP and SMAP: no access from here to user memory, for the library goes by the direct map; the ports
+    // are the masks of the PC's two interrupt controllers.
     unsafe {
         CS::set_reg(code);
-        load_tss(tss);
-        lidt(&idt);
-        // CR4: no access to user memory from here, and no execution: the library goes by the direct map.
-        let features = core::arch::x86_64::__cpuid(7).ebx;
-        let has = |bit: u32, flag| if features >> bit & 1 == 1 { flag } else { Cr4Flags::empty() };
-        let no_user = has(7, Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION)
-            | has(20, Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION);
-        Cr4::update(|flags| *flags |= no_user);
-        Efer::update(|flags| *flags |= EferFlags::SYSTEM_CALL_EXTENSIONS);
+        tables::load_tss(tss);
+        tables::lidt(&DescriptorTablePointer { limit, base });
+        let features = u64::from(core::arch::x86_64::__cpuid(7).ebx);
+        let wanted = Cr4Flags::from_bits_truncate((features >> 7 & 1) << 20 | (features >> 20 & 1) << 21);
+        Cr4::update(|flags| *flags |= wanted);
         Star::write_raw(0, code.0);
+        [0x21, 0xa1].into_iter().for_each(|mask| Port::new(mask).write(0xffu8));
     }
-    LStar::write(VirtAddr::new(trap::syscall_address()));
+    LStar::write(VirtAddr::from_ptr(trap::syscall_entry as *const ()));
     SFMask::write(
         RFlags::INTERRUPT_FLAG | RFlags::DIRECTION_FLAG | RFlags::TRAP_FLAG | RFlags::ALIGNMENT_CHECK,
     );
     GsBase::write(VirtAddr::from_ptr(cpu));
-    // SAFETY: the ports of the two interrupt controllers of the PC: all masked.
-    [0x21, 0xa1].into_iter().for_each(|port| unsafe { Port::new(port).write(0xffu8) });
     local_apic(0xf0, 0x1ff); // SDM 3A, 11.9: enabled, spurious interrupts at vector 255
     cpu.started.store(true, Release);
 }
@@ -144,36 +115,23 @@ pub fn local_apic(register: u64, value: u32) {
     unsafe { direct(0xfee0_0000 + register).cast::<u32>().write_volatile(value) };
 }
 
-/// Sends `command` to another CPU (SDM 3A, 11.6.1).
-fn send(cpu: usize, command: u32) {
+/// Sends a command to another CPU (SDM 3A, 11.6.1). A vector alone is an interrupt.
+pub fn send(cpu: usize, command: u32) {
     local_apic(0x310, (cpu as u32) << 24);
     local_apic(0x300, command);
 }
 
-/// Has another CPU answer what it is asked, if it runs a program now.
-pub fn interrupt(cpu: usize) {
-    send(cpu, trap::IPI as u32);
-}
-
-/// Starts the second CPU and waits for it (SDM 3A, 9.4.4: INIT, start-up, start-up).
+/// Starts the second CPU and waits for it (SDM 3A, 9.4.4: INIT, start-up at 0x8000, twice).
 pub fn wake_second() {
-    unsafe extern "C" {
-        static ap_start: u8;
-        static ap_end: u8;
-    }
-    let (from, to) = (&raw const ap_start, &raw const ap_end);
+    let (from, to) = (&raw const ap_start as u64, &raw const ap_end as u64);
     // SAFETY: both lie in the image, at physical addresses; the page at 0x8000 is nobody's.
-    unsafe { direct(0x8000).copy_from(direct(from as u64), to as usize - from as usize) };
-    let started = || kernel().cpus[1].started.load(Acquire);
+    unsafe { direct(0x8000).copy_from(direct(from), (to - from) as usize) };
+    let wait = |turns| (0..turns).any(|_| core::hint::black_box(&kernel().cpus[1].started).load(Acquire));
     for command in [0x4500, 0x4608, 0x4608] {
         send(1, command);
-        (0..1_000_000).take_while(|_| !started()).for_each(|_| core::hint::spin_loop());
+        wait(1_000_000);
     }
-    let came = (0..2_000_000_000u64).any(|_| {
-        core::hint::spin_loop();
-        started()
-    });
-    assert!(came, "the second CPU does not start (QEMU: -smp 2)");
+    assert!(wait(2_000_000_000u64), "the second CPU does not start (QEMU: -smp 2)");
 }
 
 /// The second CPU comes here from `boot.s`: it runs what it is given.
@@ -184,7 +142,7 @@ extern "C" fn ap_main() -> ! {
     loop {
         // SAFETY: who gave the task waits until it is taken back.
         if let Some(task) = unsafe { cpu.job.load(Acquire).as_ref() } {
-            cpu.status.store(task.run(1, 2), Relaxed);
+            cpu.status.store(task.run(1), Relaxed);
             cpu.job.store(null_mut(), Release);
         }
         kernel().relax();

@@ -2,11 +2,11 @@
 
 use crate::cpu::{self, Cpu};
 use crate::program::File;
+use crate::trap;
 use core::arch::asm;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicBool, AtomicU64};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 use pagefirst::arch::X86_64;
 use pagefirst::frame::{FrameMeta, Region};
 use pagefirst::platform::Platform;
@@ -14,8 +14,11 @@ use pagefirst::sync::RawLock;
 use pagefirst::tlb::Flush;
 use pagefirst::types::{PAGE_SIZE, Pfn, VirtAddr};
 use pagefirst::{Local, Vm};
+use x86_64::PhysAddr;
+use x86_64::instructions::random::RdRand;
 use x86_64::instructions::tlb;
-use x86_64::registers::control::Cr3;
+use x86_64::registers::control::{Cr3, Cr3Flags};
+use x86_64::structures::paging::PhysFrame;
 
 /// The most CPUs.
 pub const CPUS: usize = 2;
@@ -34,6 +37,9 @@ pub struct Kernel {
     pub running: usize,
 }
 
+unsafe extern "C" {
+    static kernel_end: u8; // `kernel.ld`
+}
 static mut KERNEL: MaybeUninit<Kernel> = MaybeUninit::uninit();
 
 /// The kernel, once [`Kernel::start`] was called.
@@ -48,10 +54,7 @@ impl Kernel {
     /// # Safety
     /// Called once, on the first CPU, before anything else; nobody uses that memory.
     pub unsafe fn start(end: u64, running: usize) {
-        unsafe extern "C" {
-            static kernel_end: u8;
-        }
-        let first = ((&raw const kernel_end) as u64 - 0xffff_ffff_8000_0000) / PAGE_SIZE; // `kernel.ld`
+        let first = ((&raw const kernel_end) as u64 - 0xffff_ffff_8000_0000) / PAGE_SIZE;
         let frames = (end.min(4 << 30) / PAGE_SIZE - first) as u32;
         let ram = Region { first: Pfn(first as u32), frames };
         // SAFETY: the region's first frames are for its metadata, and nobody uses them yet.
@@ -61,12 +64,23 @@ impl Kernel {
         unsafe { (&raw mut KERNEL).cast::<Kernel>().write(Kernel { vm: Vm::new(), ram, cpus, running }) };
     }
 
+    /// The CPU that this runs on.
+    pub fn this_cpu(&'static self) -> &'static Cpu {
+        &self.cpus[self.cpu()]
+    }
+
+    /// Makes this CPU use these tables, and forget what it had of others.
+    pub fn load_root(&'static self, root: u64) {
+        let frame = PhysFrame::containing_address(PhysAddr::new(root));
+        // SAFETY: every root has the kernel's half.
+        unsafe { Cr3::write(frame, Cr3Flags::empty()) };
+    }
+
     /// Answers what other CPUs have asked of this one.
     pub fn answer(&'static self) {
-        let me = self.cpu();
-        let asking = self.cpus[me].asked_by.swap(0, Acquire);
-        for (cpu, asks) in self.cpus.iter().enumerate().filter(|(cpu, _)| asking >> cpu & 1 == 1) {
-            debug_assert_ne!(cpu, me);
+        let asked_by = &self.this_cpu().asked_by;
+        let asking = if asked_by.load(Relaxed) != 0 { asked_by.swap(0, Acquire) } else { 0 };
+        for (_, asks) in self.cpus.iter().enumerate().filter(|(cpu, _)| asking >> cpu & 1 == 1) {
             asks.shootdown.invalidate();
             asks.shootdown.unanswered.fetch_sub(1, Release);
         }
@@ -97,116 +111,72 @@ impl Shootdown {
 
 // SAFETY: `cells`, `meta` and `page` answer from the direct map, which shows all memory for ever, and metadata lies
 // where the library wants it; a program stays on its CPU and the kernel takes no interrupts, so `cpu` is constant and
-// alone; `shootdown` waits until every CPU named has invalidated. `clear_page` and `copy_page` write all of a page,
-// the latter in whole words.
+// alone; `shootdown` waits until every CPU named has invalidated; `copy_page` copies in whole words.
+#[rustfmt::skip]
 unsafe impl Platform for Kernel {
     type Format = X86_64;
     type File = File;
     type SpinLock = Lock;
     type WriterLock = Lock;
 
-    #[inline]
-    fn vm(&'static self) -> &'static Vm<Self> {
-        &self.vm
-    }
-    #[inline]
-    fn local(&'static self, cpu: usize) -> &'static Local<Self> {
-        &self.cpus[cpu].local
-    }
-    #[inline]
-    fn cpus(&'static self) -> usize {
-        self.running
-    }
-    #[inline]
+    fn vm(&'static self) -> &'static Vm<Self> { &self.vm }
+    fn local(&'static self, cpu: usize) -> &'static Local<Self> { &self.cpus[cpu].local }
+    fn cpus(&'static self) -> usize { self.running }
     fn cpu(&'static self) -> usize {
         let number: usize;
         // SAFETY: GS is this CPU's `Cpu` as long as the kernel runs; its first word is the number.
         unsafe { asm!("mov {}, gs:[0]", out(reg) number, options(pure, readonly, nostack, preserves_flags)) };
         number
     }
-    #[inline]
     fn cells(&'static self, pfn: Pfn) -> &'static [AtomicU64] {
         // SAFETY: a whole frame, aligned, in the direct map.
         unsafe { &*direct(pfn.phys()).cast::<[AtomicU64; 512]>() }
     }
-    #[inline]
     fn meta(&'static self, pfn: Pfn) -> &'static FrameMeta {
         let entry = (pfn.0 - self.ram.first.0) as usize;
         // SAFETY: the region's first frames hold its metadata, one entry a frame.
         unsafe { &*direct(self.ram.first.phys()).cast::<FrameMeta>().add(entry) }
     }
-    #[inline]
     fn page(&'static self, pfn: Pfn) -> NonNull<u8> {
         // SAFETY: the direct map is not at null.
         unsafe { NonNull::new_unchecked(direct(pfn.phys())) }
     }
-    unsafe fn clear_page(&'static self, pfn: Pfn) {
-        // SAFETY: the page is the caller's alone, and DF is clear.
-        unsafe {
-            asm!("rep stosq", inout("rcx") 512u64 => _, inout("rdi") direct(pfn.phys()) => _, in("rax") 0,
-                options(nostack, preserves_flags));
-        }
-    }
     unsafe fn copy_page(&'static self, to: Pfn, from: Pfn) {
+        let (to, from) = (direct(to.phys()), direct(from.phys()));
         // SAFETY: `to` is the caller's alone, DF is clear, and whoever writes to `from` meanwhile is no Rust code.
-        unsafe {
-            asm!("rep movsq", inout("rcx") 512u64 => _, inout("rdi") direct(to.phys()) => _,
-                inout("rsi") direct(from.phys()) => _, options(nostack, preserves_flags));
-        }
+        unsafe { asm!("rep movsq", inout("rcx") 512u64 => _, inout("rdi") to => _, inout("rsi") from => _, options(nostack)) };
     }
     /// The kernel is mapped in every space, as it was at boot.
     fn kernel_half(&'static self, root: Pfn) {
         let boot = self.cells(Pfn((cpu::boot_root() / PAGE_SIZE) as u32));
-        for (mine, shared) in self.cells(root).iter().zip(boot).skip(256) {
-            mine.store(shared.load(Relaxed), Relaxed);
-        }
+        self.cells(root).iter().zip(boot).skip(256).for_each(|(mine, shared)| mine.store(shared.load(Relaxed), Relaxed));
     }
-
     fn shootdown(&'static self, flush: &Flush<'_>) {
-        let me = self.cpu();
-        let mine = &self.cpus[me].shootdown;
+        let (me, mine) = (self.cpu(), &self.this_cpu().shootdown);
         mine.start.store(flush.range.start.0, Relaxed);
         mine.end.store(flush.range.end.0, Relaxed);
-        for cpu in flush.cpus.iter() {
-            if cpu == me {
-                mine.invalidate();
-            } else {
-                mine.unanswered.fetch_add(1, Relaxed);
-                self.cpus[cpu].asked_by.fetch_or(1 << me, Release);
-                cpu::interrupt(cpu);
-            }
+        for cpu in flush.cpus.iter().filter(|&cpu| cpu != me) {
+            mine.unanswered.fetch_add(1, Relaxed);
+            self.cpus[cpu].asked_by.fetch_or(1 << me, Release);
+            cpu::send(cpu, trap::IPI as u32);
+        }
+        if flush.cpus.contains(me) {
+            mine.invalidate();
         }
         // Two CPUs that do this at once answer each other here; neither takes interrupts.
         while mine.unanswered.load(Acquire) > 0 {
             self.relax();
         }
     }
-    /// A fault has made this CPU forget the address, and x86 does not keep what is not present (SDM 3A, 4.10.4.1, 4.10.2.3).
-    #[inline]
+    /// A fault makes x86 forget the address, and what is not present is never kept (SDM 3A, 4.10.2.3, 4.10.4.1).
     fn sync_local(&'static self, _: u64, _: VirtAddr, _: bool) {}
-    #[inline]
     fn relax(&'static self) {
         core::hint::spin_loop();
-        if self.cpus[self.cpu()].asked_by.load(Relaxed) != 0 {
-            self.answer();
-        }
+        self.answer();
     }
     fn random(&'static self) -> u64 {
-        let (mut bits, mut ok) = (0u64, 0u8);
-        while ok == 0 {
-            // SAFETY: QEMU's `-cpu max` has RDRAND, and so has what can run this.
-            unsafe { asm!("rdrand {}", "setc {}", out(reg) bits, out(reg_byte) ok, options(nomem, nostack)) };
-        }
-        bits
-    }
-}
-
-impl Kernel {
-    /// Makes this CPU use these tables, and forget what it had of others.
-    pub fn load_root(&'static self, root: u64) {
-        let frame = x86_64::structures::paging::PhysFrame::containing_address(x86_64::PhysAddr::new(root));
-        // SAFETY: every root has the kernel's half.
-        unsafe { Cr3::write(frame, Cr3::read().1) };
+        let rdrand = RdRand::new().expect("a CPU with RDRAND");
+        core::iter::repeat_with(|| rdrand.get_u64()).flatten().next().unwrap_or(0)
     }
 }
 
@@ -215,27 +185,14 @@ impl Kernel {
 #[derive(Default)]
 pub struct Lock(AtomicBool);
 
-impl Lock {
-    /// A free lock.
-    pub const fn new() -> Self {
-        Lock(AtomicBool::new(false))
-    }
-}
-
 // SAFETY: who swapped `false` for `true` holds it; Acquire and Release order what is done meanwhile.
+#[rustfmt::skip]
 unsafe impl RawLock<Kernel> for Lock {
-    #[inline]
     fn lock(&self, p: &'static Kernel) {
         while !self.try_lock(p) {
             p.relax();
         }
     }
-    #[inline]
-    fn try_lock(&self, _: &'static Kernel) -> bool {
-        !self.0.swap(true, Acquire)
-    }
-    #[inline]
-    unsafe fn unlock(&self, _: &'static Kernel) {
-        self.0.store(false, Release);
-    }
+    fn try_lock(&self, _: &'static Kernel) -> bool { !self.0.swap(true, Acquire) }
+    unsafe fn unlock(&self, _: &'static Kernel) { self.0.store(false, Release); }
 }

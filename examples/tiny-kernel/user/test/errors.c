@@ -2,6 +2,7 @@
 #include "user.h"
 
 void start(long cpu, long cpus) {
+    alone(cpu, cpus);
     char *p = memory(4 * PAGE);
     CHECK(probe(p, READ) == 0 && probe(p, WRITE) == 0);
     CHECK(protect(p, PAGE, READ) == 0 && protect(p + PAGE, PAGE, 0) == 0);

@@ -4,6 +4,7 @@
 static volatile long counter = 42, zeroed[2000];
 
 void start(long cpu, long cpus) {
+    alone(cpu, cpus);
     CHECK(counter == 42 && zeroed[0] == 0 && zeroed[1999] == 0);
     counter++;
     CHECK(counter == 43);

@@ -4,6 +4,7 @@
 enum { EFAULT = 14 };
 
 void start(long cpu, long cpus) {
+    alone(cpu, cpus);
     char *p = memory(2 * PAGE);
     CHECK(write("", 0) == 0);
     CHECK(write((char *)8, 1) == -EFAULT);

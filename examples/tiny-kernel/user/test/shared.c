@@ -2,6 +2,7 @@
 #include "user.h"
 
 void start(long cpu, long cpus) {
+    alone(cpu, cpus);
     for (int file = MEMORY; file <= TRACKED; file++) {
         char *a = map(MB, READ | WRITE, SHARED, file), *b = map(MB, READ, SHARED, file);
         for (long i = 0; i < MB; i += PAGE) {

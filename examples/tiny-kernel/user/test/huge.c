@@ -2,6 +2,7 @@
 #include "user.h"
 
 void start(long cpu, long cpus) {
+    alone(cpu, cpus);
     char *p = memory(8 * MB);
     CHECK((long)p % (2 * MB) == 0 && advise(p, 8 * MB, HUGEPAGE) == 0);
     long before = faults();

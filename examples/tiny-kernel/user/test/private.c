@@ -2,6 +2,7 @@
 #include "user.h"
 
 void start(long cpu, long cpus) {
+    alone(cpu, cpus);
     char *ours = map(MB, READ | WRITE, PRIVATE, MEMORY), *theirs = map(MB, READ, SHARED, MEMORY);
     for (long i = 0; i < MB; i += 2 * PAGE) CHECK(*(long *)(ours + i) == i + 1);
     for (long i = 0; i < MB; i += PAGE) *(long *)(ours + i) = -i;
