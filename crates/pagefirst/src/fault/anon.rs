@@ -2,7 +2,7 @@
 //! fit (`huge`).
 
 use super::hand::{Fresh, Need};
-use super::{Fault, Look, huge};
+use super::{Fault, Look};
 use crate::arch::{Attrs, Format};
 use crate::frame::Frame;
 use crate::platform::Platform;
@@ -40,38 +40,41 @@ impl<P: Platform> Batch for Zero<'_, P> {
 }
 
 /// A page that only this fault has, cleared or a copy, on its way to becoming private memory.
-pub(super) struct Private<'f, P: Platform> {
-    pub vma: &'f Vma<P>,
-    pub va: VirtAddr,
-    pub page: &'f mut Option<Fresh<P>>,
+struct Private<'f, P: Platform, V, const LEVEL: u8> {
+    vma: &'f Vma<P>,
+    va: VirtAddr,
+    page: Option<Fresh<P>>,
     /// Whether the page it is a copy of is still what was copied.
-    pub source_is_valid: &'f dyn Fn(&Frame<P>) -> bool,
-    pub kind: FaultKind,
-    /// The level of the table its entry goes into.
-    pub level: u8,
+    source_is_valid: V,
+    kind: FaultKind,
 }
 
 /// The entry, in a table at `level`, of a page of private memory, written at once. Its reference becomes the mapping's.
+#[inline]
 pub(super) fn private_entry<P: Platform>(vma: &Vma<P>, va: VirtAddr, page: Frame<P>, level: u8) -> u64 {
     if vma.prot.contains(Prot::EXEC) {
         page.frames().for_each(|pfn| page.platform().sync_instructions(pfn));
     }
     page.make_anonymous(va.0 >> PAGE_SHIFT);
-    page.meta().map_held();
+    page.meta().map_first();
     let pfn = if cfg!(mutant = "entry_without_reference") { page.pfn() } else { page.into_held() };
     P::Format::leaf(pfn, level, readable(vma) | Attrs::WRITE | Attrs::DIRTY)
 }
 
-impl<P: Platform> Batch for Private<'_, P> {
+impl<P: Platform, V: Fn(&Frame<P>) -> bool, const LEVEL: u8> Batch for Private<'_, P, V, LEVEL> {
+    #[inline]
     fn va(&self) -> VirtAddr {
         self.va
     }
+    #[inline]
     fn level(&self) -> u8 {
-        self.level
+        LEVEL
     }
+    #[inline]
     fn is_current(&self) -> bool {
         !self.vma.is_retired()
     }
+    #[inline(always)]
     fn entry(&mut self, _: VirtAddr) -> Option<NewEntry> {
         let fresh = self.page.take()?;
         if let Some(source) = &fresh.copy_of
@@ -79,11 +82,9 @@ impl<P: Platform> Batch for Private<'_, P> {
         {
             return None;
         }
-        Some(NewEntry {
-            raw: private_entry(self.vma, self.va, fresh.page, self.level),
-            counted: Counted::Anon,
-        })
+        Some(NewEntry { raw: private_entry(self.vma, self.va, fresh.page, LEVEL), counted: Counted::Anon })
     }
+    #[inline]
     fn kind(&self) -> Option<FaultKind> {
         Some(self.kind)
     }
@@ -99,29 +100,33 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         self.install(slot, &mut Zero { vma, va: self.addr.page(), zero })
     }
 
-    #[inline(never)]
+    #[inline]
     pub(super) fn fresh_page(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Nothing>) -> Look<'a, P> {
-        let level = if self.is_room_for_huge(vma, &slot) { huge::LEVEL } else { 0 };
-        if !self.hand.has_cleared(level) {
-            return Look::Need(Need::Cleared(level));
+        if self.is_room_for_huge(vma, &slot) {
+            return self.huge_page(vma, slot);
         }
-        self.install_private(vma, slot, FaultKind::AnonWrite, &|_| true)
+        if !self.hand.has_cleared(0) {
+            return Look::Need(Need::Cleared(0));
+        }
+        self.install_private::<0>(vma, slot, FaultKind::AnonWrite, |_| true)
     }
 
     /// Installs the private page in hand. It stays in hand if it could not be.
-    pub(super) fn install_private(
+    #[inline(never)]
+    pub(super) fn install_private<const LEVEL: u8>(
         &mut self,
         vma: &'f Vma<P>,
         slot: Slot<'f, P, Nothing>,
         kind: FaultKind,
-        source_is_valid: &dyn Fn(&Frame<P>) -> bool,
+        source_is_valid: impl Fn(&Frame<P>) -> bool,
     ) -> Look<'a, P> {
-        let mut page = self.hand.fresh.take();
-        let level = page.as_ref().map_or(0, |fresh| fresh.level);
-        let va = P::Format::span_of(self.addr, level).start;
-        let mut batch = Private { vma, va, page: &mut page, source_is_valid, kind, level };
+        let va = P::Format::span_of(self.addr, LEVEL).start;
+        let mut batch: Private<'_, P, _, LEVEL> =
+            Private { vma, va, page: self.hand.fresh.take(), source_is_valid, kind };
         let look = self.install(slot, &mut batch);
-        self.hand.fresh = page;
+        if let Some(page) = batch.page {
+            self.hand.fresh = Some(page);
+        }
         look
     }
 }

@@ -6,7 +6,7 @@
 //! after the read-only store and a fence, all of it is done in one locked section.
 
 use super::anon::{private_entry, readable};
-use super::hand::{Fresh, Need};
+use super::hand::Need;
 use super::{Fault, Look};
 use crate::arch::{Attrs, Format};
 use crate::file::FileCache;
@@ -35,18 +35,19 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
                 Err(look) => look,
             };
         }
-        self.install_private(vma, slot, FaultKind::FileCopy, &is_it)
+        self.install_private::<0>(vma, slot, FaultKind::FileCopy, is_it)
     }
 
-    /// The page at `old` is mapped read-only and `page` is to take its place; the slot is locked.
+    /// The page at `old` is mapped read-only and the one in hand takes its place; the slot is locked.
+    #[inline]
     pub(super) fn replace(
         &mut self,
         vma: &'f Vma<P>,
         mut slot: Slot<'f, P, Locked<'f, P>>,
         old: Pfn,
-        fresh: Fresh<P>,
     ) -> Look<'a, P> {
         let p = self.pin.platform();
+        let Some(fresh) = self.hand.fresh.take() else { return Look::Again };
         let table = self.space.page_table();
         let special = old == p.vm().zero_page();
         let level = slot.level();

@@ -21,8 +21,8 @@ struct Pages<'f, P: Platform> {
     file: &'f FileCache<P>,
     pages: Cursor<'f, P>,
     va: VirtAddr,
-    window: VirtRange,
-    /// The index in the file of the window's first page.
+    window: Option<VirtRange>,
+    /// The index in the file of the VMA's first page.
     first: u64,
     write: bool,
     attrs: Attrs,
@@ -30,19 +30,10 @@ struct Pages<'f, P: Platform> {
     around: Attrs,
 }
 
-impl<P: Platform> Batch for Pages<'_, P> {
-    fn va(&self) -> VirtAddr {
-        self.va
-    }
-    fn window(&self) -> VirtRange {
-        self.window
-    }
-    fn is_current(&self) -> bool {
-        !self.vma.is_retired()
-    }
+impl<P: Platform> Pages<'_, P> {
     #[inline(always)]
-    fn entry(&mut self, va: VirtAddr) -> Option<NewEntry> {
-        let index = self.first + ((va.0 - self.window.start.0) >> PAGE_SHIFT);
+    fn mapped(&mut self, va: VirtAddr, attrs: Attrs) -> Option<NewEntry> {
+        let index = self.first + ((va.0 - self.vma.range.start.0) >> PAGE_SHIFT);
         let pfn = self.pages.look(index)?;
         // The mapping is counted before the page is validated: who takes it away looks at the count after it
         // announced so (protocol 2).
@@ -54,7 +45,6 @@ impl<P: Platform> Batch for Pages<'_, P> {
             frame::unmap(self.p, pfn);
             return None;
         }
-        let attrs = if va == self.va { self.attrs } else { self.around };
         if attrs.contains(Attrs::DIRTY) {
             meta.set(FrameFlags::DIRTY);
         }
@@ -62,6 +52,26 @@ impl<P: Platform> Batch for Pages<'_, P> {
             self.p.sync_instructions(pfn);
         }
         Some(NewEntry { raw: P::Format::leaf(pfn, 0, attrs), counted: Counted::File })
+    }
+}
+
+impl<P: Platform> Batch for Pages<'_, P> {
+    fn va(&self) -> VirtAddr {
+        self.va
+    }
+    fn window(&self) -> Option<VirtRange> {
+        self.window
+    }
+    fn is_current(&self) -> bool {
+        !self.vma.is_retired()
+    }
+    #[inline(always)]
+    fn entry(&mut self, va: VirtAddr) -> Option<NewEntry> {
+        self.mapped(va, self.attrs)
+    }
+    #[inline(always)]
+    fn neighbour(&mut self, va: VirtAddr) -> Option<NewEntry> {
+        self.mapped(va, self.around)
     }
     fn kind(&self) -> Option<FaultKind> {
         Some(if self.write { FaultKind::SharedWrite } else { FaultKind::FileRead })
@@ -86,10 +96,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let in_place = vma.prot.contains(Prot::WRITE) && vma.is_written_in_place();
         let around = readable(vma) | if in_place { Attrs::WRITE } else { Attrs::empty() };
         // Neighbours of a write would have to be written to be worth it.
-        let window = match write {
-            true => VirtRange::page_of(va),
-            false => window(policy.fault_around, vma, va, &slot),
-        };
+        let window = (!write).then(|| window(policy.fault_around, vma, va, &slot));
         let mut batch = Pages {
             p,
             vma,
@@ -97,7 +104,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             pages,
             va,
             window,
-            first: vma.index_of(window.start),
+            first: vma.index_of(vma.range.start),
             write,
             attrs: around | if write { Attrs::WRITE | Attrs::DIRTY } else { Attrs::empty() },
             around: around - if policy.prefault_young { Attrs::empty() } else { Attrs::ACCESSED },

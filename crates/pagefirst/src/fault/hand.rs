@@ -97,7 +97,7 @@ impl<'a, P: Platform> Hand<'a, P> {
     }
 
     /// Gets what is missing, unpinned and unlocked.
-    #[inline(never)]
+    #[inline]
     pub fn fetch(
         &mut self,
         space: &'a AddressSpace<P>,
@@ -145,6 +145,7 @@ impl<'a, P: Platform> Hand<'a, P> {
     }
 
     /// A page, in place of the one in hand.
+    #[inline]
     fn page(&mut self, p: &'static P) -> Result<Frame<P>, Outcome<'a, P>> {
         self.fresh = None;
         p.vm().frame(p).map_err(|_| Outcome::Error(FaultError::NoMemory))

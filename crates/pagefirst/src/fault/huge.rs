@@ -60,6 +60,14 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     }
 
     #[inline(never)]
+    pub(super) fn huge_page(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Nothing>) -> Look<'a, P> {
+        if !self.hand.has_cleared(LEVEL) {
+            return Look::Need(Need::Cleared(LEVEL));
+        }
+        self.install_private::<LEVEL>(vma, slot, FaultKind::AnonWrite, |_| true)
+    }
+
+    #[inline(never)]
     pub(super) fn huge_zero_page(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Nothing>) -> Look<'a, P> {
         let Some(page) = self.hand.huge_zero.take() else { return Look::Need(Need::HugeZero) };
         let mut page = Some(page);

@@ -59,20 +59,26 @@ impl<P: Platform> AddressSpace<P> {
     /// [`Outcome::Blocked`]. Whatever happens, nothing is left behind but what the outcome says.
     pub fn fault(&self, addr: VirtAddr, access: Access) -> Outcome<'_, P> {
         let (outcome, tables) = self.answer(addr, access);
-        let tag = self.page_table().tag();
-        match &outcome {
-            Outcome::Mapped { .. } | Outcome::Spurious if cfg!(mutant = "fault_without_sync") => {}
-            Outcome::Mapped { .. } => self.platform().sync_local(tag, addr, tables),
-            Outcome::Spurious => {
-                self.failures.spurious.fetch_add(1, Relaxed);
-                self.platform().sync_local(tag, addr, true);
-            }
-            Outcome::Blocked(_) => {
-                self.failures.blocked.fetch_add(1, Relaxed);
-            }
-            Outcome::Error(error) => self.failures.count(*error),
+        let mapped = matches!(outcome, Outcome::Mapped { .. });
+        if !mapped {
+            self.count(&outcome);
+        }
+        if (mapped || matches!(outcome, Outcome::Spurious)) && !cfg!(mutant = "fault_without_sync") {
+            // What makes it spurious may be a table that another fault has published.
+            self.platform().sync_local(self.page_table().tag(), addr, tables || !mapped);
         }
         outcome
+    }
+
+    #[cold]
+    fn count(&self, outcome: &Outcome<'_, P>) {
+        let count = match outcome {
+            Outcome::Mapped { .. } => return,
+            Outcome::Spurious => &self.failures.spurious,
+            Outcome::Blocked(_) => &self.failures.blocked,
+            Outcome::Error(error) => return self.failures.count(*error),
+        };
+        count.fetch_add(1, Relaxed);
     }
 
     /// The outcome, and whether tables were published. What was in hand is flushed, or back where it came from.

@@ -7,54 +7,99 @@ use crate::frame::{Frame, FrameFlags};
 use crate::platform::Platform;
 use crate::space::{Backing, Vma};
 use crate::table::{FaultKind, Seen, Slot};
+use crate::types::Pfn;
+
+/// What a private page that may be written where it is has.
+const OURS: FrameFlags = FrameFlags::ANON.union(FrameFlags::EXCLUSIVE);
 
 impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
-    #[inline(never)]
+    /// Whether it is the one or the other is looked at here without the lock, and seen to again under it.
+    #[inline]
     pub(super) fn write_protected(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>) -> Look<'a, P> {
-        let p = self.pin.platform();
-        let raw = slot.raw();
+        let Some(pfn) = P::Format::frame(slot.raw(), slot.level()) else {
+            return Look::Done(Outcome::Spurious);
+        };
+        if P::Format::attrs(slot.raw()).contains(Attrs::SPECIAL) {
+            return self.replace_zero(vma, slot, pfn);
+        }
+        let flags = self.pin.platform().meta(pfn).flags();
+        match flags.contains(FrameFlags::ZERO) {
+            true => self.replace_zero(vma, slot, pfn),
+            false if !vma.is_private() || flags.contains(OURS) => self.reuse(vma, slot, pfn),
+            false => self.unshare(vma, slot, pfn),
+        }
+    }
+
+    /// The page is made writable where it is.
+    #[inline(never)]
+    fn reuse(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>, pfn: Pfn) -> Look<'a, P> {
+        let Ok(mut slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
+        if let Some(look) = self.flushes(pfn) {
+            return look;
+        }
+        let meta = self.pin.platform().meta(pfn);
+        if vma.is_private() {
+            if !meta.flags().contains(OURS) {
+                return Look::Again;
+            }
+        } else if let Backing::File { file, .. } = &vma.backing {
+            // The file may have shrunk since the page was mapped.
+            if !file.is_attached(meta, vma.index_of(self.addr)) {
+                return Look::error(FaultError::Bus(Bus::BeyondEnd));
+            }
+            meta.set(FrameFlags::DIRTY);
+        }
+        slot.widen(Attrs::WRITE | Attrs::ACCESSED | Attrs::DIRTY);
+        slot.tally(FaultKind::Reuse);
+        Look::mapped(self.hand.major, slot.level() > 0, 0)
+    }
+
+    /// A cleared page takes the place of a zero page.
+    #[inline(never)]
+    fn replace_zero(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>, pfn: Pfn) -> Look<'a, P> {
         let level = slot.level();
-        let Some(pfn) = P::Format::frame(raw, level) else { return Look::Done(Outcome::Spurious) };
-        let meta = p.meta(pfn);
-        // The page first, before the lock: a zero page is one for ever.
-        let special = P::Format::attrs(raw).contains(Attrs::SPECIAL);
-        if special && !self.hand.has_cleared(level) {
+        let take_out = level > 0 && self.hand.small;
+        // The page first, and then the lock.
+        if !take_out && !self.hand.has_cleared(level) {
             return Look::Need(Need::Cleared(level));
         }
-        let Ok(mut slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
-        // A reference taken under the table's lock: the page is mapped, so it is not free.
-        let held = || Frame::try_get(p, pfn);
-        // Somebody's copy is stored and not flushed: its old page may still be cached on other CPUs.
-        let flushed = self.hand.flushed.as_ref().is_some_and(|f| f.pfn() == pfn);
-        if self.space.page_table().is_unflushed() && !flushed {
-            return held().map_or(Look::Again, |page| Look::Need(Need::Flush(page)));
+        let Ok(slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
+        if let Some(look) = self.flushes(pfn) {
+            return look;
         }
-        if special || meta.flags().contains(FrameFlags::ZERO) {
-            if level > 0 && self.hand.small {
-                return self.take_huge_zero(slot);
-            }
-            if !self.hand.has_cleared(level) {
-                return Look::Need(Need::Cleared(level));
-            }
-        } else if !vma.is_private() || meta.flags().contains(FrameFlags::ANON | FrameFlags::EXCLUSIVE) {
-            if let Backing::File { file, .. } = &vma.backing
-                && !vma.is_private()
-            {
-                // The file may have shrunk since the page was mapped.
-                if !file.is_attached(meta, vma.index_of(self.addr)) {
-                    return Look::error(FaultError::Bus(Bus::BeyondEnd));
-                }
-                meta.set(FrameFlags::DIRTY);
-            }
-            slot.widen(Attrs::WRITE | Attrs::ACCESSED | Attrs::DIRTY);
-            slot.tally(FaultKind::Reuse);
-            return Look::mapped(self.hand.major, level > 0, 0);
-        } else if self.hand.copied().is_none_or(|source| source.pfn() != pfn) {
-            return held().map_or(Look::Again, |page| Look::Need(Need::Copy(page)));
+        match take_out {
+            true => self.take_huge_zero(slot),
+            false => self.replace(vma, slot, pfn),
         }
-        match self.hand.fresh.take() {
-            Some(fresh) => self.replace(vma, slot, pfn, fresh),
-            None => Look::Again,
+    }
+
+    /// A copy takes the place of a page that others see.
+    #[inline(never)]
+    fn unshare(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>, pfn: Pfn) -> Look<'a, P> {
+        let Ok(slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
+        if let Some(look) = self.flushes(pfn) {
+            return look;
         }
+        if self.hand.copied().is_none_or(|source| source.pfn() != pfn) {
+            return self.held(pfn).map_or(Look::Again, |page| Look::Need(Need::Copy(page)));
+        }
+        self.replace(vma, slot, pfn)
+    }
+
+    /// A reference taken under the table's lock: the page is mapped, so it is not free.
+    fn held(&self, pfn: Pfn) -> Option<Frame<P>> {
+        Frame::try_get(self.pin.platform(), pfn)
+    }
+
+    /// Asks for a flush while somebody's copy is stored and not flushed: its old page may still be cached on other CPUs.
+    /// Under the table's lock.
+    #[inline]
+    fn flushes(&self, pfn: Pfn) -> Option<Look<'a, P>> {
+        if !self.space.page_table().is_unflushed()
+            || self.hand.flushed.as_ref().is_some_and(|f| f.pfn() == pfn)
+        {
+            return None;
+        }
+        Some(self.held(pfn).map_or(Look::Again, |page| Look::Need(Need::Flush(page))))
     }
 }

@@ -165,6 +165,12 @@ impl FrameMeta {
     pub(crate) fn try_map(&self) -> bool {
         self.take(REF + MAP)
     }
+    /// Counts the first mapping of a page that the caller owns alone, whose reference becomes the mapping's. Others may
+    /// have taken it for the page it was before, and will let go of it: their counts are few.
+    #[inline]
+    pub(crate) fn map_first(&self) {
+        self.counts.fetch_add(MAP, AcqRel);
+    }
     /// Turns the mapping count up by one for a reference the caller already holds and hands to the mapping.
     pub(crate) fn map_held(&self) {
         self.take(MAP);

@@ -31,7 +31,7 @@ impl<'e, P: Platform> Slot<'e, P, Seen> {
         if !is_current() || !same::<P::Format>(guard.entry(self.index()), self.state.0) {
             return Err(EditError);
         }
-        Ok(Slot { at: self.at, parent: self.parent, va: self.va, state: Locked(guard) })
+        Ok(Slot { at: self.at, va: self.va, state: Locked(guard) })
     }
 }
 

@@ -216,8 +216,8 @@ impl<F: Format> Batch for Frames<F> {
     fn level(&self) -> u8 {
         self.level
     }
-    fn window(&self) -> VirtRange {
-        self.part
+    fn window(&self) -> Option<VirtRange> {
+        Some(self.part)
     }
     fn is_whole(&self) -> bool {
         true

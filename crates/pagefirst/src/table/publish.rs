@@ -10,6 +10,7 @@ use super::slot::{Nothing, Slot, Walk, walk};
 use super::{PageTable, Reserve, retire};
 use crate::arch::Format;
 use crate::platform::Platform;
+use crate::sync::atomic::Relaxed;
 use crate::sync::epoch::Pin;
 use crate::tlb::Gather;
 use crate::types::{VirtAddr, VirtRange};
@@ -33,9 +34,10 @@ pub(crate) trait Batch {
     fn level(&self) -> u8 {
         0
     }
-    /// The page and the neighbours that may be mapped with it, all in one table.
-    fn window(&self) -> VirtRange {
-        VirtRange::page_of(self.va())
+    /// The page and the neighbours that may be mapped with it, all in one table; `None` for the page alone.
+    #[inline]
+    fn window(&self) -> Option<VirtRange> {
+        None
     }
     /// Whether all of the window is mapped, or nothing: an occupied slot makes the install fail.
     fn is_whole(&self) -> bool {
@@ -46,6 +48,11 @@ pub(crate) trait Batch {
     /// Counts the mapping of the page at `va`, then validates the page, and gives its entry; `None`, with the count
     /// as before, when there is none or it is not valid any more. All entries are counted as the same.
     fn entry(&mut self, va: VirtAddr) -> Option<NewEntry>;
+    /// The same for a neighbour.
+    #[inline]
+    fn neighbour(&mut self, va: VirtAddr) -> Option<NewEntry> {
+        self.entry(va)
+    }
     /// As what the entry at [`va`](Batch::va) is counted; `None` when neither it nor its neighbours are.
     fn kind(&self) -> Option<FaultKind>;
 }
@@ -133,7 +140,7 @@ fn around_dead<'e, P: Platform>(
     slot: Slot<'e, P, Nothing>,
     gather: &mut Gather<'_, P>,
 ) -> Option<Slot<'e, P, Nothing>> {
-    if let Some(parent) = slot.parent {
+    if let Some(parent) = slot.parent() {
         retire::unlink(space, parent, slot.at, slot.va, gather);
     }
     match space.walk(pin, slot.va) {
@@ -145,7 +152,7 @@ fn around_dead<'e, P: Platform>(
 /// The slot was taken by `entry`: the one further down if that is a table; `None` when something is mapped.
 #[cold]
 fn deeper<P: Platform>(slot: Slot<'_, P, Nothing>, entry: u64) -> Option<Slot<'_, P, Nothing>> {
-    match walk(slot.at.child(entry)?, Some(slot.at), slot.va) {
+    match walk(slot.at.child(entry)?, Some(slot.at.pfn()), slot.va) {
         Walk::Nothing(deeper) => Some(deeper),
         Walk::Seen(_) | Walk::Huge(_) => None,
     }
@@ -183,29 +190,35 @@ fn chain<P: Platform, B: Batch>(
 /// slots is not free and all must be.
 #[inline(always)]
 fn fill<P: Platform, B: Batch>(guard: &mut Guard<'_, P>, batch: &mut B) -> Option<u32> {
-    let (level, va, window) = (batch.level(), batch.va(), batch.window());
+    let (level, va) = (batch.level(), batch.va());
     debug_assert_eq!(level, guard.table().level());
-    let (page, slots) = (P::Format::index(va, level), P::Format::slots(window, level));
-    debug_assert!(window.contains(va) && slots.contains(&page));
+    let page = P::Format::index(va, level);
+    let window = batch.window().map(|window| (window.start, P::Format::slots(window, level)));
+    debug_assert!(window.as_ref().is_none_or(|(start, slots)| *start <= va && slots.contains(&page)));
     let whole = batch.is_whole();
-    if whole && guard.entries() > 0 && slots.clone().any(|i| guard.entry(i) != 0) {
+    if let Some((_, slots)) = &window
+        && whole
+        && guard.entries() > 0
+        && slots.clone().any(|i| guard.entry(i) != 0)
+    {
         return None;
     }
     let NewEntry { raw, counted } = batch.entry(va)?;
     guard.set(page, raw);
 
-    let (mut around, mut at) = (0, window.start);
-    for i in slots {
-        // An occupied neighbour is skipped, never a reason to fail (X8).
-        if i != page
-            && (whole || guard.entry(i) == 0)
-            && let Some(entry) = batch.entry(at)
-        {
-            debug_assert_eq!(entry.counted, counted);
-            guard.set(i, entry.raw);
-            around += 1;
+    let mut around = 0;
+    if let Some((mut at, slots)) = window {
+        for cell in guard.cells(slots) {
+            // An occupied neighbour is skipped, never a reason to fail (X8); so is the page itself.
+            if cell.load(Relaxed) == 0
+                && let Some(entry) = batch.neighbour(at)
+            {
+                debug_assert_eq!(entry.counted, counted);
+                guard.set_cell(cell, entry.raw);
+                around += 1;
+            }
+            at.0 += P::Format::span(level);
         }
-        at.0 += P::Format::span(level);
     }
     guard.count(counted, 1 + around as i32);
     if let Some(kind) = batch.kind() {
@@ -242,7 +255,7 @@ pub(crate) fn publish_empty<P: Platform>(
             return Err(missing);
         }
         let Some(mut guard) = slot.at.lock() else {
-            if let Some(parent) = slot.parent {
+            if let Some(parent) = slot.parent() {
                 retire::unlink(space, parent, slot.at, va, gather);
             }
             continue;

@@ -10,6 +10,7 @@ use crate::sync::held;
 use crate::types::Pfn;
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
+use core::ops::Range;
 
 const LOCK: u64 = 1;
 const DEAD: u64 = 2;
@@ -185,6 +186,10 @@ impl<'e, P: Platform> Table<'e, P> {
     pub(super) fn found(pin: &'e Pin<P>, pfn: Pfn, level: u8) -> Self {
         Table { p: pin.platform(), pfn, level, pin: PhantomData }
     }
+    /// The table in this frame, which pointed to this one when it was found.
+    pub(super) fn above(self, pfn: Pfn) -> Table<'e, P> {
+        Table { pfn, level: self.level + 1, ..self }
+    }
     /// The table one level down that an entry of this one points to.
     pub(super) fn child(self, raw: u64) -> Option<Table<'e, P>> {
         P::Format::child(raw, self.level).map(|pfn| Table { pfn, level: self.level - 1, ..self })
@@ -273,12 +278,22 @@ impl<'e, P: Platform> Guard<'e, P> {
     fn cell(&self, index: usize) -> &'static AtomicU64 {
         &self.table.p.cells(self.table.pfn)[index]
     }
+    /// The slots themselves.
+    #[inline]
+    pub(super) fn cells(&self, slots: Range<usize>) -> &'static [AtomicU64] {
+        &self.table.p.cells(self.table.pfn)[slots]
+    }
     /// Puts an entry into an empty slot. For `publish.rs` alone.
     #[inline]
     pub(super) fn set(&mut self, index: usize, raw: u64) {
-        debug_assert!(raw != 0 && self.entry(index) == 0);
+        self.set_cell(self.cell(index), raw);
+    }
+    /// The same for one of the table's [`cells`](Guard::cells).
+    #[inline]
+    pub(super) fn set_cell(&mut self, cell: &AtomicU64, raw: u64) {
+        debug_assert!(raw != 0 && cell.load(Relaxed) == 0);
         let order = if cfg!(mutant = "publish_relaxed") { Relaxed } else { Release };
-        self.cell(index).store(raw, order);
+        cell.store(raw, order);
         self.word += ONE;
     }
     /// Takes an entry out, if there is one; returns what it said, with what hardware set until now.

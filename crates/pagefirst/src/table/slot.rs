@@ -3,11 +3,14 @@
 use super::record::{Guard, Table};
 use crate::arch::{Attrs, Format};
 use crate::platform::Platform;
-use crate::types::{VirtAddr, VirtRange};
+use crate::types::{Pfn, VirtAddr, VirtRange};
 
 /// State: the walk found no entry, and no table below.
 #[derive(Clone, Copy, Debug)]
-pub struct Nothing;
+pub struct Nothing {
+    /// The table that points to the slot's; none points to the root.
+    parent: Option<Pfn>,
+}
 /// State: a snapshot of an entry, read once.
 #[derive(Clone, Copy, Debug)]
 pub struct Seen(pub u64);
@@ -50,7 +53,6 @@ pub struct Locked<'e, P: Platform>(pub(super) Guard<'e, P>);
 /// ```
 pub struct Slot<'e, P: Platform, S> {
     pub(super) at: Table<'e, P>,
-    pub(super) parent: Option<Table<'e, P>>,
     pub(super) va: VirtAddr,
     pub(super) state: S,
 }
@@ -65,7 +67,11 @@ impl<'e, P: Platform, S> Slot<'e, P, S> {
     }
 }
 
-impl<P: Platform> Slot<'_, P, Nothing> {
+impl<'e, P: Platform> Slot<'e, P, Nothing> {
+    /// The table that points to the slot's; none points to the root.
+    pub(super) fn parent(&self) -> Option<Table<'e, P>> {
+        self.state.parent.map(|pfn| self.at.above(pfn))
+    }
     /// How many entries there are for pages of `range` in the slot's table, and how many of them were used. Read without
     /// the lock; none where the table for small pages is missing.
     pub(crate) fn used_in(&self, range: VirtRange) -> (u32, u32) {
@@ -99,23 +105,23 @@ pub enum Walk<'e, P: Platform> {
     Huge(Slot<'e, P, Seen>),
 }
 
-/// Walks down from `at` without a lock, reading each entry once.
+/// Walks down from `at`, to which the table `parent` points, without a lock, reading each entry once.
 #[inline(always)]
 pub(super) fn walk<'e, P: Platform>(
     mut at: Table<'e, P>,
-    mut parent: Option<Table<'e, P>>,
+    mut parent: Option<Pfn>,
     va: VirtAddr,
 ) -> Walk<'e, P> {
     loop {
         let raw = at.entry(P::Format::index(va, at.level()));
         match at.child(raw) {
             Some(child) => {
-                parent = Some(at);
+                parent = Some(at.pfn());
                 at = child;
             }
-            None if raw == 0 => return Walk::Nothing(Slot { at, parent, va, state: Nothing }),
+            None if raw == 0 => return Walk::Nothing(Slot { at, va, state: Nothing { parent } }),
             None => {
-                let slot = Slot { at, parent, va, state: Seen(raw) };
+                let slot = Slot { at, va, state: Seen(raw) };
                 return if at.level() == 0 { Walk::Seen(slot) } else { Walk::Huge(slot) };
             }
         }
