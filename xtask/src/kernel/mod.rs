@@ -51,7 +51,7 @@ pub(crate) fn run(args: &[&str]) -> Result {
         counts::run(&built)?;
     }
     if is_wanted(Only::Lines) {
-        lines::run(&built)?;
+        lines::run(&built, options.only.is_some())?;
     }
     Ok(())
 }

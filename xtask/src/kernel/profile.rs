@@ -8,8 +8,8 @@ use super::run::{Built, Run};
 use super::symbols::{Part, Place, Symbols};
 use crate::Result;
 
-/// How many lines of source are listed.
-const LINES: usize = 40;
+/// What takes less of the whole is only counted.
+const LEAST: u64 = 400;
 
 /// Runs the kernel with the plugin, and prints the profile of one case, given by number or name.
 pub(super) fn run(built: &Built, case: &str) -> Result {
@@ -22,9 +22,9 @@ pub(super) fn run(built: &Built, case: &str) -> Result {
     let places: Vec<(Place, u64)> = executed.map(|did| (symbols.place(did.pc), did.count)).collect();
     println!("{}: {} operations\n", count.name, count.ops);
     println!("Instructions for an operation, by function:\n");
-    print(count, &sums(&places, |place| (Part::of(place), function(place))), usize::MAX);
+    print(count, &sums(&places, |place| (Part::of(place), function(place))));
     println!("\nBy line:\n");
-    print(count, &sums(&places, |place| (Part::of(place), line(place))), LINES);
+    print(count, &sums(&places, |place| (Part::of(place), line(place))));
     Ok(())
 }
 
@@ -61,10 +61,16 @@ fn sums<K: Ord>(places: &[(Place, u64)], key: impl Fn(&Place) -> K) -> Vec<(u64,
     sums
 }
 
-fn print(count: &Count, sums: &[(u64, (Part, String))], most: usize) {
-    for (instructions, (part, name)) in sums.iter().take(most) {
-        println!("{:9.1}  {:16}  {name}", *instructions as f64 / count.ops as f64, part.name());
+fn print(count: &Count, sums: &[(u64, (Part, String))]) {
+    let each = |instructions: u64| instructions as f64 / count.ops as f64;
+    let all: u64 = sums.iter().map(|(instructions, _)| instructions).sum();
+    let listed = sums.partition_point(|(instructions, _)| instructions * LEAST >= all);
+    for (instructions, (part, name)) in &sums[..listed] {
+        println!("{:9.1}  {:16}  {name}", each(*instructions), part.name());
     }
+    let rest = &sums[listed..];
+    println!("{:9.1}  in {} others", each(rest.iter().map(|(count, _)| count).sum()), rest.len());
+    println!("{:9.1}  in all", each(all));
 }
 
 #[cfg(test)]

@@ -86,43 +86,59 @@ impl<'a> Symbols<'a> {
 
     /// Where an instruction comes from: the innermost inlined function of this workspace, or else the innermost one.
     pub(super) fn place(&self, pc: u64) -> Place {
+        // What the compiler gives no line is counted to where the function begins.
+        let begin = || self.before(pc).and_then(|(begin, ..)| self.framed(*begin));
+        let place = self.framed(pc).or_else(begin);
+        place.unwrap_or_else(|| Place { function: self.symbol(pc), file: None, line: 0 })
+    }
+
+    /// The same by the line tables alone.
+    fn framed(&self, pc: u64) -> Option<Place> {
         let mut innermost = None;
-        let mut frames = self.context.find_frames(pc).skip_all_loads().ok();
-        while let Some(frame) = frames.as_mut().and_then(|frames| frames.next().ok().flatten()) {
-            let location = frame.location.as_ref();
-            let Some(file) = location.and_then(|location| location.file) else { continue };
+        let mut frames = self.context.find_frames(pc).skip_all_loads().ok()?;
+        while let Some(frame) = frames.next().ok().flatten() {
+            let Some(location) = frame.location else { continue };
+            let (Some(file), Some(line @ 1..)) = (location.file, location.line) else { continue };
             let function = frame.function.as_ref().and_then(|function| function.demangle().ok());
             let own = Path::new(file).strip_prefix(&self.root).ok();
             let place = Place {
                 function: function.map_or_else(|| self.symbol(pc), |name| short(&name)),
                 file: Some(own.unwrap_or(Path::new(file)).to_owned()),
-                line: location.and_then(|location| location.line).unwrap_or(0),
+                line,
             };
             if own.is_some() {
-                return place;
+                return Some(place);
             }
             innermost.get_or_insert(place);
         }
-        innermost.unwrap_or_else(|| Place { function: self.symbol(pc), file: None, line: 0 })
+        innermost
+    }
+
+    /// The last symbol that does not begin behind an address.
+    fn before(&self, address: u64) -> Option<&(u64, u64, String)> {
+        self.symbols[..self.symbols.partition_point(|(begin, ..)| *begin <= address)].last()
     }
 
     /// The symbol in which an address lies, or the last one before it.
-    pub(super) fn symbol(&self, address: u64) -> String {
-        let before = self.symbols.partition_point(|(begin, ..)| *begin <= address);
-        let Some((begin, size, name)) = self.symbols[..before].last() else { return "?".into() };
-        let name = short(&addr2line::demangle_auto(name.as_str().into(), None));
-        let offset = address - begin;
-        // Labels of assembly have no size.
-        if offset == 0 || *size == 0 || offset < *size { name } else { format!("{name}+{offset:#x}") }
+    fn symbol(&self, address: u64) -> String {
+        let name =
+            self.before(address).map(|(.., name)| addr2line::demangle_auto(name.as_str().into(), None));
+        name.map_or_else(|| "?".into(), |name| short(&name))
     }
 
-    /// The symbol at a physical address, if it is in the image.
+    /// A physical address by the nearest symbol, if it is in the image.
     pub(super) fn at_physical(&self, physical: u64) -> Option<String> {
-        let (first, virt, _) = self
-            .segments
-            .iter()
-            .find(|(first, _, len)| physical.checked_sub(*first).is_some_and(|offset| offset < *len))?;
-        Some(self.symbol(virt + (physical - first)))
+        let offset = |(first, _, len): &&(u64, u64, u64)| physical.checked_sub(*first).filter(|at| at < len);
+        let segment = self.segments.iter().find(|segment| offset(segment).is_some())?;
+        let address = segment.1 + offset(&segment)?;
+        let (begin, size, _) = self.before(address)?;
+        let offset = address - begin;
+        if *size == 0 || offset < *size {
+            return Some(format!("{} + {offset:#x}", self.symbol(address)));
+        }
+        // It has no name of its own: a stack, perhaps, whose end alone has one.
+        let (next, ..) = self.symbols.iter().find(|(begin, ..)| *begin > address)?;
+        Some(format!("{} - {:#x}", self.symbol(*next), next - address))
     }
 }
 
@@ -144,17 +160,16 @@ fn short(name: &str) -> String {
     for letter in name.chars() {
         match letter {
             // `<T>` at the beginning is what a function belongs to, not a parameter.
-            '<' if text.is_empty() || depth == 0 && previous == '<' => {}
+            '<' if text.is_empty() => {}
             '<' => depth += 1,
-            '>' if previous == '-' => text.push(letter),
-            '>' if depth > 0 => depth -= 1,
-            '>' => {}
+            // The end of an arrow is no bracket.
+            '>' if previous != '-' => depth = depth.saturating_sub(1),
             _ if depth == 0 => text.push(letter),
             _ => {}
         }
         previous = letter;
     }
-    text.replace("::::", "::").replace("::{closure#", "::{").trim_end_matches("::").to_owned()
+    text.replace("::::", "::").trim_end_matches("::").to_owned()
 }
 
 impl Part {
@@ -214,6 +229,7 @@ mod tests {
     fn names_are_shortened() {
         assert_eq!(short("<pagefirst::Space<kernel::Platform>>::fault"), "pagefirst::Space::fault");
         assert_eq!(short("pagefirst::table::walk::<kernel::P>"), "pagefirst::table::walk");
-        assert_eq!(short("a::b::{closure#0}"), "a::b::{0}");
+        assert_eq!(short("release<fn(u64) -> (), T>"), "release");
+        assert_eq!(short("a::b::{closure#0}"), "a::b::{closure#0}");
     }
 }
