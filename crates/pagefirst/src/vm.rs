@@ -52,7 +52,7 @@ pub struct Vm<P: Platform> {
     pub frames: Frames<P>,
     pub(crate) epoch: Epoch,
     pub(crate) records: Slab<P, TableRecord>,
-    pub(crate) tables_in_limbo: Spin<P, Limbo<Pfn>>,
+    pub(crate) tables_in_limbo: Limbo<P, Pfn>,
     pub(crate) vmas: Pool<P, Vma<P>>,
     pub(crate) nodes: Pool<P, TreeNode<P>>,
     pub(crate) files: Pool<P, FileCache<P>>,
@@ -88,7 +88,7 @@ impl<P: Platform> Vm<P> {
             frames: Frames::new(),
             epoch: Epoch::new(),
             records: Slab::new(),
-            tables_in_limbo: Spin::new(Limbo::new()),
+            tables_in_limbo: Limbo::new(),
             vmas: Pool::new(),
             nodes: Pool::new(),
             files: Pool::new(),
@@ -184,7 +184,7 @@ impl<P: Platform> Vm<P> {
             + self.nodes.in_limbo()
             + self.files.in_limbo()
             + self.cache_nodes.in_limbo()
-            + self.tables_in_limbo.lock(p).len()
+            + self.tables_in_limbo.len(p)
     }
 
     /// Waits until nothing is in limbo, then empties every cache into the frame allocator, so that "nothing left"

@@ -3,7 +3,7 @@
 use super::File as _;
 use super::index::{Cursor, Cut, Index, Writer};
 use crate::frame::{Frame, FrameFlags, FrameMeta};
-use crate::mem::Shared;
+use crate::mem::{Pooled, Shared};
 use crate::platform::Platform;
 use crate::sync::Spin;
 use crate::sync::atomic::{Acquire, AtomicU64};
@@ -20,6 +20,8 @@ pub struct FileCache<P: Platform> {
     pub(super) index: Index<P>,
     pub(super) writer: Spin<P, Writer>,
 }
+
+impl<P: Platform> Pooled for FileCache<P> {}
 
 /// What a look-up found.
 pub(crate) enum Lookup<P: Platform> {

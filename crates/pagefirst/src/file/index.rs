@@ -13,7 +13,7 @@
 //!
 //! "Not there" is an answer a reader may get while a writer is at work; only a writer knows.
 
-use crate::mem::{Link, Reserved, Shared};
+use crate::mem::{Link, Pooled, Reserved, Shared};
 use crate::platform::Platform;
 use crate::sync::atomic::plain;
 use crate::sync::atomic::{Acquire, AtomicU64, Relaxed, Release};
@@ -40,6 +40,8 @@ pub struct CacheNode<P: Platform> {
 }
 
 type Leaf = [AtomicU64; SLOTS];
+
+impl<P: Platform> Pooled for CacheNode<P> {}
 
 enum Slots<P: Platform> {
     Leaf(Leaf),

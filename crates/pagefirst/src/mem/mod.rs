@@ -10,5 +10,5 @@ mod slab;
 
 pub(crate) use few::{Few, Room};
 pub(crate) use limbo::{Chain, Limbo};
-pub use shared::{Link, Pool, Reserved, Shared};
+pub use shared::{Link, Past, Pool, Pooled, Reserved, Shared};
 pub(crate) use slab::Slab;

@@ -5,17 +5,20 @@
 //! which lets go of what it links to, and its slot returns. So trees whose nodes are shared between versions are
 //! safe code: nothing but the count frees, and a reader's borrow ends with its pin.
 //!
+//! What an object links to may end with it ([`Pooled::end`]): a reader who got to the one below came by one above, all of
+//! those above have ended by the time the count is zero, and each of them ended after the grace period of what was
+//! unlinked by a writer. So nobody reads it, and it needs no grace period of its own.
+//!
 //! | | load under a pin | share | replace, drop |
 //! |---|---|---|---|
 //! | load | free | free | the old object outlives the pin |
 //! | share | | count | `share` needs a counted owner, so the count is never zero |
 //! | replace, drop | | | one swap; links are written by one writer at a time |
 
+use super::Few;
 use super::limbo::{Chain, Limbo};
 use super::slab::Slab;
 use crate::platform::Platform;
-use crate::sync::Spin;
-use crate::sync::atomic::plain::AtomicUsize;
 use crate::sync::atomic::{AcqRel, Acquire, AtomicPtr, AtomicU32, Relaxed, Release};
 use crate::sync::epoch::Pin;
 use crate::types::NoMemory;
@@ -47,12 +50,21 @@ impl<P: Platform, T: 'static> Chain for Objects<P, T> {
     }
 }
 
+/// What can be kept in a [`Pool`].
+pub trait Pooled: Sized + 'static {
+    /// Ends what a value whose grace period is over links to ([`Shared::end`]), as far as readers get there by values of
+    /// this kind alone. Then the value is dropped.
+    fn end(&mut self, _: Past) {}
+}
+
+/// Possession proves: the grace period of the value being ended is over.
+#[derive(Clone, Copy, Debug)]
+pub struct Past(());
+
 /// All objects of one type.
 pub struct Pool<P: Platform, T: 'static> {
     slab: Slab<P, Object<P, T>>,
-    limbo: Spin<P, Limbo<NonNull<Object<P, T>>>>,
-    /// How many are in it.
-    in_limbo: AtomicUsize,
+    limbo: Limbo<P, NonNull<Object<P, T>>>,
     platform: AtomicPtr<P>,
 }
 
@@ -63,12 +75,7 @@ unsafe impl<P: Platform, T: Send + Sync> Sync for Pool<P, T> {}
 
 impl<P: Platform, T: 'static> Pool<P, T> {
     pub(crate) fn new() -> Self {
-        Pool {
-            slab: Slab::new(),
-            limbo: Spin::new(Limbo::new()),
-            in_limbo: AtomicUsize::new(0),
-            platform: AtomicPtr::new(core::ptr::null_mut()),
-        }
+        Pool { slab: Slab::new(), limbo: Limbo::new(), platform: AtomicPtr::new(core::ptr::null_mut()) }
     }
     pub(crate) fn init(&self, p: &'static P) {
         self.platform.store(core::ptr::from_ref(p).cast_mut(), Release);
@@ -85,7 +92,18 @@ impl<P: Platform, T: 'static> Pool<P, T> {
     /// # Errors
     /// [`NoMemory`].
     pub fn reserve(&'static self) -> Result<Reserved<P, T>, NoMemory> {
-        Ok(Reserved { pool: self, at: self.slab.take(self.platform())? })
+        Ok(Reserved { pool: self, at: self.slab.take_one(self.platform())? })
+    }
+    /// The same for `n` objects. When memory runs out those that were there are passed on first.
+    ///
+    /// # Errors
+    /// [`NoMemory`].
+    pub(crate) fn reserve_all(
+        &'static self,
+        n: usize,
+        mut each: impl FnMut(Reserved<P, T>),
+    ) -> Result<(), NoMemory> {
+        self.slab.take(self.platform(), n, |at| each(Reserved { pool: self, at }))
     }
     /// Makes an object.
     ///
@@ -100,39 +118,43 @@ impl<P: Platform, T: 'static> Pool<P, T> {
     }
     /// Objects in limbo.
     pub fn in_limbo(&self) -> usize {
-        self.in_limbo.load(Relaxed)
-    }
-    fn retire(&self, at: NonNull<Object<P, T>>) {
-        let p = self.platform();
-        let mut limbo = self.limbo.lock(p);
-        limbo.push(&Objects(PhantomData), (at, at), 1, &p.vm().epoch);
-        self.in_limbo.store(limbo.len(), Relaxed);
-    }
-    fn past(&self, now: u64) -> Option<NonNull<Object<P, T>>> {
-        if self.in_limbo() == 0 {
-            return None;
-        }
-        let mut limbo = self.limbo.lock(self.platform());
-        let at = limbo.pop(&Objects(PhantomData), now);
-        self.in_limbo.store(limbo.len(), Relaxed);
-        at
-    }
-    /// Drops up to `most` objects whose grace period is over; returns how many.
-    pub(crate) fn collect(&self, now: u64, most: usize) -> usize {
-        let p = self.platform();
-        for done in 0..most {
-            let Some(at) = self.past(now) else { return done };
-            // SAFETY: the count reached zero, so nobody owns it, and the grace period is over, so nobody reads it:
-            // the value is dropped once and its slot, taken by `reserve`, returns.
-            unsafe {
-                ManuallyDrop::drop(&mut (*at.as_ptr()).value);
-                self.slab.give(p, at);
-            }
-        }
-        most
+        self.limbo.len(self.platform())
     }
     pub(crate) fn trim(&self) -> usize {
         self.slab.trim(self.platform())
+    }
+}
+
+impl<P: Platform, T: Pooled> Pool<P, T> {
+    /// Ends up to `most` objects whose grace period is over; returns how many.
+    pub(crate) fn collect(&self, now: u64, most: usize) -> usize {
+        let p = self.platform();
+        let mut done = 0;
+        loop {
+            let mut batch = Few::new();
+            self.limbo.take(p, &Objects(PhantomData), now, most - done, &mut batch);
+            let (is_full, objects) = (batch.is_full(), batch.take());
+            done += objects.len();
+            // SAFETY: their counts reached zero, so nobody owns them, and their grace period is over, so nobody reads
+            // them. Nobody else has taken them out of limbo.
+            unsafe { self.end(objects) };
+            if !is_full {
+                return done;
+            }
+        }
+    }
+    /// # Safety
+    /// Nobody owns these objects of this pool, nobody reads them, and nobody else ends them.
+    unsafe fn end(&self, objects: &[NonNull<Object<P, T>>]) {
+        for at in objects {
+            // SAFETY: the caller's promise.
+            let value = unsafe { &mut (*at.as_ptr()).value };
+            value.end(Past(()));
+            // SAFETY: it is dropped once.
+            unsafe { ManuallyDrop::drop(value) };
+        }
+        // SAFETY: slots taken by `reserve`, their values gone; the caller's promise.
+        unsafe { self.slab.give(self.platform(), objects) };
     }
 }
 
@@ -166,7 +188,7 @@ impl<P: Platform, T: 'static> Reserved<P, T> {
 impl<P: Platform, T: 'static> Drop for Reserved<P, T> {
     fn drop(&mut self) {
         // SAFETY: taken from this pool's slab, never filled.
-        unsafe { self.pool.slab.give(self.pool.platform(), self.at) };
+        unsafe { self.pool.slab.give(self.pool.platform(), &[self.at]) };
     }
 }
 
@@ -185,6 +207,20 @@ impl<P: Platform, T: 'static> Shared<P, T> {
     fn object(&self) -> &Object<P, T> {
         // SAFETY: this `Shared` counts, so the object is alive.
         unsafe { self.at.as_ref() }
+    }
+    /// Lets go of what a value that is being ended alone linked to, in a way that only this `Shared` opened to readers.
+    /// Was it the last reference, the object ends at once: its grace period is over as well (see above).
+    pub(crate) fn end(self, _: Past)
+    where
+        T: Pooled,
+    {
+        let this = ManuallyDrop::new(self);
+        // AcqRel: who ends the object comes after all who let go of it, and so after their readers.
+        if this.object().count.fetch_sub(1, AcqRel) == 1 {
+            // SAFETY: the last reference was ours. Readers came by objects above, which have all ended, each past its
+            // grace period or, in turn, that of one above it.
+            unsafe { this.object().pool.end(&[this.at]) };
+        }
     }
     /// Whether both refer to the same object.
     pub fn same(&self, other: &Self) -> bool {
@@ -210,7 +246,9 @@ impl<P: Platform, T: 'static> Deref for Shared<P, T> {
 impl<P: Platform, T: 'static> Drop for Shared<P, T> {
     fn drop(&mut self) {
         if self.object().count.fetch_sub(1, AcqRel) == 1 {
-            self.object().pool.retire(self.at);
+            let pool = self.object().pool;
+            let p = pool.platform();
+            pool.limbo.push(p, &Objects(PhantomData), (self.at, self.at), 1, &p.vm().epoch);
         }
     }
 }

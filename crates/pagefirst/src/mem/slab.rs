@@ -55,30 +55,38 @@ mod store {
             unsafe { header.cast::<u8>().add(Self::FIRST + i * Self::SIZE) }
         }
 
-        pub fn take(&self, p: &'static P) -> Result<NonNull<T>, NoMemory> {
+        pub fn take(
+            &self,
+            p: &'static P,
+            n: usize,
+            mut each: impl FnMut(NonNull<T>),
+        ) -> Result<(), NoMemory> {
             let mut partial = self.partial.lock(p);
-            let header = match *partial {
-                Some(header) => header,
-                None => {
-                    drop(partial);
-                    let fresh = Self::fresh(p)?;
-                    partial = self.partial.lock(p);
-                    // SAFETY: the fresh slab is ours alone until it is on the list.
-                    unsafe { (*fresh.as_ptr()).next = *partial };
-                    *partial = Some(fresh);
-                    fresh
+            for _ in 0..n {
+                let header = match *partial {
+                    Some(header) => header,
+                    None => {
+                        drop(partial);
+                        let fresh = Self::fresh(p)?;
+                        partial = self.partial.lock(p);
+                        // SAFETY: the fresh slab is ours alone until it is on the list.
+                        unsafe { (*fresh.as_ptr()).next = *partial };
+                        *partial = Some(fresh);
+                        fresh
+                    }
+                };
+                // SAFETY: headers on the list are initialised, and touched under the lock that we hold.
+                let h = unsafe { &mut *header.as_ptr() };
+                let slot = Self::slot(header, h.free as usize - 1);
+                // SAFETY: a free slot's first two bytes hold the next free index, written by `fresh` or `give`.
+                h.free = unsafe { slot.cast::<u16>().read() };
+                h.used += 1;
+                if h.free == 0 {
+                    *partial = h.next.take();
                 }
-            };
-            // SAFETY: headers on the list are initialised, and touched under the lock that we hold.
-            let h = unsafe { &mut *header.as_ptr() };
-            let slot = Self::slot(header, h.free as usize - 1);
-            // SAFETY: a free slot's first two bytes hold the next free index, written by `fresh` or `give`.
-            h.free = unsafe { slot.cast::<u16>().read() };
-            h.used += 1;
-            if h.free == 0 {
-                *partial = h.next.take();
+                each(slot.cast());
             }
-            Ok(slot.cast())
+            Ok(())
         }
 
         fn fresh(p: &'static P) -> Result<NonNull<Header>, NoMemory> {
@@ -96,22 +104,24 @@ mod store {
         }
 
         /// # Safety
-        /// `at` came from `take` of this store, its value is dropped, nobody uses it any more.
-        pub unsafe fn give(&self, p: &'static P, at: NonNull<T>) {
+        /// They came from `take` of this store, their values are dropped, nobody uses them any more.
+        pub unsafe fn give(&self, p: &'static P, slots: &[NonNull<T>]) {
             let mut partial = self.partial.lock(p);
-            let offset = at.as_ptr() as usize % PAGE_SIZE as usize;
-            // SAFETY: slabs are frames, page-aligned in the direct map, with the header first; `at` lies in one.
-            let header = unsafe { at.cast::<u8>().sub(offset).cast::<Header>() };
-            // SAFETY: initialised by `fresh`; touched under the lock.
-            let h = unsafe { &mut *header.as_ptr() };
-            // SAFETY: the slot is free from here on (the caller's promise), so its first bytes are the list's.
-            unsafe { at.cast::<u16>().write(h.free) };
-            if h.free == 0 {
-                h.next = *partial;
-                *partial = Some(header);
+            for at in slots {
+                let offset = at.as_ptr() as usize % PAGE_SIZE as usize;
+                // SAFETY: slabs are frames, page-aligned in the direct map, with the header first; `at` lies in one.
+                let header = unsafe { at.cast::<u8>().sub(offset).cast::<Header>() };
+                // SAFETY: initialised by `fresh`; touched under the lock.
+                let h = unsafe { &mut *header.as_ptr() };
+                // SAFETY: the slot is free from here on (the caller's promise), so its first bytes are the list's.
+                unsafe { at.cast::<u16>().write(h.free) };
+                if h.free == 0 {
+                    h.next = *partial;
+                    *partial = Some(header);
+                }
+                h.free = ((offset - Self::FIRST) / Self::SIZE) as u16 + 1;
+                h.used -= 1;
             }
-            h.free = ((offset - Self::FIRST) / Self::SIZE) as u16 + 1;
-            h.used -= 1;
         }
 
         /// Gives wholly free slabs back to the frame allocator; returns how many.
@@ -159,17 +169,27 @@ mod store {
         pub fn new() -> Self {
             Store(PhantomData)
         }
-        pub fn take(&self, _: &'static P) -> Result<NonNull<T>, NoMemory> {
-            // SAFETY: no T here is zero-sized.
-            NonNull::new(unsafe { alloc(Layout::new::<T>()) }.cast()).ok_or(NoMemory)
+        pub fn take(
+            &self,
+            _: &'static P,
+            n: usize,
+            mut each: impl FnMut(NonNull<T>),
+        ) -> Result<(), NoMemory> {
+            for _ in 0..n {
+                // SAFETY: no T here is zero-sized.
+                each(NonNull::new(unsafe { alloc(Layout::new::<T>()) }.cast()).ok_or(NoMemory)?);
+            }
+            Ok(())
         }
         /// # Safety
         /// As for the other back end.
-        pub unsafe fn give(&self, _: &'static P, at: NonNull<T>) {
-            // SAFETY: allocated by `take` with this layout, no longer used. Poisoned first.
-            unsafe {
-                at.as_ptr().cast::<u8>().write_bytes(0xa5, size_of::<T>());
-                dealloc(at.as_ptr().cast(), Layout::new::<T>());
+        pub unsafe fn give(&self, _: &'static P, slots: &[NonNull<T>]) {
+            for at in slots {
+                // SAFETY: allocated by `take` with this layout, no longer used. Poisoned first.
+                unsafe {
+                    at.as_ptr().cast::<u8>().write_bytes(0xa5, size_of::<T>());
+                    dealloc(at.as_ptr().cast(), Layout::new::<T>());
+                }
             }
         }
         pub fn trim(&self, _: &'static P) -> usize {
@@ -188,20 +208,31 @@ impl<P: Platform, T> Slab<P, T> {
     pub fn new() -> Self {
         Slab { store: store::Store::new(), live: AtomicUsize::new(0) }
     }
-    /// A slot, uninitialised, owned by the caller.
-    pub fn take(&self, p: &'static P) -> Result<NonNull<T>, NoMemory> {
-        let at = self.store.take(p)?;
-        self.live.fetch_add(1, Relaxed);
-        Ok(at)
+    /// Takes `n` slots with one lock: each is passed on, uninitialised, and owned by who gets it. Called with a lock
+    /// held. When memory runs out those that were there are passed on first.
+    pub fn take(&self, p: &'static P, n: usize, mut each: impl FnMut(NonNull<T>)) -> Result<(), NoMemory> {
+        let mut taken = 0;
+        let done = self.store.take(p, n, |at| {
+            taken += 1;
+            each(at);
+        });
+        self.live.fetch_add(taken, Relaxed);
+        done
     }
-    /// Gives a slot back.
+    /// A slot, uninitialised, owned by the caller.
+    pub fn take_one(&self, p: &'static P) -> Result<NonNull<T>, NoMemory> {
+        let mut slot = None;
+        self.take(p, 1, |at| slot = Some(at))?;
+        slot.ok_or(NoMemory)
+    }
+    /// Gives slots back with one lock.
     ///
     /// # Safety
-    /// `at` came from [`take`](Slab::take) of this slab, its value is dropped, nobody uses it any more.
-    pub unsafe fn give(&self, p: &'static P, at: NonNull<T>) {
+    /// They came from [`take`](Slab::take) of this slab, their values are dropped, nobody uses them any more.
+    pub unsafe fn give(&self, p: &'static P, slots: &[NonNull<T>]) {
         // SAFETY: the caller's promise.
-        unsafe { self.store.give(p, at) };
-        self.live.fetch_sub(1, Relaxed);
+        unsafe { self.store.give(p, slots) };
+        self.live.fetch_sub(slots.len(), Relaxed);
     }
     /// Slots handed out.
     pub fn live(&self) -> usize {

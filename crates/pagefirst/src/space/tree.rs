@@ -22,7 +22,7 @@ pub(crate) use build::TreeReserve;
 pub(crate) use gap::Order;
 
 use super::{Vma, VmaFlags};
-use crate::mem::{Link, Shared};
+use crate::mem::{Link, Past, Pooled, Shared};
 use crate::platform::Platform;
 use crate::sync::epoch::Pin;
 use crate::types::{NoMemory, PAGE_SIZE, VirtAddr, VirtRange};
@@ -119,6 +119,18 @@ impl<P: Platform> TreeNode<P> {
             }
         }
         best
+    }
+}
+
+impl<P: Platform> Pooled for TreeNode<P> {
+    /// Readers get to a node by the nodes above it alone.
+    fn end(&mut self, past: Past) {
+        if let Some(left) = self.left.take() {
+            left.end(past);
+        }
+        if let Some(right) = self.right.take() {
+            right.end(past);
+        }
     }
 }
 

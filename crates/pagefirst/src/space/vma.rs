@@ -4,7 +4,7 @@
 //! and publishes new ones (protocol 2); so a fault that worked from the old one notices under the table's lock.
 
 use crate::file::{File, FileCache};
-use crate::mem::Shared;
+use crate::mem::{Pooled, Shared};
 use crate::platform::Platform;
 use crate::policy::HugePolicy;
 use crate::sync::atomic::{Acquire, AtomicU32, Release};
@@ -65,6 +65,8 @@ pub struct Vma<P: Platform> {
     pub backing: Backing<P>,
     retired: AtomicU32,
 }
+
+impl<P: Platform> Pooled for Vma<P> {}
 
 impl<P: Platform> Vma<P> {
     /// A mapping that is not retired.

@@ -45,9 +45,9 @@ impl Epoch {
         Epoch { now: AtomicU64::new(self.retire_tag()) }
     }
 
-    /// Whether something retired under `tag` may be reused at `now`.
-    pub fn is_past(tag: u64, now: u64) -> bool {
-        now >= tag + 2
+    /// The epoch from which on something retired under `tag` may be reused.
+    pub fn past(tag: u64) -> u64 {
+        tag + 2
     }
 
     /// Moves the epoch on if every pinned CPU has seen it; returns the epoch that is current now.

@@ -56,7 +56,7 @@ pub(super) fn take_zeroed<P: Platform>(p: &'static P) -> Result<Pfn, NoMemory> {
 
 fn fresh<P: Platform>(p: &'static P) -> Result<Pfn, NoMemory> {
     let mut frame = Frame::new(p)?;
-    let record = p.vm().records.take(p)?;
+    let record = p.vm().records.take_one(p)?;
     frame.clear();
     // SAFETY: the slot is ours and uninitialised.
     unsafe { record.write(TableRecord::new()) };
@@ -86,7 +86,7 @@ fn free<P: Platform>(p: &'static P, tables: &mut [Pfn]) {
         let record = core::ptr::NonNull::from(record_of::<P>(p, *pfn));
         // SAFETY: taken from this slab in `fresh`; the table is past its grace period or was never published, so
         // nobody reads the record any more.
-        unsafe { p.vm().records.give(p, record) };
+        unsafe { p.vm().records.give(p, &[record]) };
     }
     frame::put_all(p, tables);
 }

@@ -7,13 +7,10 @@
 use super::record::Table;
 use super::{PageTable, reserve};
 use crate::arch::Format;
-use crate::mem::{Chain, Few, Room};
+use crate::mem::{Chain, Few};
 use crate::platform::Platform;
 use crate::tlb::Gather;
 use crate::types::{Pfn, VirtAddr};
-
-/// Tables that change hands with one lock.
-const BATCH: usize = 16;
 
 struct ByFrame<P: Platform>(&'static P);
 impl<P: Platform> Chain for ByFrame<P> {
@@ -101,27 +98,19 @@ pub(crate) fn retire<P: Platform>(p: &'static P, tables: Unlinked) {
     let epoch = &p.vm().epoch;
     #[cfg(mutant = "retire_tag_early")]
     let epoch = &epoch.frozen();
-    p.vm().tables_in_limbo.lock(p).push(&ByFrame(p), ends, tables.len, epoch);
+    p.vm().tables_in_limbo.push(p, &ByFrame(p), ends, tables.len, epoch);
 }
 
 /// Hands up to `most` tables whose grace period is over to this CPU's cache; returns how many.
 pub(crate) fn collect<P: Platform>(p: &'static P, now: u64, most: usize) -> usize {
     let mut done = 0;
     loop {
-        let mut batch: Few<Pfn, Room<Pfn, BATCH>> = Few::new();
-        {
-            let mut limbo = p.vm().tables_in_limbo.lock(p);
-            while done < most
-                && !batch.is_full()
-                && let Some(pfn) = limbo.pop(&ByFrame(p), now)
-            {
-                batch.push(pfn);
-                done += 1;
-            }
-        }
-        let was_full = batch.is_full();
-        reserve::give_zeroed(p, batch.take());
-        if !was_full {
+        let mut batch = Few::new();
+        p.vm().tables_in_limbo.take(p, &ByFrame(p), now, most - done, &mut batch);
+        let (is_full, tables) = (batch.is_full(), batch.take());
+        done += tables.len();
+        reserve::give_zeroed(p, tables);
+        if !is_full {
             return done;
         }
     }

@@ -118,11 +118,16 @@ impl<P: Platform> TreeReserve<P> {
         if height > MAX_HEIGHT || new > MAX_NEW {
             return Err(NoMemory);
         }
-        while self.len < needed(height, new) {
-            self.slots[self.len] = Some(p.vm().or_drain(p, || p.vm().nodes.reserve())?);
-            self.len += 1;
+        let needed = needed(height, new);
+        if self.len >= needed {
+            return Ok(());
         }
-        Ok(())
+        p.vm().or_drain(p, || {
+            p.vm().nodes.reserve_all(needed - self.len, |slot| {
+                self.slots[self.len] = Some(slot);
+                self.len += 1;
+            })
+        })
     }
 
     fn take(&mut self) -> Option<Reserved<P, TreeNode<P>>> {
@@ -250,6 +255,9 @@ impl<P: Platform> TreeReserve<P> {
         }
         let low = self.small(n / 2, new);
         let Some(vma) = new.next() else { return low };
+        if n == 1 {
+            return Tree::Draft(Draft { left: None, vma, right: None, height: 1 });
+        }
         let high = self.small(n - n / 2 - 1, new);
         self.node(Side::Low, low, vma, high)
     }

@@ -1,6 +1,6 @@
 //! The epoch alone, and counted objects over it.
 
-use super::{Item, Machine, Role, Watch, check};
+use super::{Item, Machine, Role, check};
 use crate::mem::Link;
 use crate::sync::atomic::{AcqRel, Acquire};
 use crate::sync::epoch::{Epoch, Pin};
@@ -25,7 +25,7 @@ fn advance(m: &'static Machine, times: usize) -> u64 {
 fn reclaim(m: &'static Machine, advances: usize) -> u64 {
     m.linked.swap(0, AcqRel);
     let tag = m.vm.epoch.retire_tag();
-    let past = Epoch::is_past(tag, advance(m, advances));
+    let past = Epoch::past(tag) <= advance(m, advances);
     if past {
         m.object.change(false);
     }
@@ -129,16 +129,16 @@ fn epoch_three_threads_main_2() {
 fn link(main: usize) {
     let setup = || {
         let m = machine();
-        assert!(m.link.set(Link::new(m.items.share(Item(Watch::new())).ok())).is_ok());
+        assert!(m.link.set(Link::new(m.items.share(Item::above(None)).ok())).is_ok());
         m
     };
     let read: Role = |m| {
         let pin = Pin::new(m);
-        m.link.get().unwrap().load(&pin).unwrap().0.touch();
+        m.link.get().unwrap().load(&pin).unwrap().touch();
         0
     };
     let replace: Role = |m| {
-        let new = m.items.reserve().unwrap().fill(Item(Watch::new()));
+        let new = m.items.reserve().unwrap().fill(Item::above(None));
         drop(m.link.get().unwrap().replace(Some(new)));
         (0..2).map(|_| m.items.collect(m.vm.epoch.advance(m), usize::MAX) as u64).sum()
     };
@@ -154,4 +154,44 @@ fn link_against_replace_main_0() {
 #[test]
 fn link_against_replace_main_1() {
     link(1);
+}
+
+/// Two items in turn link to one below them, which ends with the second, whatever of them a reader has.
+fn shared_link(main: usize) {
+    let setup = || {
+        let m = machine();
+        let below = m.items.share(Item::above(None)).ok();
+        assert!(m.link.set(Link::new(m.items.share(Item::above(below)).ok())).is_ok());
+        m
+    };
+    let read: Role = |m| {
+        let pin = Pin::new(m);
+        m.link.get().unwrap().load(&pin).unwrap().touch();
+        0
+    };
+    let replace: Role = |m| {
+        let link = m.link.get().unwrap();
+        let below = link.get().unwrap().below.clone();
+        for below in [below, None] {
+            drop(link.replace(m.items.share(Item::above(below)).ok()));
+            m.items.collect(m.vm.epoch.advance(m), usize::MAX);
+        }
+        m.items.collect(m.vm.epoch.advance(m), usize::MAX);
+        0
+    };
+    check(4, main, setup, [read, replace], |m, _| {
+        (0..2).for_each(|_| _ = m.items.collect(m.vm.epoch.advance(m), usize::MAX));
+        assert_eq!((m.items.in_limbo(), m.items.live()), (0, 1));
+    });
+}
+
+// catches: pin_without_fence, epoch_ignores_pins
+#[test]
+fn link_to_what_is_shared_main_0() {
+    shared_link(0);
+}
+// catches: pin_without_fence, epoch_ignores_pins
+#[test]
+fn link_to_what_is_shared_main_1() {
+    shared_link(1);
 }

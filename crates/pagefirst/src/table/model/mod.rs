@@ -16,6 +16,7 @@
 //! | `retire_tags_in_order` | `reuse` | who retires late does not shorten another's grace period | 3 |
 //! | `epoch_…` | `epoch` | no reader is overtaken; what it read happened before the reuse | `sync::epoch` |
 //! | `link_against_replace` | `epoch` | the same for [`Link`](crate::mem::Link) and the slabs | `mem::shared` |
+//! | `link_to_what_is_shared` | `epoch` | what ends with what links to it is read by nobody | `mem::shared` |
 //!
 //! loom's false greens (loom#392) are met as follows: every thread, main included, starts by locking and unlocking
 //! one gate; every model is run once for each rotation of its roles, and each mutant it names must die in each.
@@ -36,7 +37,7 @@ use super::{PageTable, Table, collect, reserve};
 use crate::arch::{Attrs, Format, Tiny};
 use crate::file::{File, FillGuard, Io, IoError};
 use crate::frame::FrameMeta;
-use crate::mem::{Link, Pool};
+use crate::mem::{Link, Past, Pool, Pooled, Shared};
 use crate::platform::{Note, Platform};
 use crate::sync::RawLock;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Relaxed};
@@ -140,11 +141,32 @@ impl File for NoFile {
     }
 }
 
-/// What the models' [`Link`](crate::mem::Link) links to.
-struct Item(Watch);
+/// What the models' [`Link`](crate::mem::Link) links to, and what that links to.
+struct Item {
+    watch: Watch,
+    below: Option<Shared<Machine, Item>>,
+}
+impl Pooled for Item {
+    fn end(&mut self, past: Past) {
+        if let Some(below) = self.below.take() {
+            below.end(past);
+        }
+    }
+}
 impl Drop for Item {
     fn drop(&mut self) {
-        self.0.change(false);
+        self.watch.change(false);
+    }
+}
+impl Item {
+    fn above(below: Option<Shared<Machine, Item>>) -> Self {
+        Item { watch: Watch::new(), below }
+    }
+    fn touch(&self) {
+        self.watch.touch();
+        if let Some(below) = &self.below {
+            below.touch();
+        }
     }
 }
 
@@ -255,7 +277,7 @@ impl Machine {
         m
     }
     fn fill_cache(&'static self, cpu: usize, pfn: usize) {
-        let record = self.vm.records.take(self).unwrap();
+        let record = self.vm.records.take_one(self).unwrap();
         // SAFETY: the slot is ours and uninitialised.
         unsafe { record.write(TableRecord::new()) };
         self.meta[pfn].set_owner(record.as_ptr().cast());
@@ -289,7 +311,7 @@ impl Machine {
         let live = self.space().table_bytes().iter().sum::<u64>() / PAGE_SIZE;
         assert_eq!(live, tables, "tables counted as they were published and unlinked");
         let owned = self.watch.iter().filter(|w| w.is_owned()).count() as u64;
-        let limbo = self.vm.tables_in_limbo.lock(self).len() as u64;
+        let limbo = self.vm.tables_in_limbo.len(self) as u64;
         assert_eq!(owned, tables + limbo, "a table leaked");
         found
     }
@@ -302,7 +324,7 @@ impl Machine {
         for meta in &self.meta[1..] {
             let record = NonNull::new(meta.owner()).unwrap().cast::<TableRecord>();
             // SAFETY: taken from this slab in `fill_cache`, and nobody reads it any more.
-            unsafe { self.vm.records.give(self, record) };
+            unsafe { self.vm.records.give(self, &[record]) };
         }
         // SAFETY: leaked by `new`, and nobody uses it any more. The space must not retire its root now.
         unsafe {
