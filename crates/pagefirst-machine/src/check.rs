@@ -165,7 +165,11 @@ impl<F: Format> Machine<F> {
             shadow.is_table(table, "linked")?;
         }
         let mut entries = 0;
-        for (i, cell) in self.arena.words(table)[..F::ENTRIES].iter().enumerate() {
+        let (user, kernel) = self.arena.words(table)[..F::ENTRIES].split_at(F::user_entries(level));
+        if kernel.iter().any(|cell| cell.load(Acquire) != kernel_entry::<F>()) {
+            return Err(format!("the kernel's half of root {table:?} was changed"));
+        }
+        for (i, cell) in user.iter().enumerate() {
             let raw = cell.load(Acquire);
             if raw == 0 {
                 continue;
@@ -207,6 +211,12 @@ impl<F: Format> Machine<F> {
             None => Err(format!("{name} is locked")),
         }
     }
+}
+
+/// What stands in the kernel's half of each root: not present, and whoever takes it for a user's entry comes to a frame
+/// that there is not.
+pub(crate) fn kernel_entry<F: Format>() -> u64 {
+    F::leaf(Pfn(u32::MAX), F::LEVELS - 1, Attrs::NONE)
 }
 
 /// What [`Machine::is_mark_lost`] found, in words.

@@ -1,6 +1,6 @@
 //! What the library asks of a platform, answered by the machine.
 
-use crate::check::mark_lost;
+use crate::check::{kernel_entry, mark_lost};
 use crate::config::Mistake;
 use crate::file::MachineFile;
 use crate::history::Event;
@@ -56,6 +56,11 @@ unsafe impl<F: Format> Platform for Machine<F> {
     #[inline]
     fn page(&'static self, pfn: Pfn) -> NonNull<u8> {
         self.arena.page(pfn)
+    }
+
+    fn kernel_half(&'static self, root: Pfn) {
+        let kernel = &self.cells(root)[F::user_entries(F::LEVELS - 1)..];
+        kernel.iter().for_each(|entry| entry.store(kernel_entry::<F>(), Relaxed));
     }
 
     fn shootdown(&'static self, flush: &Flush<'_>) {

@@ -156,9 +156,9 @@ fn x17_each_entry_of_a_batch_has_its_own_frame() -> Result {
     Ok(())
 }
 
-/// Every entry in the tables of a space, with the level of its table.
+/// Every entry in the tables of a space that is not the kernel's, with the level of its table.
 fn entries(space: &Space, table: Pfn, level: u8, all: &mut Vec<(u64, u8)>) {
-    for cell in space.platform().cells(table) {
+    for cell in &space.platform().cells(table)[..X86_64::user_entries(level)] {
         let raw = cell.load(Acquire);
         if raw != 0 {
             all.push((raw, level));

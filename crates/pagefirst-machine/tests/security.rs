@@ -8,7 +8,7 @@ use pagefirst::arch::{Attrs, Format, X86_64};
 use pagefirst::fault::{FaultError, Segv};
 use pagefirst::file::FileCache;
 use pagefirst::policy::Policy;
-use pagefirst::space::{Map, MapError, Place, RemapTo, VmaFlags, Why};
+use pagefirst::space::{AddressSpace, Map, MapError, Place, RemapTo, VmaFlags, Why};
 use pagefirst::types::{Access, PAGE_SIZE, Pfn, Prot, VirtAddr, VirtRange};
 use pagefirst_machine::{Machine, MachineFile, POISON};
 
@@ -77,6 +77,39 @@ fn no_byte_predates_its_page() -> Result {
 fn machine_word(machine: &'static Machine, pfn: Pfn, i: usize) -> u64 {
     use pagefirst::platform::Platform;
     machine.cells(pfn)[i].load(std::sync::atomic::Ordering::Relaxed)
+}
+
+#[test]
+fn a_kernels_half_is_left_alone() -> Result {
+    let machine = machine();
+    let upper = |s: &AddressSpace<Machine>| -> Vec<u64> {
+        let root = s.page_table().root_frame();
+        (X86_64::user_entries(3)..512).map(|i| machine_word(machine, root, i)).collect()
+    };
+    // Twice, so that the second root is the first one's frame, and given back clean (which the machine checks).
+    for _ in 0..2 {
+        let s = space(machine)?;
+        let kernel = upper(&s);
+        assert!(kernel.len() == 256 && kernel.iter().all(|entry| *entry != 0));
+        let end = VirtAddr(X86_64::USER_END.0 - 2 * PAGE_SIZE);
+        s.map(at(end, anonymous(2, RW)))?;
+        let mut cpu = machine.vcpu();
+        cpu.switch_to(&s);
+        cpu.store_u8(end, 1)?;
+        for kernel in [0xffff_8000_0000_0000, u64::MAX & !7].map(VirtAddr) {
+            let why = cpu.load_u8(kernel).map_err(|t| t.error);
+            assert_eq!(why, Err(FaultError::Segv(Segv::NotMapped)));
+            assert!(s.copy_in(kernel, &mut [0; 8]).is_err() && s.copy_out(kernel, &[0; 8]).is_err());
+        }
+        machine.check_space(&s);
+        assert_eq!(s.account().resident_bytes(), PAGE_SIZE);
+        s.unmap(end, 2 * PAGE_SIZE)?;
+        assert_eq!(upper(&s), kernel);
+        cpu.leave();
+        drop((cpu, s));
+        machine.vm().quiesce(machine);
+    }
+    Ok(())
 }
 
 #[test]
