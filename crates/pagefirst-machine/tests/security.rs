@@ -96,7 +96,7 @@ fn a_kernels_half_is_left_alone() -> Result {
         let mut cpu = machine.vcpu();
         cpu.switch_to(&s);
         cpu.store_u8(end, 1)?;
-        for kernel in [0xffff_8000_0000_0000, u64::MAX & !7].map(VirtAddr) {
+        for kernel in [0xffff_8000_0000_0000, 0xffff_ffff_ffff_fff8].map(VirtAddr) {
             let why = cpu.load_u8(kernel).map_err(|t| t.error);
             assert_eq!(why, Err(FaultError::Segv(Segv::NotMapped)));
             assert!(s.copy_in(kernel, &mut [0; 8]).is_err() && s.copy_out(kernel, &[0; 8]).is_err());
