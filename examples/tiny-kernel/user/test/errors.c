@@ -18,6 +18,7 @@ void start(long cpu, long cpus) {
     CHECK(probe((char *)0xffff800000000000, READ) == SEGV + 1);   // the direct map
     CHECK(probe((char *)0xffffffff80100000, WRITE) == SEGV + 1);  // the kernel
     CHECK(probe((char *)0x123456789abcdef0, READ) == SEGV + 128);
+    CHECK(call(1000, 0x8000000000000000, 0, 0) < 0);  // no place to go on at
     char *f = map(4 * PAGE, READ | WRITE, SHARED, SHORT);
     CHECK(*(long *)(f + PAGE) == PAGE + 1 && f[6000] == 0 && f[2 * PAGE - 1] == 0);
     CHECK(probe(f + 2 * PAGE, READ) == BUS + 2 && probe(f + 3 * PAGE, WRITE) == BUS + 2);
