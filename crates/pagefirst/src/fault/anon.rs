@@ -49,16 +49,25 @@ struct Private<'f, P: Platform, V, const LEVEL: u8> {
     kind: FaultKind,
 }
 
-/// The entry, in a table at `level`, of a page of private memory, written at once. Its reference becomes the mapping's.
+/// What the entry of a page has that is written at once.
+pub(super) const WRITTEN: Attrs = Attrs::WRITE.union(Attrs::DIRTY);
+
+/// The entry, in a table at `level`, of a page of private memory. Its reference becomes the mapping's.
 #[inline]
-pub(super) fn private_entry<P: Platform>(vma: &Vma<P>, va: VirtAddr, page: Frame<P>, level: u8) -> u64 {
+pub(super) fn private_entry<P: Platform>(
+    vma: &Vma<P>,
+    va: VirtAddr,
+    page: Frame<P>,
+    level: u8,
+    attrs: Attrs,
+) -> u64 {
     if vma.prot.contains(Prot::EXEC) {
         page.frames().for_each(|pfn| page.platform().sync_instructions(pfn));
     }
     page.make_anonymous(va.0 >> PAGE_SHIFT);
     page.meta().map_first();
     let pfn = if cfg!(mutant = "entry_without_reference") { page.pfn() } else { page.into_held() };
-    P::Format::leaf(pfn, level, readable(vma) | Attrs::WRITE | Attrs::DIRTY)
+    P::Format::leaf(pfn, level, readable(vma) | attrs)
 }
 
 impl<P: Platform, V: Fn(&Frame<P>) -> bool, const LEVEL: u8> Batch for Private<'_, P, V, LEVEL> {
@@ -82,7 +91,10 @@ impl<P: Platform, V: Fn(&Frame<P>) -> bool, const LEVEL: u8> Batch for Private<'
         {
             return None;
         }
-        Some(NewEntry { raw: private_entry(self.vma, self.va, fresh.page, LEVEL), counted: Counted::Anon })
+        Some(NewEntry {
+            raw: private_entry(self.vma, self.va, fresh.page, LEVEL, WRITTEN),
+            counted: Counted::Anon,
+        })
     }
     #[inline]
     fn kind(&self) -> Option<FaultKind> {

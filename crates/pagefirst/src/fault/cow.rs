@@ -5,8 +5,8 @@
 //! could read the old page after somebody wrote the copy. When no other CPU can have the space's translations, read
 //! after the read-only store and a fence, all of it is done in one locked section.
 
-use super::anon::{private_entry, readable};
-use super::hand::Need;
+use super::anon::{WRITTEN, private_entry};
+use super::hand::{Need, Why};
 use super::{Fault, Look};
 use crate::arch::{Attrs, Format};
 use crate::file::FileCache;
@@ -30,10 +30,11 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let index = vma.index_of(self.addr);
         let is_it = |page: &Frame<P>| file.is_attached(page.meta(), index);
         if !self.hand.copied().is_some_and(is_it) {
-            return match self.cached(vma, file) {
-                Ok(page) => Look::Need(Need::Copy(page)),
-                Err(look) => look,
-            };
+            let pfn = file.cursor(self.pin).look(index);
+            let page = pfn.and_then(|pfn| Frame::try_get(self.pin.platform(), pfn));
+            return page
+                .filter(is_it)
+                .map_or_else(|| self.not_there(vma, file), |p| Look::Need(Need::Copy(p)));
         }
         self.install_private::<0>(vma, slot, FaultKind::FileCopy, is_it)
     }
@@ -54,8 +55,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         debug_assert_eq!(level, fresh.level);
         let span = P::Format::span_of(self.addr, level);
         let copy = fresh.page.pfn();
-        let writable = private_entry(vma, span.start, fresh.page, level);
-        let read_only = P::Format::with_attrs(writable, readable(vma));
+        let read_only = private_entry(vma, span.start, fresh.page, level, Attrs::empty());
         table.begin_unflushed();
         slot.replace(read_only);
         slot.tally(FaultKind::Copy);
@@ -64,12 +64,12 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         if alone {
             // This CPU's own stale translation goes before another thread can run here, in this space or, by tag, out of it.
             p.sync_local(table.tag(), self.addr, false);
-            slot.widen(Attrs::WRITE | Attrs::DIRTY);
+            slot.widen(WRITTEN);
             table.end_unflushed();
         } else {
             // Mapped and locked, so it is not free.
-            self.hand.unflushed = Frame::try_get(p, copy);
-            debug_assert!(self.hand.unflushed.is_some());
+            let Some(copy) = Frame::try_get(p, copy) else { unreachable!("{copy:?} is mapped and free") };
+            self.hand.hold(copy, Why::Unflushed);
         }
         drop(slot);
         // The old page's mapping ends after the flush.
@@ -88,14 +88,14 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     pub(super) fn settle_copy(&mut self) -> Look<'a, P> {
         let table = self.space.page_table();
         let mut huge = false;
-        if let Some(copy) = self.hand.unflushed.take()
+        if let Some(copy) = self.hand.take(Why::Unflushed)
             && let Some(vma) = self.space.find(self.pin, self.addr)
             && vma.prot.allows(Access::Write)
             && let Walk::Seen(slot) | Walk::Huge(slot) = table.walk(self.pin, self.addr)
             && P::Format::frame(slot.raw(), slot.level()) == Some(copy.pfn())
             && let Ok(mut slot) = slot.lock(|| !vma.is_retired())
         {
-            slot.widen(Attrs::WRITE | Attrs::DIRTY);
+            slot.widen(WRITTEN);
             huge = slot.level() > 0;
         }
         table.end_unflushed();

@@ -90,7 +90,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let mut pages = file.cursor(self.pin);
         // What is there is validated under the lock. What is not, or not as it has to be, has its reasons.
         if !pages.look(index).is_some_and(|pfn| file.is_attached(p.meta(pfn), index)) {
-            return self.cached(vma, file).err().unwrap_or(Look::Again);
+            return self.not_there(vma, file);
         }
         let (policy, write) = (self.space.policy(), self.access == Access::Write);
         let in_place = vma.prot.contains(Prot::WRITE) && vma.is_written_in_place();
@@ -112,20 +112,16 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         self.install(slot, &mut batch)
     }
 
-    /// The file's page for the faulting address, from the cache, or what to do instead.
-    #[inline(never)]
-    pub(super) fn cached(
-        &self,
-        vma: &'f Vma<P>,
-        file: &'f Shared<P, FileCache<P>>,
-    ) -> Result<frame::Frame<P>, Look<'a, P>> {
+    /// The file's page for the faulting address was not found, or not as it has to be: why, or what to do about it.
+    #[cold]
+    pub(super) fn not_there(&self, vma: &'f Vma<P>, file: &'f Shared<P, FileCache<P>>) -> Look<'a, P> {
         let index = vma.index_of(self.addr);
         match file.lookup(self.pin.platform(), self.pin, index) {
-            Lookup::Poisoned => Err(Look::error(FaultError::Bus(Bus::Poison))),
-            Lookup::Page(page) => Ok(page),
-            Lookup::Filling(page) => Err(Look::Done(Outcome::Blocked(Ticket(For::Page(page))))),
-            Lookup::BeyondEnd => Err(Look::error(FaultError::Bus(Bus::BeyondEnd))),
-            Lookup::Missing => Err(Look::Need(Need::Page(file.clone(), index))),
+            Lookup::Poisoned => Look::error(FaultError::Bus(Bus::Poison)),
+            Lookup::Page(_) => Look::Again,
+            Lookup::Filling(page) => Look::Done(Outcome::Blocked(Ticket(For::Page(page)))),
+            Lookup::BeyondEnd => Look::error(FaultError::Bus(Bus::BeyondEnd)),
+            Lookup::Missing => Look::Need(Need::Page(file.clone(), index)),
         }
     }
 }

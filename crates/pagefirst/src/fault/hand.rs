@@ -47,19 +47,32 @@ pub(super) struct Fresh<P: Platform> {
     pub level: u8,
 }
 
+/// Why a page is held: so that it is there, and no other page can take its number.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    /// It was read from its file: it is to be there when the fault looks again (X20).
+    Read,
+    /// It was seen at the address before that was flushed.
+    Flushed,
+    /// It is a copy stored read-only, whose flush has to be done before it is made writable.
+    Unflushed,
+    /// It is the huge zero page, for an entry.
+    HugeZero,
+}
+
+/// A page, and why it is held.
+pub(super) struct Held<P: Platform> {
+    page: Frame<P>,
+    why: Why,
+}
+
 /// What a fault has in hand. All of it is owned: dropped, it returns.
 pub(crate) struct Hand<'a, P: Platform> {
     pub fresh: Option<Fresh<P>>,
     pub reserve: Reserve<P>,
     pub gather: SmallGather<'a, P>,
-    /// The page seen at the address before it was flushed; held, so that no other page can take its number.
-    pub flushed: Option<Frame<P>>,
-    /// A page read from its file; held, so that it is there when the fault looks again (X20).
-    pub read: Option<Frame<P>>,
-    /// A copy stored read-only, whose flush has to be done before it is made writable; held, so that no other page can
-    /// take its number.
-    pub unflushed: Option<Frame<P>>,
-    pub huge_zero: Option<Frame<P>>,
+    /// A page held beside that.
+    pub held: Option<Held<P>>,
     /// No huge page can be had, or there is no room for one: the small path goes on.
     pub small: bool,
     /// A page was read from its file.
@@ -76,10 +89,7 @@ impl<'a, P: Platform> Hand<'a, P> {
             fresh: None,
             reserve: Reserve::new(space.platform()),
             gather: SmallGather::small(space.page_table()),
-            flushed: None,
-            read: None,
-            unflushed: None,
-            huge_zero: None,
+            held: None,
             small: false,
             major: false,
             published: false,
@@ -90,6 +100,19 @@ impl<'a, P: Platform> Hand<'a, P> {
     /// What a copy is in hand of.
     pub fn copied(&self) -> Option<&Frame<P>> {
         self.fresh.as_ref()?.copy_of.as_ref()
+    }
+    /// Holds a page until it is not needed, or another is. Each is for what the next look does.
+    pub fn hold(&mut self, page: Frame<P>, why: Why) {
+        self.held = Some(Held { page, why });
+    }
+    /// The page held for this reason.
+    #[inline]
+    pub fn holds(&self, why: Why) -> Option<&Frame<P>> {
+        self.held.as_ref().filter(|held| held.why == why).map(|held| &held.page)
+    }
+    /// The same, given up.
+    pub fn take(&mut self, why: Why) -> Option<Frame<P>> {
+        self.held.take_if(|held| held.why == why).map(|held| held.page)
     }
     /// Whether a cleared page for an entry of a table at `level` is in hand.
     pub fn has_cleared(&self, level: u8) -> bool {
@@ -112,12 +135,10 @@ impl<'a, P: Platform> Hand<'a, P> {
                 self.fresh = Some(Fresh { page, copy_of: None, level: 0 });
             }
             Need::Cleared(level) => self.huge_page(space, level),
-            Need::HugeZero => {
-                self.huge_zero = p.vm().huge_zero_page(p);
-                if self.huge_zero.is_none() {
-                    self.fall_back(space);
-                }
-            }
+            Need::HugeZero => match p.vm().huge_zero_page(p) {
+                Some(page) => self.hold(page, Why::HugeZero),
+                None => self.fall_back(space),
+            },
             Need::FlushBefore(taken) => {
                 self.gather.flush_before(P::Format::span_of(addr, huge::LEVEL), taken);
             }
@@ -132,7 +153,7 @@ impl<'a, P: Platform> Hand<'a, P> {
                 let level = seen.order() / P::Format::BITS as u8;
                 self.gather.touch(P::Format::span_of(addr, level));
                 self.gather.flush();
-                self.flushed = Some(seen);
+                self.hold(seen, Why::Flushed);
             }
             Need::Settle => self.gather.flush(),
             Need::Tidy(span) => {
@@ -180,7 +201,7 @@ impl<'a, P: Platform> Hand<'a, P> {
     fn read(&mut self, p: &'static P, file: &FileCache<P>, index: u64) -> Result<(), Outcome<'a, P>> {
         match file.read(p, index) {
             Ok(page) => {
-                self.read = Some(page);
+                self.hold(page, Why::Read);
                 self.major = true;
                 Ok(())
             }

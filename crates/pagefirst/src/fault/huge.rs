@@ -6,7 +6,7 @@
 //! that come in its place read as zero as well.
 
 use super::anon::readable;
-use super::hand::Need;
+use super::hand::{Need, Why};
 use super::{Fault, Look};
 use crate::arch::Format;
 use crate::frame::Frame;
@@ -69,12 +69,16 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
 
     #[inline(never)]
     pub(super) fn huge_zero_page(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Nothing>) -> Look<'a, P> {
-        let Some(page) = self.hand.huge_zero.take() else { return Look::Need(Need::HugeZero) };
-        let mut page = Some(page);
+        let mut page = self.hand.take(Why::HugeZero);
+        if page.is_none() {
+            return Look::Need(Need::HugeZero);
+        }
         let va = P::Format::span_of(self.addr, LEVEL).start;
         let mut batch = HugeZero { vma, va, page: &mut page };
         let look = self.install(slot, &mut batch);
-        self.hand.huge_zero = page;
+        if let Some(page) = page {
+            self.hand.hold(page, Why::HugeZero);
+        }
         look
     }
 

@@ -39,7 +39,7 @@ use crate::sync::atomic::Relaxed;
 use crate::sync::epoch::Pin;
 use crate::table::{Batch, FaultKind, Nothing, Refused, Seen, Slot, Walk, install};
 use crate::types::{Access, VirtAddr};
-use hand::{Hand, Need};
+use hand::{Hand, Need, Why};
 use outcome::For;
 
 /// What a look came to.
@@ -118,7 +118,7 @@ pub(crate) struct Fault<'f, 'a, P: Platform> {
 impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     #[inline]
     fn look(mut self) -> Look<'a, P> {
-        if self.hand.unflushed.is_some() {
+        if self.hand.holds(Why::Unflushed).is_some() {
             return self.settle_copy();
         }
         let turn = self.space.turn();

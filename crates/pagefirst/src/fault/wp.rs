@@ -1,6 +1,6 @@
 //! A write to a page that is mapped read-only.
 
-use super::hand::Need;
+use super::hand::{Need, Why};
 use super::{Bus, Fault, FaultError, Look, Outcome};
 use crate::arch::{Attrs, Format};
 use crate::frame::{Frame, FrameFlags};
@@ -95,9 +95,8 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     /// Under the table's lock.
     #[inline]
     fn flushes(&self, pfn: Pfn) -> Option<Look<'a, P>> {
-        if !self.space.page_table().is_unflushed()
-            || self.hand.flushed.as_ref().is_some_and(|f| f.pfn() == pfn)
-        {
+        let was_flushed = || self.hand.holds(Why::Flushed).is_some_and(|page| page.pfn() == pfn);
+        if !self.space.page_table().is_unflushed() || was_flushed() {
             return None;
         }
         Some(self.held(pfn).map_or(Look::Again, |page| Look::Need(Need::Flush(page))))

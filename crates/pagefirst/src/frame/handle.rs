@@ -140,10 +140,15 @@ impl<P: Platform> Frame<P> {
     #[inline(never)]
     fn put(&mut self) {
         if self.meta().put() {
-            release(self.p, &[self.pfn]);
-            if cfg!(mutant = "clear_after_free") {
-                self.clear();
-            }
+            self.free();
+        }
+    }
+    /// That was the last one.
+    #[cold]
+    fn free(&mut self) {
+        release(self.p, &[self.pfn]);
+        if cfg!(mutant = "clear_after_free") {
+            self.clear();
         }
     }
 }

@@ -43,6 +43,7 @@ impl FrameCache {
         self.len += 1;
     }
     /// Takes a batch from the buddy allocator, in blocks: those first that are no use to anybody who wants more.
+    #[cold]
     fn refill<P: Platform>(&mut self, p: &'static P) {
         // Aligned pairs at least: two CPUs never share a line of metadata.
         while let most @ 1.. = (BATCH - self.len).checked_ilog2().unwrap_or(0) as u8
@@ -163,7 +164,9 @@ fn release_those<P: Platform>(p: &'static P, frames: &mut [Pfn], is_last: impl F
             last += 1;
         }
     }
-    release(p, &frames[..last]);
+    if last > 0 {
+        release(p, &frames[..last]);
+    }
 }
 
 /// Drops one mapping of a page and its reference, and frees it if it has no other.
