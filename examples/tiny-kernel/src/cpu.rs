@@ -38,9 +38,8 @@ pub struct Cpu {
     pub task: AtomicPtr<Task>,
     /// Where that goes on when its next fault is refused; 0 for nowhere.
     pub recover: AtomicU64,
-    /// A program for the second CPU to run, and how that ended.
+    /// A program for the second CPU to run.
     pub job: AtomicPtr<Task>,
-    pub status: AtomicU64,
     started: AtomicBool,
     /// The library's part.
     pub local: Local<Kernel>,
@@ -142,7 +141,7 @@ extern "C" fn ap_main() -> ! {
     loop {
         // SAFETY: who gave the task waits until it is taken back.
         if let Some(task) = unsafe { cpu.job.load(Acquire).as_ref() } {
-            cpu.status.store(task.run(1), Relaxed);
+            task.run(1);
             cpu.job.store(null_mut(), Release);
         }
         kernel().relax();

@@ -40,6 +40,7 @@ impl file::File for File {
 
 /// A program in its space.
 pub struct Task {
+    pub name: &'static str,
     pub space: AddressSpace<Kernel>,
     /// Descriptor 3 and on: 4 MiB in memory; the same, but pages that are written are told apart; 6,000 bytes.
     files: [Shared<Kernel, FileCache<Kernel>>; 3],
@@ -48,7 +49,7 @@ pub struct Task {
 
 impl Task {
     /// Maps a program into a space of its own.
-    pub fn load(image: &[u8]) -> Result<Task, &'static str> {
+    pub fn load(name: &'static str, image: &[u8]) -> Result<Task, &'static str> {
         let p = kernel();
         let space = AddressSpace::new(p, Default::default()).map_err(|_| "no memory for a space")?;
         let open = |id, tracks_writes, size| FileCache::new(p, File { id, tracks_writes }, size);
@@ -66,7 +67,7 @@ impl Task {
             let prot = Prot::READ | can(PF_W, Prot::WRITE) | can(PF_X, Prot::EXEC);
             space.protect(start, len, prot).map_err(|_| "no memory for a segment's rights")?;
         }
-        Ok(Task { space, files: [a, b, c], entry: elf.ehdr.e_entry })
+        Ok(Task { name, space, files: [a, b, c], entry: elf.ehdr.e_entry })
     }
 
     /// The program that this CPU runs.
@@ -75,21 +76,20 @@ impl Task {
         unsafe { &*kernel().this_cpu().task.load(Relaxed) }
     }
 
-    /// Runs it on all CPUs at once; 0 if all is well.
-    pub fn run_on_all(&self) -> u64 {
+    /// Runs it on all CPUs at once.
+    pub fn run_on_all(&self) {
         let second = &kernel().cpus[1];
         if kernel().running > 1 {
             second.job.store(from_ref(self).cast_mut(), Release);
         }
-        let status = self.run(0);
+        self.run(0);
         while !second.job.load(Acquire).is_null() {
             kernel().relax();
         }
-        status | second.status.load(Relaxed)
     }
 
-    /// Runs it on this CPU; returns its status.
-    pub fn run(&self, number: usize) -> u64 {
+    /// Runs it on this CPU.
+    pub fn run(&self, number: usize) {
         let (cpu, table) = (kernel().this_cpu(), self.space.page_table());
         let stack = self.space.map(Map::anonymous(64 << 10, Prot::READ | Prot::WRITE));
         let top = stack.expect("room for a stack").range.end.0 - 8;
@@ -98,11 +98,10 @@ impl Task {
         // In the mask before the root is loaded, and out of it when another is: then nothing of this space is cached.
         kernel().load_root(table.activate(number).phys());
         // SAFETY: the space's tables have the kernel's half, and a user can do no harm.
-        let status = unsafe { enter_user(self.entry, top, number as u64, kernel().running as u64) };
+        unsafe { enter_user(self.entry, top, number as u64, kernel().running as u64) };
         kernel().load_root(boot_root());
         table.deactivate(number);
         cpu.task.store(null_mut(), Relaxed);
-        status
     }
 
     /// A system call: Linux's numbers, arguments and results; from 1000 on our own.

@@ -1,8 +1,8 @@
 //! Into the kernel: page faults, which the library answers; system calls; interrupts from the other CPU.
 
+use crate::cpu;
 use crate::platform::kernel;
 use crate::program::Task;
-use crate::{cpu, println};
 use core::arch::global_asm;
 use core::sync::atomic::Ordering::Relaxed;
 use pagefirst::fault::{FaultError, Outcome, Segv};
@@ -12,9 +12,9 @@ use x86_64::registers::control::Cr2;
 
 global_asm!(include_str!("trap.s"), options(raw));
 unsafe extern "C" {
-    /// Runs user code until it exits; returns its status.
-    pub fn enter_user(rip: u64, rsp: u64, argument: u64, arguments: u64) -> u64;
-    fn leave_user(status: u64) -> !;
+    /// Runs user code until it exits.
+    pub fn enter_user(rip: u64, rsp: u64, argument: u64, arguments: u64);
+    fn leave_user() -> !;
     pub fn syscall_entry();
     fn traps();
     fn case_marks();
@@ -104,13 +104,15 @@ fn refuse(frame: &mut Frame, why: FaultError) {
     }
 }
 
-/// Ends the program that this CPU runs.
+/// Ends the program that this CPU runs; unless all is well, everything.
 fn exit(status: u64) -> ! {
-    if status != 0 {
-        println!("ended with {status:#x}");
-    }
+    assert!(
+        status == 0,
+        "program {}: FAILED at line, or with signal and code, {status:#x}",
+        Task::current().name
+    );
     // SAFETY: this CPU runs a program, so `enter_user` waits; nothing on the stack in between needs dropping.
-    unsafe { leave_user(status) }
+    unsafe { leave_user() }
 }
 
 fn system_call(frame: &mut Frame) {

@@ -39,7 +39,7 @@ mov gs:[8], rsp; mov rsp, gs:[16]
 push 27; push gs:[8]; push r11; push 35; push rcx; push 0; push 256  # 27, 35: a user's data and code segment
 jmp save
 
-enter_user:                     # u64 enter_user(rip, rsp, argument, arguments): runs a user until `leave_user`
+enter_user:                     # enter_user(rip, rsp, argument, arguments): runs a user until `leave_user`
 push rbx; push rbp; push r12; push r13; push r14; push r15
 mov gs:[16], rsp
 push 27; push rsi; push 0x202; push 35; push rdi     # interrupts on
@@ -50,8 +50,8 @@ xor r10d, r10d; xor r11d, r11d; xor r12d, r12d; xor r13d, r13d; xor r14d, r14d; 
 swapgs
 iretq
 
-leave_user:                     # leave_user(status): `enter_user` returns it; what lies on the stack since is given up
-mov rax, rdi; mov rsp, gs:[16]
+leave_user:                     # `enter_user` returns; what lies on the stack since is given up
+mov rsp, gs:[16]
 pop r15; pop r14; pop r13; pop r12; pop rbp; pop rbx
 ret
 

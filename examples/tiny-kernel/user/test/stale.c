@@ -1,0 +1,33 @@
+// What one CPU takes away or replaces, the other must not see any more: its TLB had it.
+#include "two.h"
+
+void start(long cpu, long cpus) {
+    CHECK(cpus == 2);
+    for (long round = 1; round <= 100; round++) {
+        long changer = round % 2;
+        volatile long *p = (volatile long *)both(cpu, 2 * PAGE, READ | WRITE, PRIVATE | ANONYMOUS, -1);
+        volatile long *f = (volatile long *)both(cpu, PAGE, READ | WRITE, PRIVATE, MEMORY);
+        CHECK(*p == 0 && *f == 1);  // both have the zero page and the file's,
+        meet(cpu);
+        if (cpu == changer) *p = *f = round;
+        meet(cpu);
+        CHECK(*p == round && *f == round);  // and then what was put in their place.
+        meet(cpu);
+        if (cpu != changer) *p = *f = -round;
+        meet(cpu);
+        CHECK(*p == -round && *f == -round);
+        meet(cpu);
+        if (cpu == changer) CHECK(protect((void *)p, PAGE, READ) == 0);
+        meet(cpu);
+        CHECK(probe((char *)p, WRITE) == SEGV + 2);
+        meet(cpu);
+        if (cpu == changer) CHECK(advise((void *)p, PAGE, DONTNEED) == 0 && advise((void *)f, PAGE, DONTNEED) == 0);
+        meet(cpu);
+        CHECK(*p == 0 && *f == 1);
+        meet(cpu);
+        if (cpu == changer) CHECK(unmap((void *)p, 2 * PAGE) == 0 && unmap((void *)f, PAGE) == 0);
+        meet(cpu);
+        CHECK(probe((char *)p, READ) == SEGV + 1 && probe((char *)f, READ) == SEGV + 1);
+    }
+    exit(0);
+}
