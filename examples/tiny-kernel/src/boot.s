@@ -63,6 +63,7 @@ call rcx
 
 .section .bss.boot_stack, "aw", @nobits
 .balign 64
+boot_stacks:
 .fill 65536
 boot_stack_end:
 

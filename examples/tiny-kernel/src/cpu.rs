@@ -1,23 +1,17 @@
 //! What a CPU needs before it can take a trap, and how one reaches the other.
 
 use crate::platform::{CPUS, Kernel, Shootdown, direct, kernel};
-use crate::program::Task;
-use crate::trap;
-use core::arch::global_asm;
-use core::mem::MaybeUninit;
-use core::ptr::null_mut;
+use crate::{program::Task, trap};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::*};
-use pagefirst::Local;
-use pagefirst::platform::Platform;
-use x86_64::VirtAddr;
+use core::{arch::global_asm, mem::MaybeUninit, ptr::null_mut};
+use pagefirst::{Local, platform::Platform};
 use x86_64::instructions::{port::Port, tables};
 use x86_64::registers::control::{Cr4, Cr4Flags};
 use x86_64::registers::model_specific::{GsBase, LStar, SFMask, Star};
-use x86_64::registers::rflags::RFlags;
 use x86_64::registers::segmentation::{CS, Segment};
-use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
-use x86_64::structures::tss::TaskStateSegment;
+use x86_64::structures::{DescriptorTablePointer, tss::TaskStateSegment};
+use x86_64::{VirtAddr, registers::rflags::RFlags};
 
 global_asm!(include_str!("boot.s"), options(raw));
 unsafe extern "C" {

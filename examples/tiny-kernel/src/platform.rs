@@ -1,24 +1,15 @@
 //! What the library asks of a kernel, over real hardware.
 
 use crate::cpu::{self, Cpu};
-use crate::program::File;
-use crate::trap;
-use core::arch::asm;
-use core::mem::MaybeUninit;
-use core::ptr::NonNull;
+use crate::{program::File, trap};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
-use pagefirst::arch::X86_64;
+use core::{arch::asm, mem::MaybeUninit, ptr::NonNull};
 use pagefirst::frame::{FrameMeta, Region};
-use pagefirst::platform::Platform;
-use pagefirst::sync::RawLock;
-use pagefirst::tlb::Flush;
 use pagefirst::types::{PAGE_SIZE, Pfn, VirtAddr};
-use pagefirst::{Local, Vm};
-use x86_64::PhysAddr;
-use x86_64::instructions::random::RdRand;
-use x86_64::instructions::tlb;
+use pagefirst::{Local, Vm, arch::X86_64, platform::Platform, sync::RawLock, tlb::Flush};
+use x86_64::instructions::{random::RdRand, tlb};
 use x86_64::registers::control::{Cr3, Cr3Flags};
-use x86_64::structures::paging::PhysFrame;
+use x86_64::{PhysAddr, structures::paging::PhysFrame};
 
 /// The most CPUs.
 pub const CPUS: usize = 2;

@@ -1,18 +1,15 @@
 //! Files, and programs: mapped, run, ended.
 
-use crate::cpu::boot_root;
 use crate::platform::{Kernel, kernel};
-use crate::print;
-use crate::trap::enter_user;
+use crate::{cpu::boot_root, print, trap::enter_user};
 use core::ptr::{from_ref, null_mut};
 use core::sync::atomic::Ordering::*;
 use elf::abi::{PF_W, PF_X, PT_LOAD};
 use elf::{ElfBytes, endian::LittleEndian};
 use pagefirst::file::{self, FileCache, FillGuard, Io, IoError};
-use pagefirst::mem::Shared;
-use pagefirst::platform::Platform;
 use pagefirst::space::{AddressSpace, Advice, Backing, Map, Place, VmaFlags};
 use pagefirst::types::{PAGE_SIZE, Prot, VirtAddr};
+use pagefirst::{mem::Shared, platform::Platform};
 
 // PROGRAMS: of each program in `user/` the mode that runs it, its name, and its image (`build.rs`).
 include!(concat!(env!("OUT_DIR"), "/programs.rs"));

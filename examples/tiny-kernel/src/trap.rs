@@ -1,10 +1,7 @@
 //! Into the kernel: page faults, which the library answers; system calls; interrupts from the other CPU.
 
-use crate::cpu;
-use crate::platform::kernel;
-use crate::program::Task;
-use core::arch::global_asm;
-use core::sync::atomic::Ordering::Relaxed;
+use crate::{cpu, platform::kernel, program::Task};
+use core::{arch::global_asm, sync::atomic::Ordering::Relaxed};
 use pagefirst::fault::{FaultError, Outcome, Segv};
 use pagefirst::platform::Platform;
 use pagefirst::types::{Access, VirtAddr};
