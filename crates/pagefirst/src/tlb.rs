@@ -76,7 +76,7 @@ const FEW: usize = 2;
 pub(crate) type SmallGather<'a, P> = Gather<'a, P, Room<Pfn, FEW>>;
 
 /// The range whose union with any other is the other.
-const NOTHING: VirtRange = VirtRange { start: VirtAddr(u64::MAX), end: VirtAddr(0) };
+pub(crate) const NOTHING: VirtRange = VirtRange { start: VirtAddr(u64::MAX), end: VirtAddr(0) };
 
 /// Pages and tables taken away and not flushed yet. Dropping it flushes. Whoever is lent one sees its room as a slice.
 pub(crate) struct Gather<'a, P: Platform, R: Pages + ?Sized = [MaybeUninit<Pfn>]> {
@@ -129,8 +129,12 @@ impl<P: Platform, R: Pages + ?Sized> Gather<'_, P, R> {
     }
     /// The entry of a page was taken out that spanned `span`; its mapping and reference are dropped after the flush.
     pub fn page(&mut self, span: VirtRange, pfn: Pfn) {
-        debug_assert!(!self.is_full());
         self.touch(span);
+        self.keep(pfn);
+    }
+    /// The same when its span is touched before the table is unlocked.
+    pub fn keep(&mut self, pfn: Pfn) {
+        debug_assert!(!self.is_full());
         if cfg!(mutant = "free_before_flush") {
             return frame::unmap(self.space.platform(), pfn);
         }
@@ -165,6 +169,7 @@ impl<P: Platform, R: Pages + ?Sized> Gather<'_, P, R> {
     pub fn flush(&mut self) {
         let range = core::mem::replace(&mut self.range, NOTHING);
         if range.is_empty() {
+            debug_assert!(self.pages.is_empty() && self.tables.len() == 0, "taken away and not touched");
             return;
         }
         let p = self.space.platform();

@@ -146,7 +146,7 @@ impl<P: Platform> Frame<P> {
     /// That was the last one.
     #[cold]
     fn free(&mut self) {
-        release(self.p, &[self.pfn]);
+        release(self.p, self.pfn);
         if cfg!(mutant = "clear_after_free") {
             self.clear();
         }

@@ -120,16 +120,19 @@ pub(crate) fn split<P: Platform>(p: &'static P, folio: Pfn) -> bool {
     true
 }
 
-/// Gives back frames whose last references are gone: a batch of them with one lock of this CPU's cache.
-pub(crate) fn release<P: Platform>(p: &'static P, frames: &[Pfn]) {
+/// Gives back those of these frames whose last reference goes by `is_last`: a batch of them with one lock of this CPU's
+/// cache.
+#[inline]
+fn release_last<P: Platform>(p: &'static P, frames: &[Pfn], is_last: impl Fn(&FrameMeta) -> bool) {
     for batch in frames.chunks(BATCH) {
+        let mut batch = batch.iter().map(|pfn| (*pfn, p.meta(*pfn))).filter(|(_, meta)| is_last(meta));
+        let Some((mut pfn, mut meta)) = batch.next() else { continue };
         let local = p.local(p.enter());
         let mut cache = local.frames.lock(p);
         if cache.len > BATCH {
             cache.spill(p, BATCH);
         }
-        for &pfn in batch {
-            let meta = p.meta(pfn);
+        loop {
             let order = meta.order();
             p.note(Note::FrameFreed(pfn, order));
             meta.reset(FrameFlags::empty(), 0);
@@ -138,6 +141,10 @@ pub(crate) fn release<P: Platform>(p: &'static P, frames: &[Pfn]) {
                 0 => cache.push(pfn),
                 _ => p.vm().frames.free(p, pfn, order),
             }
+            match batch.next() {
+                Some(next) => (pfn, meta) = next,
+                None => break,
+            }
         }
         local.cached_frames.store(cache.len as u32, Relaxed);
         drop(cache);
@@ -145,33 +152,24 @@ pub(crate) fn release<P: Platform>(p: &'static P, frames: &[Pfn]) {
     }
 }
 
-/// Drops one mapping of each of these pages and its reference, and frees those that have no other; uses up the slice.
-pub(crate) fn unmap_all<P: Platform>(p: &'static P, pages: &mut [Pfn]) {
-    release_those(p, pages, FrameMeta::unmap);
+/// Gives back a frame whose last reference is gone.
+pub(crate) fn release<P: Platform>(p: &'static P, pfn: Pfn) {
+    release_last(p, &[pfn], |_| true);
 }
 
-/// Drops one reference of each of these frames, and frees those that have no other; uses up the slice.
-pub(crate) fn put_all<P: Platform>(p: &'static P, frames: &mut [Pfn]) {
-    release_those(p, frames, FrameMeta::put);
+/// Drops one mapping of each of these pages and its reference, and frees those that have no other.
+pub(crate) fn unmap_all<P: Platform>(p: &'static P, pages: &[Pfn]) {
+    release_last(p, pages, FrameMeta::unmap);
 }
 
-#[inline]
-fn release_those<P: Platform>(p: &'static P, frames: &mut [Pfn], is_last: impl Fn(&FrameMeta) -> bool) {
-    let mut last = 0;
-    for i in 0..frames.len() {
-        if is_last(p.meta(frames[i])) {
-            frames[last] = frames[i];
-            last += 1;
-        }
-    }
-    if last > 0 {
-        release(p, &frames[..last]);
-    }
+/// Drops one reference of each of these frames, and frees those that have no other.
+pub(crate) fn put_all<P: Platform>(p: &'static P, frames: &[Pfn]) {
+    release_last(p, frames, FrameMeta::put);
 }
 
 /// Drops one mapping of a page and its reference, and frees it if it has no other.
 pub(crate) fn unmap<P: Platform>(p: &'static P, pfn: Pfn) {
-    unmap_all(p, &mut [pfn]);
+    unmap_all(p, &[pfn]);
 }
 
 /// Moves what every CPU's cache holds to the buddy allocator; returns the number of frames moved.

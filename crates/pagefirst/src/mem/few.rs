@@ -29,6 +29,11 @@ impl<T: Copy, R: AsRef<[MaybeUninit<T>]> + AsMut<[MaybeUninit<T>]> + ?Sized> Few
     pub fn is_full(&self) -> bool {
         self.len == self.room.as_ref().len()
     }
+    /// None is there.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
     /// Adds one.
     ///
     /// # Panics
@@ -45,12 +50,12 @@ impl<T: Copy, R: AsRef<[MaybeUninit<T>]> + AsMut<[MaybeUninit<T>]> + ?Sized> Few
         // SAFETY: it was among the first `len`, all initialised; `T: Copy`, so nothing is dropped twice.
         Some(unsafe { self.room.as_ref()[self.len].assume_init() })
     }
-    /// Takes them all, as a slice to use up.
+    /// Takes them all; they can be read until another is added.
     #[inline]
-    pub fn take(&mut self) -> &mut [T] {
+    pub fn take(&mut self) -> &[T] {
         let len = core::mem::take(&mut self.len);
         // SAFETY: the first `len` are initialised.
-        unsafe { self.room.as_mut()[..len].assume_init_mut() }
+        unsafe { self.room.as_ref()[..len].assume_init_ref() }
     }
 }
 

@@ -134,6 +134,9 @@ impl<P: Platform, T: Pooled> Pool<P, T> {
             let mut batch = Few::new();
             self.limbo.take(p, &Objects(PhantomData), now, most - done, &mut batch);
             let (is_full, objects) = (batch.is_full(), batch.take());
+            if objects.is_empty() {
+                return done;
+            }
             done += objects.len();
             // SAFETY: their counts reached zero, so nobody owns them, and their grace period is over, so nobody reads
             // them. Nobody else has taken them out of limbo.

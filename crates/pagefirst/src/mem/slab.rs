@@ -147,7 +147,7 @@ mod store {
                 let (pfn, next) = unsafe { ((*header.as_ptr()).pfn, (*header.as_ptr()).next) };
                 free = next;
                 if p.meta(pfn).put() {
-                    frame::release(p, &[pfn]);
+                    frame::release(p, pfn);
                 }
                 count += 1;
             }

@@ -168,7 +168,7 @@ impl<'a, P: Platform> Change<'a, P> {
     }
 
     /// Ends the pieces and checks the limits: from here nothing can fail.
-    pub fn finish(mut self, state: &mut State<P>) -> Result<Ready<'a, P>, MapError> {
+    pub fn finish<'c>(&'c mut self, state: &mut State<P>) -> Result<Ready<'c, 'a, P>, MapError> {
         self.end(state)?;
         let policy = &self.space.policy;
         if self.next.len() > policy.max_vmas && self.next.len() > self.space.tree.len() {
@@ -177,32 +177,27 @@ impl<'a, P: Platform> Change<'a, P> {
         if self.bytes > policy.max_bytes && self.bytes > state.bytes {
             return Err(MapError::TooLarge(policy.max_bytes));
         }
-        Ok(Ready { space: self.space, next: self.next, replaced: self.replaced, bytes: self.bytes })
+        Ok(Ready(self))
     }
 }
 
 /// A tree that waits to be published.
-pub(super) struct Ready<'a, P: Platform> {
-    space: &'a AddressSpace<P>,
-    next: VmaTree<P>,
-    replaced: [Option<VirtRange>; 2],
-    bytes: u64,
-}
+pub(super) struct Ready<'c, 'a, P: Platform>(&'c Change<'a, P>);
 
-impl<P: Platform> Ready<'_, P> {
+impl<P: Platform> Ready<'_, '_, P> {
     /// Announces: faults that work from the VMAs about to be replaced notice from now on.
     pub fn announce(&self) {
-        for range in self.replaced.into_iter().flatten() {
-            self.space.tree.overlapping(range).for_each(|vma| vma.retire());
+        for range in self.0.replaced.into_iter().flatten() {
+            self.0.space.tree.overlapping(range).for_each(|vma| vma.retire());
         }
     }
     /// A tree like the published one, in which those VMAs are replaced by others like them: to take an announcement
     /// back.
     pub fn undo(&self) -> Result<VmaTree<P>, MapError> {
-        let (p, tree) = (self.space.p, self.space.tree.fork());
+        let (p, tree) = (self.0.space.p, self.0.space.tree.fork());
         let mut reserve = tree.reserve(p, 1)?;
-        for range in self.replaced.into_iter().flatten() {
-            for vma in self.space.tree.overlapping(range) {
+        for range in self.0.replaced.into_iter().flatten() {
+            for vma in self.0.space.tree.overlapping(range) {
                 let again = Vma::new(p.vm().new_id(), vma.range, vma.prot, vma.flags, vma.backing.clone());
                 let slot = p.vm().or_drain(p, || p.vm().vmas.reserve())?;
                 reserve.refill(p, &tree, 1)?;
@@ -217,13 +212,13 @@ impl<P: Platform> Ready<'_, P> {
         if !cfg!(feature = "__baseline") {
             return None;
         }
-        let start = self.next.before(cut.start).map_or(VirtAddr(0), |v| v.range.end);
-        let end = self.next.after(cut.end).map_or(VirtAddr(u64::MAX), |v| v.range.start);
+        let start = self.0.next.before(cut.start).map_or(VirtAddr(0), |v| v.range.end);
+        let end = self.0.next.after(cut.end).map_or(VirtAddr(u64::MAX), |v| v.range.start);
         Some(VirtRange::new(start.min(cut.start), end))
     }
     /// Makes the new tree visible with one store.
     pub fn publish(self, state: &mut LockGuard<'_, P, P::WriterLock, State<P>>) {
-        state.bytes = self.bytes;
-        self.space.tree.adopt(self.next);
+        state.bytes = self.0.bytes;
+        self.0.space.tree.adopt(&self.0.next);
     }
 }

@@ -1,6 +1,6 @@
 //! Stacks that grow down.
 
-use super::change::{Change, Ready};
+use super::change::Change;
 use super::tree::STACK_GUARD;
 use super::{AddressSpace, MapError, Vma, VmaFlags, Writing};
 use crate::platform::Platform;
@@ -34,22 +34,22 @@ impl<P: Platform> AddressSpace<P> {
         if range.len() > self.policy.max_stack || !self.usable().covers(range) || is_near {
             return Grown::No;
         }
-        let ready = match writing.grow(&stack, range) {
-            Ok(ready) => ready,
-            Err(MapError::NoMemory) => return Grown::NoMemory,
-            Err(_) => return Grown::No,
-        };
-        ready.announce();
-        ready.publish(&mut writing.state);
-        Grown::Again
+        match writing.grow(&stack, range) {
+            Ok(()) => Grown::Again,
+            Err(MapError::NoMemory) => Grown::NoMemory,
+            Err(_) => Grown::No,
+        }
     }
 }
 
-impl<'a, P: Platform> Writing<'a, P> {
-    fn grow(&mut self, stack: &Vma<P>, range: VirtRange) -> Result<Ready<'a, P>, MapError> {
+impl<P: Platform> Writing<'_, P> {
+    fn grow(&mut self, stack: &Vma<P>, range: VirtRange) -> Result<(), MapError> {
         let mut change = Change::cut(self, range);
         let whole = Vma::new(0, range, stack.prot, stack.flags, stack.backing.clone());
         change.push(whole, &mut self.state)?;
-        change.finish(&mut self.state)
+        let ready = change.finish(&mut self.state)?;
+        ready.announce();
+        ready.publish(&mut self.state);
+        Ok(())
     }
 }

@@ -246,8 +246,8 @@ impl<P: Platform> VmaTree<P> {
     pub fn fork(&self) -> Self {
         VmaTree { root: Link::new(self.root.share()) }
     }
-    /// Becomes `next`, with one store.
-    pub fn adopt(&self, next: Self) {
+    /// Becomes `next`, with one store; nothing is left of that.
+    pub fn adopt(&self, next: &Self) {
         drop(self.root.replace(next.root.replace(None)));
     }
 

@@ -19,7 +19,7 @@ impl<P: Platform> AddressSpace<P> {
 
 impl<P: Platform> Writing<'_, P> {
     pub(super) fn unmap(&mut self, range: VirtRange) -> Result<(), MapError> {
-        let change = Change::cut(self, range);
+        let mut change = Change::cut(self, range);
         if !change.replaces() {
             return Ok(());
         }

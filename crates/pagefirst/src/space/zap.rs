@@ -4,7 +4,7 @@ use crate::arch::{Attrs, Format};
 use crate::frame::FrameFlags;
 use crate::platform::Platform;
 use crate::table::{Counted, FaultKind, Flow, Guard, PageTable, Stock, Visitor};
-use crate::tlb::Gather;
+use crate::tlb::{Gather, NOTHING};
 use crate::types::{VirtAddr, VirtRange};
 
 struct Zap {
@@ -15,34 +15,34 @@ impl<P: Platform> Visitor<P> for Zap {
     #[inline(always)]
     fn leaf(&mut self, guard: &mut Guard<'_, P>, range: VirtRange, gather: &mut Gather<'_, P>) -> Flow {
         let (p, level) = (guard.table().platform(), guard.table().level());
-        let (mut anon, mut file, mut unused) = (0, 0, 0);
-        let mut flow = Flow::Done;
         let (mut va, size) = (P::Format::span_of(range.start, level).start, P::Format::span(level));
+        let (mut anon, mut file, mut unused) = (0, 0, 0);
+        let mut touched = NOTHING;
+        let mut flow = Flow::Done;
         for index in P::Format::slots(range, level) {
             if gather.is_full() {
                 flow = Flow::Full(va);
                 break;
             }
             if let Some(raw) = guard.take(index) {
-                let span = VirtRange { start: va, end: VirtAddr(va.0 + size) };
+                touched = VirtRange { start: touched.start.min(va), end: VirtAddr(va.0 + size) };
                 let attrs = P::Format::attrs(raw);
                 unused += !attrs.contains(Attrs::ACCESSED) as u32;
-                match P::Format::frame(raw, level) {
-                    Some(pfn) if !attrs.contains(Attrs::SPECIAL) => {
-                        let is_dirty = attrs.contains(Attrs::DIRTY) && !cfg!(mutant = "zap_loses_dirty");
-                        match Counted::page(p.meta(pfn).flags()) {
-                            Counted::Anon => anon += 1,
-                            Counted::File => {
-                                file += 1;
-                                if is_dirty {
-                                    p.meta(pfn).set(FrameFlags::DIRTY);
-                                }
+                if let Some(pfn) = P::Format::frame(raw, level)
+                    && !attrs.contains(Attrs::SPECIAL)
+                {
+                    let meta = p.meta(pfn);
+                    match Counted::page(meta.flags()) {
+                        Counted::Anon => anon += 1,
+                        Counted::File => {
+                            file += 1;
+                            if attrs.contains(Attrs::DIRTY) && !cfg!(mutant = "zap_loses_dirty") {
+                                meta.set(FrameFlags::DIRTY);
                             }
-                            Counted::Nothing => {}
                         }
-                        gather.page(span, pfn);
+                        Counted::Nothing => {}
                     }
-                    _ => gather.touch(span),
+                    gather.keep(pfn);
                 }
                 if guard.entries() == 0 {
                     break;
@@ -50,6 +50,7 @@ impl<P: Platform> Visitor<P> for Zap {
             }
             va.0 += size;
         }
+        gather.touch(touched);
         if unused > 0 {
             guard.tally(FaultKind::Unused, unused);
         }

@@ -64,8 +64,8 @@ fn fresh<P: Platform>(p: &'static P) -> Result<Pfn, NoMemory> {
     Ok(frame.into_held())
 }
 
-/// Keeps all-zero tables that nobody can reach for the next reserve, or frees them; uses up the slice.
-pub(super) fn give_zeroed<P: Platform>(p: &'static P, tables: &mut [Pfn]) {
+/// Keeps all-zero tables that nobody can reach for the next reserve, or frees them.
+pub(super) fn give_zeroed<P: Platform>(p: &'static P, tables: &[Pfn]) {
     if tables.is_empty() {
         return;
     }
@@ -78,11 +78,11 @@ pub(super) fn give_zeroed<P: Platform>(p: &'static P, tables: &mut [Pfn]) {
         kept
     };
     p.leave();
-    free(p, &mut tables[kept..]);
+    free(p, &tables[kept..]);
 }
 
-fn free<P: Platform>(p: &'static P, tables: &mut [Pfn]) {
-    for pfn in &*tables {
+fn free<P: Platform>(p: &'static P, tables: &[Pfn]) {
+    for pfn in tables {
         let record = core::ptr::NonNull::from(record_of::<P>(p, *pfn));
         // SAFETY: taken from this slab in `fresh`; the table is past its grace period or was never published, so
         // nobody reads the record any more.
@@ -104,7 +104,7 @@ pub(crate) fn drain<P: Platform>(p: &'static P) -> usize {
                 popped
             };
             let Some(pfn) = popped else { break };
-            free(p, &mut [pfn]);
+            free(p, &[pfn]);
             freed += 1;
         }
     }
@@ -235,7 +235,7 @@ impl<P: Platform> Stock<P> {
 impl<P: Platform> Drop for Stock<P> {
     fn drop(&mut self) {
         while let Some(pfn) = self.take() {
-            give_zeroed(self.p, &mut [pfn]);
+            give_zeroed(self.p, &[pfn]);
         }
     }
 }
@@ -244,7 +244,7 @@ impl<P: Platform> Reserve<P> {
     #[cold]
     fn give_back(&mut self) {
         while let Some(pfn) = self.take() {
-            give_zeroed(self.p, &mut [pfn]);
+            give_zeroed(self.p, &[pfn]);
         }
     }
 }

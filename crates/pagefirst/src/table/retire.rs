@@ -91,7 +91,7 @@ pub(crate) fn retire<P: Platform>(p: &'static P, tables: Unlinked) {
         let mut next = Some(ends.0);
         while let Some(pfn) = next {
             next = ByFrame(p).next(pfn).filter(|_| pfn != ends.1);
-            reserve::give_zeroed(p, &mut [pfn]);
+            reserve::give_zeroed(p, &[pfn]);
         }
         return;
     }

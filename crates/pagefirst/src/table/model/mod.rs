@@ -282,7 +282,7 @@ impl Machine {
         unsafe { record.write(TableRecord::new()) };
         self.meta[pfn].set_owner(record.as_ptr().cast());
         become_cpu(cpu);
-        reserve::give_zeroed(self, &mut [Pfn(pfn as u32)]);
+        reserve::give_zeroed(self, &[Pfn(pfn as u32)]);
     }
     fn assert_zero(&self, pfn: Pfn) {
         // SAFETY: whoever takes or frees a table is alone with it; loom panics when that is not so.

@@ -382,7 +382,7 @@ fn a_fork_is_a_tree_of_its_own() {
     next.replace(pages(50, 61), &mut [Some(new.clone())], &mut spare);
     both.check_shape();
     assert_eq!((both.tree.len(), next.len()), (100, 95));
-    both.tree.adopt(next);
+    both.tree.adopt(&next);
     assert!(both.tree.after(VirtAddr(50 * PAGE_SIZE)).is_some_and(|v| v.same(&new)));
     check(both.tree.root.get());
     drop((both, spare, new));
