@@ -187,8 +187,8 @@ pub(super) struct Ready<'c, 'a, P: Platform>(&'c Change<'a, P>);
 impl<P: Platform> Ready<'_, '_, P> {
     /// Announces: faults that work from the VMAs about to be replaced notice from now on.
     pub fn announce(&self) {
-        for range in self.0.replaced.into_iter().flatten() {
-            self.0.space.tree.overlapping(range).for_each(|vma| vma.retire());
+        for range in self.0.replaced.iter().flatten() {
+            self.0.space.tree.overlapping(*range).for_each(|vma| vma.retire());
         }
     }
     /// A tree like the published one, in which those VMAs are replaced by others like them: to take an announcement

@@ -203,10 +203,8 @@ impl<P: Platform> TreeReserve<P> {
         }
     }
     /// The VMAs of `tree` that lie wholly below `at` (`Low`), or wholly at or above it (`High`).
-    fn cut(&mut self, side: Side, mut tree: Option<&Node<P>>, at: VirtAddr) -> Tree<P> {
-        if tree.is_none() {
-            return Tree::EMPTY;
-        }
+    fn cut(&mut self, side: Side, tree: &Node<P>, at: VirtAddr) -> Tree<P> {
+        let mut tree = Some(tree);
         let inside = |range: VirtRange| match side {
             Side::Low => range.end <= at,
             Side::High => range.start >= at,
@@ -253,12 +251,9 @@ impl<P: Platform> TreeReserve<P> {
         if n == 0 {
             return Tree::EMPTY;
         }
-        let low = self.small(n / 2, new);
+        let low = if n > 1 { self.small(n / 2, new) } else { Tree::EMPTY };
         let Some(vma) = new.next() else { return low };
-        if n == 1 {
-            return Tree::Draft(Draft { left: None, vma, right: None, height: 1 });
-        }
-        let high = self.small(n - n / 2 - 1, new);
+        let high = if n > 2 { self.small(n - n / 2 - 1, new) } else { Tree::EMPTY };
         self.node(Side::Low, low, vma, high)
     }
     /// `low`, the next `n` VMAs, `high`.
@@ -306,8 +301,8 @@ impl<P: Platform> TreeReserve<P> {
             tree = at.children(side).1.as_ref();
         }
         let (left, right) = tree.map_or((None, None), |at| (at.left.as_ref(), at.right.as_ref()));
-        let low = self.cut(Side::Low, left, range.start);
-        let high = self.cut(Side::High, right, range.end);
+        let low = left.map_or(Tree::EMPTY, |tree| self.cut(Side::Low, tree, range.start));
+        let high = right.map_or(Tree::EMPTY, |tree| self.cut(Side::High, tree, range.end));
         let changed = self.concat(low, n, new, high);
         self.climb(&mut path, changed)
     }
