@@ -103,7 +103,7 @@ impl<P: Platform, V: Fn(&Frame<P>) -> bool, const LEVEL: u8> Batch for Private<'
 }
 
 impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
-    #[inline(never)]
+    #[inline]
     pub(super) fn zero_page(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Nothing>) -> Look<'a, P> {
         if self.is_room_for_huge(vma, &slot) {
             return self.huge_zero_page(vma, slot);
@@ -124,7 +124,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     }
 
     /// Installs the private page in hand. It stays in hand if it could not be.
-    #[inline(never)]
+    #[inline(always)]
     pub(super) fn install_private<const LEVEL: u8>(
         &mut self,
         vma: &'f Vma<P>,

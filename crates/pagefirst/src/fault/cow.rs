@@ -20,7 +20,7 @@ use crate::types::{Access, Pfn};
 
 impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     /// Nothing is mapped: a copy of the file's page.
-    #[inline(never)]
+    #[inline]
     pub(super) fn private_copy(
         &mut self,
         vma: &'f Vma<P>,

@@ -31,7 +31,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     }
 
     /// The page is made writable where it is.
-    #[inline(never)]
+    #[inline]
     fn reuse(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>, pfn: Pfn) -> Look<'a, P> {
         let Ok(mut slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
         if let Some(look) = self.flushes(pfn) {
@@ -55,7 +55,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     }
 
     /// A cleared page takes the place of a zero page.
-    #[inline(never)]
+    #[inline]
     fn replace_zero(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>, pfn: Pfn) -> Look<'a, P> {
         let level = slot.level();
         let take_out = level > 0 && self.hand.small;
@@ -74,7 +74,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     }
 
     /// A copy takes the place of a page that others see.
-    #[inline(never)]
+    #[inline]
     fn unshare(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>, pfn: Pfn) -> Look<'a, P> {
         let Ok(slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
         if let Some(look) = self.flushes(pfn) {

@@ -85,7 +85,8 @@ impl Default for Epoch {
 /// Preemption is off while it lives; it is not held while a page is cleared or copied, nor over a flush.
 pub struct Pin<P: Platform> {
     p: &'static P,
-    cpu: usize,
+    /// This CPU's.
+    word: &'static AtomicU64,
     not_send: PhantomData<*mut ()>,
 }
 
@@ -93,8 +94,7 @@ impl<P: Platform> Pin<P> {
     /// Pins this CPU. Pins do not nest.
     pub fn new(p: &'static P) -> Self {
         held::take(p, held::PIN);
-        let cpu = p.enter();
-        let word = &p.local(cpu).epoch;
+        let word = &p.local(p.enter()).epoch;
         // The word is this CPU's own; were it set, dropping this pin would unpin the other too soon.
         assert!(word.load(Relaxed) & 1 == 0, "pins do not nest");
         // Release: an advance that finds this CPU pinned again must have seen the end of its last pin; a plain store
@@ -104,7 +104,7 @@ impl<P: Platform> Pin<P> {
         if !cfg!(mutant = "pin_without_fence") {
             fence(SeqCst);
         }
-        Pin { p, cpu, not_send: PhantomData }
+        Pin { p, word, not_send: PhantomData }
     }
     /// The platform.
     pub fn platform(&self) -> &'static P {
@@ -115,7 +115,7 @@ impl<P: Platform> Pin<P> {
 impl<P: Platform> Drop for Pin<P> {
     fn drop(&mut self) {
         let order = if cfg!(mutant = "unpin_relaxed") { Relaxed } else { Release };
-        self.p.local(self.cpu).epoch.store(0, order);
+        self.word.store(0, order);
         self.p.leave();
         held::give(self.p, held::PIN);
     }
