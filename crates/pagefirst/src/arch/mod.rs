@@ -1,10 +1,19 @@
 //! Page-table formats: pure functions on bits, no memory, no state.
 
+mod aarch64;
+mod ept;
+mod riscv64;
 mod tiny;
 mod x86_64;
 
+#[cfg(all(test, not(loom)))]
+mod contract;
+
+pub use aarch64::Aarch64;
+pub use ept::Ept;
+pub use riscv64::{Riscv64, Sv39, Sv48};
 pub use tiny::Tiny;
-pub use x86_64::X86_64;
+pub use x86_64::{X86, X86_64, X86_64La57};
 
 use crate::types::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
 use core::ops::Range;
@@ -52,6 +61,10 @@ pub unsafe trait Format: 'static {
     const BITS: u32;
     /// Entries of a table.
     const ENTRIES: usize = 1 << Self::BITS;
+    /// The highest level at which hardware takes a leaf.
+    const TOP_LEAF: u8 = Self::LEVELS - 2;
+    /// Whether hardware that marks leaf entries as accessed marks the entries that lead to them as well.
+    const TABLES_MARKED: bool = false;
     /// The first address past the user half.
     const USER_END: VirtAddr;
     /// Whether hardware refuses the address outright.
@@ -75,8 +88,8 @@ pub unsafe trait Format: 'static {
     fn allows(_raw: u64) -> Attrs {
         Attrs::WRITE.union(Attrs::EXEC)
     }
-    /// The physical address that stands in an entry hardware takes for not present, if hardware may look it up all the
-    /// same (L1TF, on x86).
+    /// The physical address that stands in an entry hardware takes for not present, which hardware might look up all the
+    /// same (as some x86 does: L1TF).
     #[inline]
     fn shown(_raw: u64) -> Option<u64> {
         None

@@ -1,4 +1,6 @@
-//! x86-64, 4 levels. Intel SDM volume 3A, section 4.5 "4-Level Paging", tables 4-15 to 4-20.
+//! x86-64, 4 and 5 levels. Intel SDM volume 3A, section 4.5 "4-Level Paging and 5-Level Paging", tables 4-14 to 4-20.
+//!
+//! The fifth level (CR4.LA57) adds a table above and 9 bits of address; entries are the same at every level.
 
 use super::{Attrs, Format};
 use crate::types::{Pfn, VirtAddr};
@@ -23,9 +25,14 @@ const TRANSIT: u64 = 1 << 10;
 const NO_EXEC: u64 = 1 << 63;
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
-/// The 4-level x86-64 format.
+/// The x86-64 formats, by the number of levels.
 #[derive(Clone, Copy, Debug)]
-pub struct X86_64;
+pub struct X86<const LEVELS: u8>;
+
+/// The 4-level x86-64 format: 48 bits of address.
+pub type X86_64 = X86<4>;
+/// The 5-level x86-64 format (LA57): 57 bits of address.
+pub type X86_64La57 = X86<5>;
 
 /// The address bits as they stand in an entry: inverted where the entry is not present, so that no usable address does
 /// (L1TF: Intel, "L1 Terminal Fault", 2018; a not-present entry's address may still be looked up in the cache).
@@ -63,16 +70,23 @@ fn bits(attrs: Attrs) -> u64 {
 }
 
 // SAFETY: the bits are the manual's, read back as they were written; the tests below show both ways.
-unsafe impl Format for X86_64 {
-    const LEVELS: u8 = 4;
+unsafe impl<const LEVELS: u8> Format for X86<LEVELS> {
+    const LEVELS: u8 = {
+        assert!(LEVELS == 4 || LEVELS == 5);
+        LEVELS
+    };
+    // 1 GiB: above, bit 7 is reserved.
+    const TOP_LEAF: u8 = 2;
     const BITS: u32 = 9;
     // The last page below the canonical hole stays unmapped, as on Linux: SYSRET to a non-canonical address
     // faults in kernel mode (CVE-2012-0217).
-    const USER_END: VirtAddr = VirtAddr(0x7fff_ffff_f000);
+    const USER_END: VirtAddr = VirtAddr((1 << (11 + 9 * LEVELS)) - 0x1000);
+    const TABLES_MARKED: bool = true;
 
     #[inline]
     fn is_canonical(va: VirtAddr) -> bool {
-        (va.0 as i64) << 16 >> 16 == va.0 as i64
+        let unused = 52 - 9 * LEVELS as u32;
+        (va.0 as i64) << unused >> unused == va.0 as i64
     }
     #[inline]
     fn table(pfn: Pfn) -> u64 {
@@ -177,6 +191,23 @@ mod tests {
         assert!(X86_64::is_canonical(VirtAddr(0x7fff_ffff_ffff)));
         assert!(!X86_64::is_canonical(VirtAddr(0x8000_0000_0000)));
         assert!(X86_64::is_canonical(VirtAddr(0xffff_8000_0000_0000)));
+        assert_eq!(X86_64::USER_END, VirtAddr(0x7fff_ffff_f000));
+    }
+    /// With CR4.LA57 bits 56:48 select the PML5 entry, and bits 63:57 repeat bit 56 (section 4.5.1).
+    #[test]
+    fn five_levels() {
+        let va = VirtAddr(0x00ab_7f12_3456_789a);
+        assert_eq!(X86_64La57::index(va, 4), 0xab);
+        for level in 0..4 {
+            assert_eq!(X86_64La57::index(va, level), X86_64::index(va, level));
+        }
+        assert_eq!(X86_64La57::USER_END, VirtAddr(0x00ff_ffff_ffff_f000));
+        assert_eq!(X86_64La57::user_entries(4), 256);
+        assert!(X86_64La57::is_canonical(VirtAddr(0x00ff_ffff_ffff_ffff)));
+        assert!(!X86_64La57::is_canonical(VirtAddr(0x0100_0000_0000_0000)));
+        assert!(X86_64La57::is_canonical(VirtAddr(0xff00_0000_0000_0000)));
+        // A PML5 entry that references a PML4 table: P, R/W, U/S (table 4-14).
+        assert_eq!(X86_64La57::child(0xabcd_e007, 4), Some(Pfn(0xabcde)));
     }
     /// Frame numbers reach 44 bits of address; what stands in an entry that is not present has more.
     #[test]

@@ -184,7 +184,7 @@ impl<P: Platform> Mapper<'_, P> {
 }
 
 fn check<F: Format>(range: VirtRange, first: Pfn, level: u8) -> Result<(), FramesError> {
-    let whole = level + 1 < F::LEVELS
+    let whole = level <= F::TOP_LEAF
         && !range.is_empty()
         && range.end <= F::USER_END
         && (range.start.0 | range.end.0 | first.phys()) & (F::span(level) - 1) == 0
