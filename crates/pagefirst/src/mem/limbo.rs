@@ -120,9 +120,10 @@ impl<A: Copy> Lists<A> {
     /// Moves objects whose grace period is over in epoch `now` to those that are ready.
     fn ripen<C: Chain<At = A>>(&mut self, chain: &C, now: u64) {
         for list in &mut self.waiting {
-            if now >= Epoch::past(list.tag)
-                && let Some(old) = list.ends.take()
+            if let Some(old) = list.ends
+                && now >= Epoch::past(list.tag)
             {
+                list.ends = None;
                 Self::append(chain, &mut self.ready, old);
             }
         }
