@@ -1,6 +1,7 @@
 //! Into the kernel: page faults, which the library answers; system calls; interrupts from the other CPU.
 
-use crate::{cpu, platform::kernel, program::Task};
+use crate::platform::{Kernel, kernel};
+use crate::{cpu, program::Task};
 use core::{arch::global_asm, sync::atomic::Ordering::Relaxed};
 use pagefirst::fault::{FaultError, Outcome, Segv};
 use pagefirst::platform::Platform;
@@ -66,6 +67,7 @@ extern "C" fn trap(frame: &mut Frame) {
 }
 
 /// A user touched what its tables do not allow. (The bits of the error: SDM 3A, 4.7.)
+#[inline(never)]
 fn page_fault(frame: &mut Frame) {
     let addr = VirtAddr(Cr2::read_raw());
     assert!(frame.error & 8 == 0, "reserved bits in the entry for {addr}");
@@ -74,20 +76,24 @@ fn page_fault(frame: &mut Frame) {
         e if e & 2 != 0 => Access::Write,
         _ => Access::Read,
     };
-    let mut waited_for = None;
+    match Task::current().space.fault(addr, access) {
+        Outcome::Mapped { .. } | Outcome::Spurious => {}
+        outcome => wait_or_refuse(frame, addr, access, outcome),
+    }
+}
+
+#[cold]
+fn wait_or_refuse(frame: &mut Frame, addr: VirtAddr, access: Access, mut outcome: Outcome<'_, Kernel>) {
     loop {
-        match Task::current().space.fault(addr, access) {
+        match outcome {
             Outcome::Mapped { .. } | Outcome::Spurious => return,
             Outcome::Blocked(ticket) => {
                 while !ticket.is_ready() {
                     kernel().relax();
                 }
-                waited_for = Some(ticket); // kept until the fault has come again
+                outcome = Task::current().space.fault(addr, access); // the ticket is kept until this is answered
             }
-            Outcome::Error(why) => {
-                drop(waited_for);
-                return refuse(frame, why);
-            }
+            Outcome::Error(why) => return refuse(frame, why),
         }
     }
 }
@@ -112,6 +118,7 @@ fn exit(status: u64) -> ! {
     unsafe { leave_user() }
 }
 
+#[inline(never)]
 fn system_call(frame: &mut Frame) {
     let [_, r10, r9, r8] = frame.r11_r8;
     let arguments = [frame.rdi, frame.rsi, frame.rdx, r10, r8, r9];
