@@ -22,8 +22,8 @@ struct Pages<'f, P: Platform> {
     pages: Cursor<'f, P>,
     va: VirtAddr,
     window: Option<VirtRange>,
-    /// The index in the file of the VMA's first page.
-    first: u64,
+    /// What is added to a page's number to give its index in the file.
+    offset: u64,
     write: bool,
     attrs: Attrs,
     /// Those of neighbours.
@@ -32,8 +32,8 @@ struct Pages<'f, P: Platform> {
 
 impl<P: Platform> Pages<'_, P> {
     #[inline(always)]
-    fn mapped(&mut self, va: VirtAddr, attrs: Attrs) -> Option<NewEntry> {
-        let index = self.first + ((va.0 - self.vma.range.start.0) >> PAGE_SHIFT);
+    fn mapped(&mut self, va: VirtAddr, attrs: Attrs, flags: FrameFlags) -> Option<NewEntry> {
+        let index = (va.0 >> PAGE_SHIFT).wrapping_add(self.offset);
         let pfn = self.pages.look(index)?;
         // The mapping is counted before the page is validated: who takes it away looks at the count after it
         // announced so (protocol 2).
@@ -45,8 +45,8 @@ impl<P: Platform> Pages<'_, P> {
             frame::unmap(self.p, pfn);
             return None;
         }
-        if attrs.contains(Attrs::DIRTY) {
-            meta.set(FrameFlags::DIRTY);
+        if !flags.is_empty() {
+            meta.set(flags);
         }
         if attrs.contains(Attrs::EXEC) {
             self.p.sync_instructions(pfn);
@@ -67,11 +67,12 @@ impl<P: Platform> Batch for Pages<'_, P> {
     }
     #[inline(always)]
     fn entry(&mut self, va: VirtAddr) -> Option<NewEntry> {
-        self.mapped(va, self.attrs)
+        let flags = if self.write { FrameFlags::DIRTY } else { FrameFlags::empty() };
+        self.mapped(va, self.attrs, flags)
     }
     #[inline(always)]
     fn neighbour(&mut self, va: VirtAddr) -> Option<NewEntry> {
-        self.mapped(va, self.around)
+        self.mapped(va, self.around, FrameFlags::empty())
     }
     fn kind(&self) -> Option<FaultKind> {
         Some(if self.write { FaultKind::SharedWrite } else { FaultKind::FileRead })
@@ -104,7 +105,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             pages,
             va,
             window,
-            first: vma.index_of(vma.range.start),
+            offset: index.wrapping_sub(va.0 >> PAGE_SHIFT),
             write,
             attrs: around | if write { Attrs::WRITE | Attrs::DIRTY } else { Attrs::empty() },
             around: around - if policy.prefault_young { Attrs::empty() } else { Attrs::ACCESSED },
