@@ -85,6 +85,17 @@ impl Default for Config {
 }
 
 impl Config {
+    /// RISC-V without Svadu and Svvptc: what is not valid is cached, fences take no more than they must, and accessed and
+    /// dirty are software's. For `Sv39` and `Sv48`.
+    pub fn riscv64() -> Self {
+        Config { lean_flush: true, caches_nothing: true, sets_accessed: false, ..Config::default() }
+    }
+
+    /// AArch64 without FEAT_HAFDBS: `TLBI` of the last level alone, accessed and dirty are software's. For `Aarch64`.
+    pub fn aarch64() -> Self {
+        Config { lean_flush: true, sets_accessed: false, ..Config::default() }
+    }
+
     /// All at once that a manual allows hardware to do to us, with checks: tiny TLBs, lean flushes, cached entries that
     /// are not present, accessed and dirty left to software, tags kept, late shootdowns.
     pub fn harsh(seed: u64) -> Self {

@@ -8,9 +8,11 @@
 //!
 //! # Hardware
 //! [`Config`] says what the hardware does, within what manuals allow. By default it is x86-64: a TLB for small pages and
-//! one for huge ones, a paging-structure cache, accessed and dirty set by the walker. [`Config::harsh`] is all at once
-//! that a manual allows: entries that are not present cached too, flushes that take no more than they must, accessed
-//! and dirty left to software, CPUs that answer shootdowns late and use what they have until then.
+//! one for huge ones, a paging-structure cache, accessed and dirty set by the walker. It walks tables of any
+//! [`Format`](pagefirst::arch::Format); [`Config::riscv64`] and [`Config::aarch64`] are the hardware of theirs.
+//! [`Config::harsh`] is all at once that a manual allows: entries that are not present cached too, flushes that take no
+//! more than they must, accessed and dirty left to software, CPUs that answer shootdowns late and use what they have
+//! until then.
 //!
 //! | file | what it models |
 //! |---|---|

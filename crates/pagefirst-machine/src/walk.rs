@@ -4,8 +4,10 @@
 //! by a locked update that finds the entry unchanged. 4.6.1: an access is allowed if every entry on the way allows it.
 //! 4.10.3: the walk starts at the lowest entry in the paging-structure cache, which keeps the rights of those above.
 //! 4.10.4.1: a fault is taken from a cached translation that refuses the access, and invalidates it.
-//! Without [`Config::sets_accessed`](crate::Config) the walk ends in a fault where it would set a bit of a leaf, and
-//! inner entries have none (RISC-V privileged architecture, 4.3.2 "Virtual Address Translation Process", Svade).
+//! Without [`Config::sets_accessed`](crate::Config) the walk ends in a fault where it would set a bit of a leaf (RISC-V
+//! privileged architecture, 4.3.2 "Virtual Address Translation Process", Svade; Arm ARM D8.5 without FEAT_HAFDBS).
+//! Inner entries are marked where the format has a bit for it ([`Format::TABLES_MARKED`]), and restrict what lies below
+//! where it has rights for them ([`Format::allows`]: R/W and U/S of x86, R, W and X of EPT, APTable and UXNTable).
 //!
 //! It runs under the CPU's TLB lock, so a table it has found cannot be freed under it: its owner must first have
 //! flushed this CPU.
@@ -102,7 +104,8 @@ impl<F: Format> Machine<F> {
                             .is_ok()
                 };
                 if let Some(child) = F::child(raw, level) {
-                    if self.config.sets_accessed && !mark(F::attrs(raw), Attrs::ACCESSED) {
+                    if self.config.sets_accessed && F::TABLES_MARKED && !mark(F::attrs(raw), Attrs::ACCESSED)
+                    {
                         continue 'again;
                     }
                     let allows = F::allows(raw);
@@ -122,6 +125,10 @@ impl<F: Format> Machine<F> {
                     }
                     return Err(Refused);
                 };
+                let pages = (F::span(level) >> PAGE_SHIFT) as u32;
+                if level > F::TOP_LEAF || !frame.0.is_multiple_of(pages) {
+                    self.fail(&format!("{raw:#x} at {addr} is not a leaf that level {level} can have"));
+                }
                 rights.write &= attrs.contains(Attrs::WRITE);
                 rights.exec &= attrs.contains(Attrs::EXEC);
                 let write = access == Access::Write;

@@ -2,7 +2,7 @@
 
 use super::areas::{Area, Areas, Shows};
 use super::files::File;
-use super::model::{Entry, LEAF, Space, USER_END, leaf};
+use super::model::{Entry, LEAF, Space, leaf};
 use pagefirst::fault::FaultError;
 use pagefirst::space::{Advice, MapError, Place, RemapTo, Unpopulated, VmaFlags};
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
@@ -34,13 +34,13 @@ impl Space {
         page_of(self.policy.min_addr)
     }
     fn usable(&self, range: &Range<u64>) -> Called {
-        let inside = range.start >= self.min_page() && range.end <= USER_END;
+        let inside = range.start >= self.min_page() && range.end <= self.user_end;
         if inside { Ok(()) } else { Err(MapError::OutOfRange(bytes_of(range))) }
     }
     /// Whether bytes lie where something can be mapped.
     pub fn is_usable(&self, at: VirtAddr, len: u64) -> bool {
         let end = at.0.checked_add(len).map(|end| end.div_ceil(PAGE_SIZE));
-        page_of(at) >= self.min_page() && end.is_some_and(|end| end <= USER_END)
+        page_of(at) >= self.min_page() && end.is_some_and(|end| end <= self.user_end)
     }
     fn place(&self, pages: u64, place: Place, large: bool) -> Called<Range<u64>> {
         let from = |at| page_of(at)..page_of(at) + pages;
@@ -56,7 +56,7 @@ impl Space {
             }
             Place::Hint(_) | Place::Anywhere => {}
         }
-        let within = self.min_page()..page_of(self.policy.map_top).min(USER_END);
+        let within = self.min_page()..page_of(self.policy.map_top).min(self.user_end);
         let room = |align| self.areas.room(pages, align, &within, self.policy.bottom_up);
         let align = self.policy.align_large / PAGE_SIZE;
         let aligned = if large && align > 1 && pages.is_multiple_of(align) { room(align) } else { None };

@@ -8,7 +8,7 @@ use super::kit::{Cache, Space as Real, entry};
 use super::model;
 use super::plan::{By, FILES, Op, Setting, Step};
 use super::seeds::Tally;
-use pagefirst::arch::{Format, X86_64};
+use pagefirst::arch::Format;
 use pagefirst::fault::FaultError;
 use pagefirst::file::{FileCache, ReadError, WriteBackError, WriteError};
 use pagefirst::frame::Frame;
@@ -21,18 +21,18 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// What must not be dropped after a failure: the library may be in the middle of anything.
-pub struct Things {
-    pub spaces: Vec<Real>,
-    pub caches: Vec<Cache>,
+pub struct Things<F: Format> {
+    pub spaces: Vec<Real<F>>,
+    pub caches: Vec<Cache<F>>,
     /// Keeps memory short.
-    pub _taken: Vec<Frame<Machine>>,
+    pub _taken: Vec<Frame<Machine<F>>>,
 }
 
-pub struct Case {
-    pub machine: &'static Machine,
+pub struct Case<F: Format> {
+    pub machine: &'static Machine<F>,
     pub setting: Setting,
-    pub crew: Crew,
-    pub real: ManuallyDrop<Things>,
+    pub crew: Crew<F>,
+    pub real: ManuallyDrop<Things<F>>,
     pub spaces: Vec<model::Space>,
     pub files: Vec<File>,
     stores: Vec<MachineFile>,
@@ -45,7 +45,7 @@ pub fn store(id: usize, tracks: bool) -> MachineFile {
 }
 
 /// Empty spaces for a case.
-pub fn spaces(machine: &'static Machine, setting: &Setting, n: usize) -> Vec<Real> {
+pub fn spaces<F: Format>(machine: &'static Machine<F>, setting: &Setting, n: usize) -> Vec<Real<F>> {
     let space = |_| {
         let space = AddressSpace::new(machine, setting.policy).expect("memory for an empty space");
         space.set_heap(VirtAddr(setting.heap)).expect("the heap starts where things can be mapped");
@@ -54,19 +54,19 @@ pub fn spaces(machine: &'static Machine, setting: &Setting, n: usize) -> Vec<Rea
     (0..n).map(space).collect()
 }
 
-impl Case {
+impl<F: Format> Case<F> {
     /// A case in spaces that are still empty, by `cpus` CPUs of which the first is this thread, with files of its own.
-    pub fn new(machine: &'static Machine, setting: Setting, spaces: Vec<Real>, cpus: usize) -> Case {
+    pub fn new(machine: &'static Machine<F>, setting: Setting, spaces: Vec<Real<F>>, cpus: usize) -> Self {
         let files = FILES.iter().enumerate().map(|(id, &size)| File::new(id, size, setting.tracks)).collect();
         let stores: Vec<_> = (0..FILES.len()).map(|id| store(id, setting.tracks)).collect();
         let cache = |(store, &size): (&MachineFile, &u64)| {
             FileCache::new(machine, store.clone(), size).expect("memory for an empty file")
         };
         let caches = stores.iter().zip(&FILES).map(cache).collect();
-        let model = |real: &Real| {
+        let model = |real: &Real<F>| {
             let real = Arc::downgrade(real);
             let is_huge = move |page| real.upgrade().is_some_and(|real| is_huge(&real, page));
-            model::Space::new(setting.policy, setting.heap, Box::new(is_huge))
+            model::Space::new::<F>(setting.policy, setting.heap, Box::new(is_huge))
         };
         let models = spaces.iter().map(model).collect();
         let crew = Crew::new(machine, cpus);
@@ -79,7 +79,7 @@ impl Case {
     fn is_short(&self) -> bool {
         self.setting.free.is_some()
     }
-    fn real(&self, step: &Step) -> Real {
+    fn real(&self, step: &Step) -> Real<F> {
         self.real.spaces[step.space].clone()
     }
 
@@ -87,7 +87,7 @@ impl Case {
     fn call<T: PartialEq + std::fmt::Debug + Send + 'static>(
         &mut self,
         step: &Step,
-        call: impl FnOnce(Real) -> Result<T, MapError> + Send + 'static,
+        call: impl FnOnce(Real<F>) -> Result<T, MapError> + Send + 'static,
         model: impl FnOnce(&mut model::Space, &[File]) -> Called<T>,
     ) -> Option<T> {
         let real = self.real(step);
@@ -210,7 +210,7 @@ impl Case {
 
     fn access(&mut self, step: &Step, at: u64, len: u64, access: Access, by: By, value: u64) {
         let real = self.real(step);
-        let found = self.crew.on(step.cpu, move |cpu: &mut Vcpu| {
+        let found = self.crew.on(step.cpu, move |cpu: &mut Vcpu<F>| {
             if by == By::Kernel {
                 return copy(&real, VirtAddr(at), len as usize, access, value);
             }
@@ -397,8 +397,8 @@ impl Case {
 }
 
 /// What the kernel does when it copies to or from a program's memory.
-fn copy(
-    real: &Real,
+fn copy<F: Format>(
+    real: &Real<F>,
     at: VirtAddr,
     len: usize,
     access: Access,
@@ -429,9 +429,9 @@ fn copy(
 }
 
 /// Whether a page is mapped by a huge entry.
-fn is_huge(real: &Real, page: u64) -> bool {
+fn is_huge<F: Format>(real: &Real<F>, page: u64) -> bool {
     let (raw, level) = entry(real, VirtAddr(page * PAGE_SIZE));
-    level > 0 && X86_64::frame(raw, level).is_some()
+    level > 0 && F::frame(raw, level).is_some()
 }
 
 fn sized(range: &Range<u64>) -> (VirtAddr, u64) {

@@ -6,13 +6,13 @@ use super::kit::{check, entry};
 use super::model::{Entry, LEAF, leaf};
 use super::plan::Step;
 use pagefirst::account::{Account, Faults};
-use pagefirst::arch::{Attrs, Format, X86_64};
+use pagefirst::arch::{Attrs, Format};
 use pagefirst::platform::Platform;
 use pagefirst::space::Backing;
 use pagefirst::types::{PAGE_SIZE, Prot, VirtAddr};
 use std::sync::atomic::Ordering::Acquire;
 
-impl Case {
+impl<F: Format> Case<F> {
     /// What the library says of a space, and what it should.
     pub fn compare(&self, step: &Step, n: usize) {
         let (real, model) = (&self.real.spaces[step.space], &self.spaces[step.space]);
@@ -63,7 +63,7 @@ impl Case {
         let (real, model) = (&self.real.spaces[space], &self.spaces[space]);
         for (&page, expected) in &model.entries {
             let (raw, level) = entry(real, VirtAddr(page * PAGE_SIZE));
-            let (frame, attrs) = (X86_64::frame(raw, level), X86_64::attrs(raw));
+            let (frame, attrs) = (F::frame(raw, level), F::attrs(raw));
             let frame = frame.unwrap_or_else(|| panic!("page {page:#x} is not mapped"));
             let huge = model.huge.contains(&leaf(page));
             assert_eq!(level, huge as u8, "page {page:#x}: the level of its entry");

@@ -2,37 +2,38 @@
 //! has its own translations, caches and epoch.
 
 use super::kit::Space;
+use pagefirst::arch::Format;
 use pagefirst_machine::{Machine, Vcpu};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::thread::JoinHandle;
 
 /// Lets a CPU run a space.
-pub fn enter(cpu: &mut Vcpu, space: &Space) {
+pub fn enter<F: Format>(cpu: &mut Vcpu<F>, space: &Space<F>) {
     if cpu.space().is_none_or(|running| !Arc::ptr_eq(running, space)) {
         cpu.switch_to(space);
     }
 }
 
-type Job = Box<dyn FnOnce(&mut Vcpu) + Send>;
+type Job<F> = Box<dyn FnOnce(&mut Vcpu<F>) + Send>;
 
-struct Worker {
-    jobs: Sender<Job>,
+struct Worker<F: Format> {
+    jobs: Sender<Job<F>>,
     thread: JoinHandle<()>,
 }
 
-pub struct Crew {
-    machine: &'static Machine,
+pub struct Crew<F: Format> {
+    machine: &'static Machine<F>,
     /// CPU 0 is this thread.
-    here: Vcpu,
-    others: Vec<Worker>,
+    here: Vcpu<F>,
+    others: Vec<Worker<F>>,
 }
 
-impl Crew {
-    pub fn new(machine: &'static Machine, cpus: usize) -> Crew {
+impl<F: Format> Crew<F> {
+    pub fn new(machine: &'static Machine<F>, cpus: usize) -> Self {
         let here = machine.vcpu();
         let worker = |_| {
-            let (jobs, queue) = channel::<Job>();
+            let (jobs, queue) = channel::<Job<F>>();
             let work = move || {
                 let mut cpu = machine.vcpu();
                 queue.into_iter().for_each(|job| job(&mut cpu));
@@ -43,7 +44,7 @@ impl Crew {
     }
 
     /// The CPU that is this thread.
-    pub fn here(&mut self) -> &mut Vcpu {
+    pub fn here(&mut self) -> &mut Vcpu<F> {
         &mut self.here
     }
 
@@ -51,11 +52,11 @@ impl Crew {
     pub fn on<T: Send + 'static>(
         &mut self,
         cpu: usize,
-        job: impl FnOnce(&mut Vcpu) -> T + Send + 'static,
+        job: impl FnOnce(&mut Vcpu<F>) -> T + Send + 'static,
     ) -> T {
         let Some(at) = cpu.checked_sub(1) else { return job(&mut self.here) };
         let (send, receive) = sync_channel(1);
-        let job = move |cpu: &mut Vcpu| {
+        let job = move |cpu: &mut Vcpu<F>| {
             // The other side waits for it.
             let _ = send.send(job(cpu));
         };
@@ -70,7 +71,7 @@ impl Crew {
     }
 }
 
-impl Drop for Crew {
+impl<F: Format> Drop for Crew<F> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             // Whatever a CPU waits for will not come.

@@ -4,7 +4,7 @@
 use super::areas::{Area, Areas, GUARD, Shows};
 use super::files::{Bytes, File, zeros};
 use pagefirst::account::Faults;
-use pagefirst::arch::{Format, MAX_LEVELS, X86_64};
+use pagefirst::arch::{Format, MAX_LEVELS};
 use pagefirst::fault::{Bus, FaultError, Segv};
 use pagefirst::policy::{HugePolicy, Policy};
 use pagefirst::space::VmaFlags;
@@ -13,8 +13,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// The end of what a program can map, in pages: half of what four levels of tables reach, but for the last page.
-pub const USER_END: u64 = (1 << 35) - 1;
 /// Pages spanned by one leaf table.
 pub const LEAF: u64 = 512;
 
@@ -51,6 +49,11 @@ impl Entry {
 /// An address space.
 pub struct Space {
     pub policy: Policy,
+    /// Levels of tables, and the end of what a program can map, in pages.
+    levels: usize,
+    pub user_end: u64,
+    /// Whether hardware refuses an address outright.
+    is_canonical: fn(VirtAddr) -> bool,
     pub areas: Areas,
     /// The pages that are in the tables.
     pub entries: BTreeMap<u64, Entry>,
@@ -74,9 +77,12 @@ pub type IsHuge = Box<dyn Fn(u64) -> bool + Send>;
 pub type Outcome<T = ()> = Result<T, FaultError>;
 
 impl Space {
-    pub fn new(policy: Policy, heap: u64, is_huge: IsHuge) -> Space {
+    pub fn new<F: Format>(policy: Policy, heap: u64, is_huge: IsHuge) -> Space {
         Space {
             policy,
+            levels: F::LEVELS.into(),
+            user_end: F::USER_END.0 / PAGE_SIZE,
+            is_canonical: F::is_canonical,
             areas: Areas::default(),
             entries: BTreeMap::new(),
             huge: BTreeSet::new(),
@@ -92,7 +98,7 @@ impl Space {
     /// Bytes of tables of each level, computed from the pages that are mapped: one for each part of the address space
     /// with a page in it, and the root.
     pub fn table_bytes(&self) -> [u64; MAX_LEVELS] {
-        let levels = X86_64::LEVELS as usize;
+        let levels = self.levels;
         let tables = |level: usize| {
             let span = LEAF.pow(level as u32 + 1);
             let is_small = |page: &&u64| level > 0 || !self.huge.contains(&leaf(**page));
@@ -221,7 +227,7 @@ impl Space {
     }
 
     fn answer(&mut self, files: &mut [File], page: u64, access: Access) -> Outcome<bool> {
-        if (1 << 35..(1 << 52) - (1 << 35)).contains(&page) {
+        if !(self.is_canonical)(VirtAddr(page * PAGE_SIZE)) {
             return Err(FaultError::Segv(Segv::NonCanonical));
         }
         let area = match self.areas.at(page) {

@@ -160,6 +160,9 @@ where
     };
     let passed = passed.get();
     eprintln!("the oracle disagrees: {name}, after {passed} cases: {why}\n{value}");
-    Err(format!("rerun with PAGEFIRST_SEED={seed} PAGEFIRST_CASES={cases} cargo test --test oracle {name}")
-        .into())
+    Err(format!(
+        "rerun with PAGEFIRST_SEED={seed} PAGEFIRST_CASES={cases} cargo test --test {} {name}",
+        env!("CARGO_CRATE_NAME")
+    )
+    .into())
 }

@@ -17,6 +17,7 @@ use super::model;
 use super::parts::{COMMON, Common, Part};
 use super::plan::{FILES, Setting, Step};
 use super::seeds::Tally;
+use pagefirst::arch::Format;
 use pagefirst::fault::{FaultError, Segv};
 use pagefirst::file::FileCache;
 use pagefirst::space::{Map, MapError, Place};
@@ -41,10 +42,10 @@ fn place(page: u64, owner: usize) -> VirtAddr {
 }
 
 /// What one CPU does to the pages that are everybody's.
-struct Shared<'a> {
+struct Shared<'a, F: Format> {
     me: usize,
-    space: Real,
-    file: Cache,
+    space: Real<F>,
+    file: Cache<F>,
     /// How far each owner has counted: raised before a number is written.
     counts: &'a [AtomicU64],
     /// The largest number seen in each word.
@@ -53,8 +54,8 @@ struct Shared<'a> {
     written: BTreeMap<u64, u64>,
 }
 
-impl Shared<'_> {
-    fn step(&mut self, cpu: &mut Vcpu, op: &Common) {
+impl<F: Format> Shared<'_, F> {
+    fn step(&mut self, cpu: &mut Vcpu<F>, op: &Common) {
         let at = |range: &Range<u64>| VirtAddr((COMMON.start + range.start) * PAGE_SIZE);
         let len = |range: &Range<u64>| (range.end - range.start) * PAGE_SIZE;
         let done = match op {
@@ -84,7 +85,7 @@ impl Shared<'_> {
         assert!(matches!(done, Ok(()) | Err(MapError::NotMapped(_))), "{op:?}: {done:?}");
     }
 
-    fn load(&mut self, cpu: &mut Vcpu, page: u64, owner: usize) {
+    fn load(&mut self, cpu: &mut Vcpu<F>, page: u64, owner: usize) {
         let found = match cpu.load_u64(place(page, owner)).map_err(|trap| trap.error) {
             Ok(found) => found,
             Err(FaultError::Segv(Segv::NotMapped)) => return,
@@ -109,7 +110,7 @@ impl Shared<'_> {
 }
 
 /// A mapping in the pages that are everybody's: of private memory, or of a file whose pages nobody writes.
-fn mapping(file: &Cache, range: &Range<u64>, of_file: bool) -> Map<Machine> {
+fn mapping<F: Format>(file: &Cache<F>, range: &Range<u64>, of_file: bool) -> Map<Machine<F>> {
     let (pages, prot) = (range.end - range.start, Prot::READ | Prot::WRITE);
     let map = if of_file {
         private(file, range.start, pages, prot)
@@ -123,8 +124,8 @@ fn mapping(file: &Cache, range: &Range<u64>, of_file: bool) -> Map<Machine> {
 ///
 /// # Errors
 /// What is left on the machine after it.
-pub fn run(
-    machine: &'static Machine,
+pub fn run<F: Format>(
+    machine: &'static Machine<F>,
     setting: &Setting,
     steps: &[Vec<(Step, Common)>],
 ) -> Result<Tally, String> {
@@ -187,7 +188,7 @@ pub fn run(
 }
 
 /// What the library says of the space when all have ended, and what the oracles say together.
-fn compare(space: &Real, whole: &model::Space) {
+fn compare<F: Format>(space: &Real<F>, whole: &model::Space) {
     assert_eq!(check(space).present, whole.present(), "entries");
     let found = space.account();
     assert_eq!((found.anon_bytes, found.huge_bytes, found.file_bytes), whole.resident(), "resident");

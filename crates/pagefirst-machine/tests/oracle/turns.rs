@@ -4,6 +4,7 @@ use super::case::{Case, spaces};
 use super::plan::{Setting, Step};
 use super::seeds::Tally;
 use pagefirst::account::Faults;
+use pagefirst::arch::Format;
 use pagefirst::types::PAGE_SIZE;
 use pagefirst_machine::Machine;
 use std::mem::ManuallyDrop;
@@ -15,7 +16,11 @@ const LOOK: usize = 8;
 ///
 /// # Errors
 /// What is left on the machine after it.
-pub fn run(machine: &'static Machine, setting: &Setting, steps: &[Step]) -> Result<Tally, String> {
+pub fn run<F: Format>(
+    machine: &'static Machine<F>,
+    setting: &Setting,
+    steps: &[Step],
+) -> Result<Tally, String> {
     let mut case = Case::new(machine, *setting, spaces(machine, setting, 2), setting.hardware.cpus);
     for (n, step) in steps.iter().enumerate() {
         case.step(step);

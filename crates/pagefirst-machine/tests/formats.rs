@@ -1,0 +1,198 @@
+//! Every format on the hardware that walks it: the random sequences of `oracle.rs` with fewer cases, and each size of
+//! page that it has.
+
+#[path = "oracle/areas.rs"]
+mod areas;
+#[path = "oracle/calls.rs"]
+mod calls;
+#[path = "oracle/case.rs"]
+mod case;
+#[path = "oracle/compare.rs"]
+mod compare;
+#[path = "oracle/crew.rs"]
+mod crew;
+#[path = "oracle/files.rs"]
+mod files;
+mod kit;
+#[path = "oracle/model.rs"]
+mod model;
+#[path = "oracle/parts.rs"]
+mod parts;
+#[path = "oracle/plan.rs"]
+mod plan;
+#[path = "oracle/seeds.rs"]
+mod seeds;
+#[path = "oracle/together.rs"]
+mod together;
+#[path = "oracle/turns.rs"]
+mod turns;
+
+use kit::{R, RW, Result, policy};
+use pagefirst::arch::{Aarch64, Attrs, Ept, Format, Sv39, Sv48, X86_64La57};
+use pagefirst::policy::{HugePolicy, Policy};
+use pagefirst::space::{AddressSpace, Map};
+use pagefirst::sync::epoch::Pin;
+use pagefirst::table::{FramesError, PageTable};
+use pagefirst::types::{PAGE_SIZE, Pfn, VirtAddr, VirtRange};
+use pagefirst_machine::{Config, Machine};
+use plan::Hardware;
+use proptest::prelude::*;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A format, and the hardware that its manual describes.
+trait Walked: Format {
+    const CONFIG: fn() -> Config;
+}
+impl Walked for X86_64La57 {
+    const CONFIG: fn() -> Config = Config::default;
+}
+impl Walked for Ept {
+    const CONFIG: fn() -> Config = Config::default;
+}
+impl Walked for Sv39 {
+    const CONFIG: fn() -> Config = Config::riscv64;
+}
+impl Walked for Sv48 {
+    const CONFIG: fn() -> Config = Config::riscv64;
+}
+impl Walked for Aarch64 {
+    const CONFIG: fn() -> Config = Config::aarch64;
+}
+
+/// That hardware; `harsh` with small caches and late shootdowns.
+fn config<F: Walked>(harsh: bool) -> Config {
+    let base = (F::CONFIG)();
+    let Config { lean_flush, caches_nothing, sets_accessed, .. } = base;
+    let harsh = harsh.then(|| Config { lean_flush, caches_nothing, sets_accessed, ..Config::harsh(1) });
+    Config { checks: true, ..harsh.unwrap_or(base) }
+}
+
+/// Machines on which no case has failed.
+struct Machines<F: Format>(RefCell<BTreeMap<Hardware, &'static Machine<F>>>);
+
+impl<F: Walked> Machines<F> {
+    fn with(
+        &self,
+        hardware: Hardware,
+        run: impl FnOnce(&'static Machine<F>) -> std::result::Result<seeds::Tally, String>,
+    ) -> std::result::Result<seeds::Tally, TestCaseError> {
+        let known = self.0.borrow_mut().remove(&hardware);
+        let Config { memory, cpus, keep_tags, .. } = hardware.config();
+        let new = || Machine::new(Config { memory, cpus, keep_tags, ..config::<F>(hardware.is_harsh) });
+        let machine = known.unwrap_or_else(new);
+        let tally = run(machine).map_err(TestCaseError::fail)?;
+        self.0.borrow_mut().insert(hardware, machine);
+        Ok(tally)
+    }
+}
+
+fn in_turn<F: Walked>(name: &'static str) -> seeds::End {
+    let machines = Machines::<F>(RefCell::default());
+    let strategy = (plan::settings(2), plan::steps(2, 120));
+    seeds::run(name, 60, &strategy, |(mut setting, steps)| {
+        machines.with(setting.hardware, |machine| {
+            // Hardware that leaves more to faults than the oracle expects of hardware that is not harsh.
+            setting.hardware.is_harsh |= machine.config().lean_flush;
+            turns::run(machine, &setting, &steps)
+        })
+    })
+}
+
+fn together<F: Walked>(name: &'static str) -> seeds::End {
+    let machines = Machines::<F>(RefCell::default());
+    let strategy = (plan::settings_together(4), parts::steps_together(3, 100));
+    seeds::run(name, 40, &strategy, |(setting, steps)| {
+        machines.with(setting.hardware, |machine| together::run(machine, &setting, &steps))
+    })
+}
+
+macro_rules! oracle {
+    ($($name:ident: $format:ty),*) => {
+        mod oracle {
+            use super::*;
+            $(mod $name {
+                use super::*;
+                #[test]
+                fn two_cpus_in_turn() -> seeds::End {
+                    in_turn::<$format>(concat!("oracle::", stringify!($name), "::two_cpus_in_turn"))
+                }
+                #[test]
+                fn three_cpus_together() -> seeds::End {
+                    together::<$format>(concat!("oracle::", stringify!($name), "::three_cpus_together"))
+                }
+            })*
+        }
+    };
+}
+// Sv39 has no room for the addresses of the oracle's sequences, and is Sv48 with a level less.
+oracle!(la57: X86_64La57, ept: Ept, sv48: Sv48, aarch64: Aarch64);
+
+/// Frames mapped at each level, huge pages of private memory, and one of them cut.
+fn every_size<F: Walked>() -> Result {
+    for harsh in [false, true] {
+        let machine = Machine::<F>::new(config::<F>(harsh));
+        let table = PageTable::new(machine)?;
+        let far = VirtAddr(F::USER_END.0 / 2).align_down(F::span(F::LEVELS - 1));
+        for level in 0..F::LEVELS {
+            let (span, first) = (F::span(level), Pfn(1u32.checked_shl(F::BITS * level as u32).unwrap_or(0)));
+            let range = VirtRange::new(far, VirtAddr(far.0 + 2 * span));
+            let attrs = Attrs::WRITE | Attrs::DEVICE;
+            let mapped = table.mapper().map(range, first, level, attrs);
+            if level > F::TOP_LEAF {
+                assert_eq!(mapped, Err(FramesError::Invalid(range, level)));
+                continue;
+            }
+            mapped?;
+            let last = VirtAddr(range.end.0 - 1);
+            let found = table.translate(&Pin::new(machine), last).ok_or("not mapped")?;
+            let marks = Attrs::ACCESSED | Attrs::DIRTY | Attrs::SPECIAL;
+            assert_eq!((found.level, found.attrs), (level, attrs | marks));
+            assert_eq!(u64::from(found.pfn.0), u64::from(first.0) + 2 * span / PAGE_SIZE - 1);
+            table.mapper().unmap(range)?;
+        }
+        drop(table);
+
+        let space = Arc::new(AddressSpace::new(machine, Policy { huge: HugePolicy::Always, ..policy() })?);
+        let at = space.map(Map::anonymous(8 << 20, RW))?.range.start;
+        let (huge, mut cpu) = (VirtAddr((at.0 + (3 << 20)) & !0x1f_ffff), machine.vcpu());
+        cpu.switch_to(&space);
+        assert_eq!(cpu.load_u64(huge)?, 0);
+        for i in 0..512 {
+            cpu.store_u64(VirtAddr(huge.0 + i * PAGE_SIZE), i + 1)?;
+        }
+        assert_eq!(kit::entry(&space, huge).1, 1, "a huge page");
+        space.protect(VirtAddr(huge.0 + 100 * PAGE_SIZE), PAGE_SIZE, R)?;
+        assert_eq!(kit::entry(&space, huge).1, 0, "it was cut");
+        for i in 0..512 {
+            assert_eq!(cpu.load_u64(VirtAddr(huge.0 + i * PAGE_SIZE))?, i + 1);
+            assert_eq!(cpu.store_u64(VirtAddr(huge.0 + i * PAGE_SIZE), 7).is_err(), i == 100);
+        }
+        machine.check_space(&space);
+        drop((cpu, space));
+        machine.nothing_left()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn la57_every_size() -> Result {
+    every_size::<X86_64La57>()
+}
+#[test]
+fn ept_every_size() -> Result {
+    every_size::<Ept>()
+}
+#[test]
+fn sv39_every_size() -> Result {
+    every_size::<Sv39>()
+}
+#[test]
+fn sv48_every_size() -> Result {
+    every_size::<Sv48>()
+}
+#[test]
+fn aarch64_every_size() -> Result {
+    every_size::<Aarch64>()
+}
