@@ -9,6 +9,7 @@ mod deps;
 mod kernel;
 mod licence;
 mod metadata;
+mod mmu;
 mod models;
 mod no_alloc;
 mod oracle;
@@ -33,6 +34,7 @@ Usage: cargo xtask TASK
   test [ARGS]            every test, documentation included; ARGS go to `cargo test`
   harsh [SEED]           tests again on a machine whose hardware does all that manuals allow
   no-alloc               prove that the library links neither std nor alloc
+  mmu                    tables for RISC-V and AArch64 are walked by QEMU's MMUs of these machines
   models [FILTER]        the loom models, and each planted mistake that they must catch
   oracle --minutes N     random sequences at fresh seeds against the oracle of the tests, for so long
   kernel [OPTIONS]       run the tiny kernel in QEMU, count its instructions, look for shared cache lines;
@@ -67,6 +69,7 @@ fn run(args: &[String]) -> Result {
         ("harsh", []) => ci::harsh("1"),
         ("harsh", [seed]) => ci::harsh(seed),
         ("no-alloc", []) => no_alloc::run(),
+        ("mmu", []) => mmu::run(),
         ("models", []) => models::run(None),
         ("models", [filter]) => models::run(Some(filter)),
         ("oracle", ["--minutes", minutes]) => oracle::run(minutes),
