@@ -66,18 +66,13 @@ fn c16_an_entry_that_changed_since_it_was_read_is_not_overwritten() -> Result {
     let s = stage.space()?;
     anonymous(&s, BASE, 1, RW)?;
     fault(&s, BASE, Access::Read);
-    let read = entry(&s, BASE);
-    // CPU 0 has its copy in hand and has read the entry again; before it looks at it, CPU 1 writes to the page.
+    // CPU 0 has read the entry and has its page; before it locks the table, CPU 1 writes to the page.
     let meanwhile = s.clone();
-    stage.at_after(
-        is_frame_allocated,
-        move |step| *step == Step::Attrs(read),
-        move || {
-            on(1, || assert_eq!(fault(&meanwhile, BASE, Access::Write), "mapped"));
-            let page = frame(&meanwhile, BASE).expect("mapped");
-            stage.words(page)[0].store(77, Relaxed);
-        },
-    );
+    stage.at(is_frame_allocated, move || {
+        on(1, || assert_eq!(fault(&meanwhile, BASE, Access::Write), "mapped"));
+        let page = frame(&meanwhile, BASE).expect("mapped");
+        stage.words(page)[0].store(77, Relaxed);
+    });
     assert_eq!(fault(&s, BASE, Access::Write), "spurious");
     assert!(stage.is_done());
     let page = frame(&s, BASE).ok_or("mapped")?;
@@ -271,15 +266,15 @@ fn page_taken_first(stage: &'static Stage) -> Arc<Mutex<Option<pagefirst::types:
 
 #[test]
 fn c38_a_slot_that_is_taken_when_the_lock_is_held_is_left_as_it_is() -> Result {
-    // The leaf table is there, CPU 0 has a cleared page in hand and has found the slot empty: then CPU 1 fills
-    // it, by a read or by a write.
+    // The leaf table is there, CPU 0 has found the slot empty and has its page: then CPU 1 fills it, by a read or by a
+    // write.
     for access in [Access::Read, Access::Write] {
         let stage = Stage::new(256);
         let s = stage.space()?;
         anonymous(&s, BASE, 8, RW)?;
         fault(&s, page(BASE, 7), Access::Write);
         let meanwhile = s.clone();
-        stage.at_after(is_frame_allocated, is_empty_leaf_slot, move || {
+        stage.at(is_frame_allocated, move || {
             on(1, || assert_eq!(fault(&meanwhile, BASE, access), "mapped"));
             *TAKEN.lock().expect("one thread") = entry(&meanwhile, BASE);
         });

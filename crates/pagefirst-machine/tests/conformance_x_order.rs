@@ -28,8 +28,7 @@ fn x02_a_table_that_vanishes_after_it_was_found_is_a_short_reserve() -> Result {
             });
         };
         match access {
-            // Looks for the second time, with its page in hand.
-            Access::Write => stage.at_after(is_frame_allocated, is_empty_leaf_slot, vanish),
+            Access::Write => stage.at(is_frame_allocated, vanish),
             _ => stage.at(is_empty_leaf_slot, vanish),
         }
         stage.steps();
@@ -55,7 +54,7 @@ fn x02_without_memory_for_the_table_that_vanished_nothing_is_mapped() -> Result 
     // The dead tables cannot be reused while CPU 3 may walk them, and everything else is taken away.
     let walker = on(3, || Pin::new(stage));
     let meanwhile = s.clone();
-    stage.at_after(is_frame_allocated, is_empty_leaf_slot, move || {
+    stage.at(is_frame_allocated, move || {
         on(1, || assert!(meanwhile.discard(page(BASE, 7), PAGE_SIZE).is_ok()));
         *KEPT.lock().expect("one thread") = stage.take_all();
     });

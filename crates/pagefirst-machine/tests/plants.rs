@@ -114,7 +114,7 @@ fn an_entry_put_into_a_dead_table() -> Result {
     assert!(matches!(fault(&s, AT, Access::Write), End::Mapped(..)));
     // A fault has seen an empty slot, and the table dies before it locks it.
     let inner = s.clone();
-    arm(Point::SawNothing, 1, move || inner.discard(AT, PAGES * PAGE_SIZE).expect("mapped"));
+    arm(Point::SawNothing, 0, move || inner.discard(AT, PAGES * PAGE_SIZE).expect("mapped"));
     assert!(matches!(fault(&s, page(AT, 1), Access::Write), End::Mapped(..)));
     assert!(doors::has_happened());
     s.quiesce();

@@ -79,7 +79,7 @@ pub unsafe trait Platform: Sync + Sized + 'static {
     fn page(&'static self, pfn: Pfn) -> NonNull<u8>;
 
     /// Zeroes the page in frame `pfn`. Every page and every table that is cleared whole is cleared by this, huge pages
-    /// one small page at a time, with no lock and no pin held; so a kernel's own routine goes here (`rep stosq`,
+    /// one small page at a time, with no lock held; so a kernel's own routine goes here (`rep stosq`,
     /// `DC ZVA`, stores past the caches, which it fences). The default is [`core::ptr::write_bytes`].
     ///
     /// # Safety
@@ -90,7 +90,7 @@ pub unsafe trait Platform: Sync + Sized + 'static {
         unsafe { frame::clear_page(self, pfn) }
     }
     /// Copies the page in frame `from` to frame `to`. Every page that is copied whole is copied by this, with no lock
-    /// and no pin held.
+    /// held.
     ///
     /// User code may write to `from` meanwhile (a shared page of a file). So each of its aligned 64-bit words is read
     /// whole, once, as the CPU's own word copies do (`rep movsq`, aligned vector loads); which of the racing writes are

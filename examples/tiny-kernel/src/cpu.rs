@@ -20,9 +20,9 @@ unsafe extern "C" {
     static ap_end: u8;
 }
 
-/// One CPU.
+/// One CPU, found by a shift.
 #[derive(Default)]
-#[repr(C, align(128))]
+#[repr(C, align(1024))]
 pub struct Cpu {
     /// `trap.s` knows these three.
     number: u64,

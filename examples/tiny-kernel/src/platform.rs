@@ -11,7 +11,7 @@ use x86_64::instructions::{random::RdRand, tlb};
 use x86_64::registers::control::{Cr3, Cr3Flags};
 use x86_64::{PhysAddr, structures::paging::PhysFrame};
 
-/// The most CPUs.
+/// The most CPUs, a power of two: then the remainder is an AND, where an index would have to be checked.
 pub const CPUS: usize = 2;
 
 /// Where the direct map shows a physical address (`boot.s`).
@@ -57,7 +57,7 @@ impl Kernel {
 
     /// The CPU that this runs on.
     pub fn this_cpu(&'static self) -> &'static Cpu {
-        &self.cpus[self.cpu()]
+        &self.cpus[self.cpu() % CPUS]
     }
 
     /// Makes this CPU use these tables, and forget what it had of others.
@@ -102,7 +102,8 @@ impl Shootdown {
 
 // SAFETY: `cells`, `meta` and `page` answer from the direct map, which shows all memory for ever, and metadata lies
 // where the library wants it; a program stays on its CPU and the kernel takes no interrupts, so `cpu` is constant and
-// alone; `shootdown` waits until every CPU named has invalidated; `copy_page` copies in whole words.
+// alone; `shootdown` waits until every CPU named has invalidated; `clear_page` and
+// `copy_page` write the whole page, the latter in whole words.
 #[rustfmt::skip]
 unsafe impl Platform for Kernel {
     type Format = X86_64;
@@ -111,7 +112,7 @@ unsafe impl Platform for Kernel {
     type WriterLock = Lock;
 
     fn vm(&'static self) -> &'static Vm<Self> { &self.vm }
-    fn local(&'static self, cpu: usize) -> &'static Local<Self> { &self.cpus[cpu].local }
+    fn local(&'static self, cpu: usize) -> &'static Local<Self> { &self.cpus[cpu % CPUS].local }
     fn cpus(&'static self) -> usize { self.running }
     fn cpu(&'static self) -> usize {
         let number: usize;
@@ -131,6 +132,10 @@ unsafe impl Platform for Kernel {
     fn page(&'static self, pfn: Pfn) -> NonNull<u8> {
         // SAFETY: the direct map is not at null.
         unsafe { NonNull::new_unchecked(direct(pfn.phys())) }
+    }
+    unsafe fn clear_page(&'static self, pfn: Pfn) {
+        // SAFETY: the page is the caller's alone, and DF is clear.
+        unsafe { asm!("rep stosq", inout("rcx") 512u64 => _, inout("rdi") direct(pfn.phys()) => _, in("rax") 0, options(nostack)) };
     }
     unsafe fn copy_page(&'static self, to: Pfn, from: Pfn) {
         let (to, from) = (direct(to.phys()), direct(from.phys()));

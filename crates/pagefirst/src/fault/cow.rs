@@ -30,11 +30,12 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let index = vma.index_of(self.addr);
         let is_it = |page: &Frame<P>| file.is_attached(page.meta(), index);
         if !self.hand.copied().is_some_and(is_it) {
-            let pfn = file.cursor(self.pin).look(index);
-            let page = pfn.and_then(|pfn| Frame::try_get(self.pin.platform(), pfn));
-            return page
-                .filter(is_it)
-                .map_or_else(|| self.not_there(vma, file), |p| Look::Need(Need::Copy(p)));
+            let p = self.pin.platform();
+            let page = file.cursor(self.pin).look(index).and_then(|pfn| Frame::try_get(p, pfn));
+            let Some(page) = page.filter(is_it) else { return self.not_there(vma, file) };
+            if let Err(need) = self.hand.copy_now(p, page) {
+                return Look::Need(need);
+            }
         }
         self.install_private::<0>(vma, slot, FaultKind::FileCopy, is_it)
     }

@@ -119,6 +119,34 @@ impl<'a, P: Platform> Hand<'a, P> {
         self.fresh.as_ref().is_some_and(|f| f.copy_of.is_none() && f.level == level)
     }
 
+    /// Sees that a cleared page for an entry of a table at `level` is in hand, if one can be had at once: a small one, out
+    /// of this CPU's cache or the allocator, with nothing drained for it. Pinned, with no lock held.
+    #[inline]
+    pub fn clear_now(&mut self, p: &'static P, level: u8) -> bool {
+        if self.has_cleared(level) {
+            return true;
+        }
+        let page = if level == 0 { Frame::new(p).ok() } else { None };
+        page.map(|page| self.clear(page)).is_some()
+    }
+    fn clear(&mut self, mut page: Frame<P>) {
+        page.clear();
+        self.fresh = Some(Fresh { page, copy_of: None, level: 0 });
+    }
+
+    /// Sees that a copy of `source` is in hand, if that can be had at once; else what is needed. Pinned, with no lock
+    /// held.
+    #[inline]
+    pub fn copy_now(&mut self, p: &'static P, source: Frame<P>) -> Result<(), Need<P>> {
+        let Ok(page) = Frame::new(p) else { return Err(Need::Copy(source)) };
+        self.copy(page, source);
+        Ok(())
+    }
+    fn copy(&mut self, mut page: Frame<P>, source: Frame<P>) {
+        page.copy_from(&source);
+        self.fresh = Some(Fresh { page, copy_of: Some(source), level: 0 });
+    }
+
     /// Gets what is missing, unpinned and unlocked.
     #[inline]
     pub fn fetch(
@@ -130,9 +158,8 @@ impl<'a, P: Platform> Hand<'a, P> {
         let p = space.platform();
         match need {
             Need::Cleared(0) => {
-                let mut page = self.page(p)?;
-                page.clear();
-                self.fresh = Some(Fresh { page, copy_of: None, level: 0 });
+                let page = self.page(p)?;
+                self.clear(page);
             }
             Need::Cleared(level) => self.huge_page(space, level),
             Need::HugeZero => match p.vm().huge_zero_page(p) {
@@ -143,9 +170,8 @@ impl<'a, P: Platform> Hand<'a, P> {
                 self.gather.flush_before(P::Format::span_of(addr, huge::LEVEL), taken);
             }
             Need::Copy(source) => {
-                let mut page = self.page(p)?;
-                page.copy_from(&source);
-                self.fresh = Some(Fresh { page, copy_of: Some(source), level: 0 });
+                let page = self.page(p)?;
+                self.copy(page, source);
             }
             Need::Page(file, index) => self.read(p, &file, index)?,
             Need::Tables(n) => self.tables(p, n)?,

@@ -2,8 +2,9 @@
 //!
 //! [`AddressSpace::fault`] *looks*, pinned: it finds the VMA, checks the access, walks the tables without a lock, and
 //! from what is mapped and what is in hand either finishes or says what it needs. Then it *fetches* that, unpinned
-//! and unlocked: a cleared page, a copy, a page of the file, tables, a flush. Then it looks again, with what it has in
-//! hand; nothing that was seen before is trusted. The page comes first: tables are asked for only when there is a page
+//! and unlocked: a page of the file, a huge page, memory that has to be drained from somewhere, a flush. Then it looks
+//! again, with what it has in hand; nothing that was seen before is trusted. A small page that can be had at once, cleared
+//! or a copy, and tables, it fetches while it looks (`docs/decisions/008`). The page comes first: tables are asked for only when there is a page
 //! to put in them, and what is in hand when a fault fails goes back where it came from.
 //!
 //! | file | what is there, and the access | what is mapped |

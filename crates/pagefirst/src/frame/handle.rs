@@ -101,14 +101,14 @@ impl<P: Platform> Frame<P> {
         let first = self.pfn;
         (0..1 << self.order()).map(move |i| first.add(i))
     }
-    /// Zeroes the folio. Runs unlocked and unpinned.
+    /// Zeroes the folio. Runs unlocked, and unpinned unless it is small.
     pub(crate) fn clear(&mut self) {
         for pfn in self.frames() {
             // SAFETY: the folio is not yet mapped or shared (callers hold the only reference).
             unsafe { self.p.clear_page(pfn) }
         }
     }
-    /// Copies the contents of another folio of the same order. Runs unlocked and unpinned.
+    /// Copies the contents of another folio of the same order. Runs unlocked, and unpinned unless it is small.
     ///
     /// User code may write to `from` meanwhile (a shared file page): such a racing copy is torn exactly as it
     /// would be on hardware.
