@@ -149,6 +149,20 @@ impl<F: Format> Machine<F> {
             && !self.arena.meta(first).flags().contains(FrameFlags::DIRTY)
     }
 
+    /// Where the format asks for break-before-make: what a CPU has cached and is now to drop led to another page than the
+    /// entry does that has come in its place already. In words.
+    pub(crate) fn is_made_before_broken(&self, va: VirtAddr, e: &Entry) -> Option<String> {
+        if !F::BREAK_BEFORE_MAKE {
+            return None;
+        }
+        let raw = self.hook_entry(Pfn(e.table), e.level, va).load(Acquire);
+        let there = F::frame(raw, e.level).filter(|_| !F::attrs(raw).contains(Attrs::NONE));
+        let inside = (va.0 & (F::span(e.level) - 1)) / PAGE_SIZE;
+        let other = there.is_some_and(|first| first.add(inside as u32) != Pfn(e.frame));
+        (other || F::child(raw, e.level).is_some())
+            .then(|| format!("{va} leads to {raw:#x} while a CPU still translates it to {:?}", Pfn(e.frame)))
+    }
+
     /// [`compare`](Machine::compare), for a space, as a check: panics with the history.
     ///
     /// # Panics

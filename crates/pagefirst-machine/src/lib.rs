@@ -30,6 +30,7 @@
 //! - a cached zeroed table that is not zero;
 //! - something cached, on any CPU, that is left after the flush that should have taken it; when nothing is under way
 //!   ([`Machine::check_space`]), a translation that says more than the tables do;
+//! - an entry that leads to another page than one that a CPU still has cached, where a format asks for break-before-make;
 //! - an entry that hardware marked dirty and that was overwritten without the mark;
 //! - a page in use that holds what was in its frame before;
 //! - an entry outside all mappings, one that gives more than its mapping, one that is not present and names memory;

@@ -10,7 +10,7 @@ use pagefirst::arch::Format;
 use pagefirst::frame::FrameMeta;
 use pagefirst::platform::{Note, Platform};
 use pagefirst::tlb::Flush;
-use pagefirst::types::{Pfn, VirtAddr};
+use pagefirst::types::{Pfn, VirtAddr, VirtRange};
 use pagefirst::{Local, Vm};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
@@ -81,9 +81,11 @@ unsafe impl<F: Format> Platform for Machine<F> {
             }
             let mut mmu = state.mmu.lock();
             if self.shadow.is_some() {
-                let lost = mmu.translations(flush.tag, flush.range).find(|(va, e)| self.is_mark_lost(*va, e));
-                let lost = lost.map(|(va, e)| mark_lost(va, e));
-                if let Some(what) = lost {
+                let wrong = mmu.translations(flush.tag, flush.range).find_map(|(va, e)| {
+                    let lost = self.is_mark_lost(va, e).then(|| mark_lost(va, e));
+                    lost.or_else(|| self.is_made_before_broken(va, e))
+                });
+                if let Some(what) = wrong {
                     drop(mmu);
                     self.fail(&what);
                 }
@@ -106,7 +108,17 @@ unsafe impl<F: Format> Platform for Machine<F> {
     }
 
     fn sync_local(&'static self, tag: u64, addr: VirtAddr, tables: bool) {
-        self.cpus[self.this_cpu()].mmu.lock().sync(tag, addr, tables);
+        let mut mmu = self.cpus[self.this_cpu()].mmu.lock();
+        if F::BREAK_BEFORE_MAKE && self.shadow.is_some() {
+            let range = VirtRange::page_of(addr);
+            let mut cached = mmu.translations(tag, range);
+            if let Some(what) = cached.find_map(|(va, e)| self.is_made_before_broken(va, e)) {
+                drop(cached);
+                drop(mmu);
+                self.fail(&what);
+            }
+        }
+        mmu.sync(tag, addr, tables);
     }
 
     #[inline]

@@ -11,6 +11,7 @@ mod case;
 mod compare;
 #[path = "oracle/crew.rs"]
 mod crew;
+mod doors;
 #[path = "oracle/files.rs"]
 mod files;
 mod kit;
@@ -27,13 +28,15 @@ mod together;
 #[path = "oracle/turns.rs"]
 mod turns;
 
-use kit::{R, RW, Result, policy};
+use doors::{DoorsOf, Point, arm};
+use kit::{End, R, RW, Result, cache, fault, mark, marked, page, policy, private};
 use pagefirst::arch::{Aarch64, Attrs, Ept, Format, Sv39, Sv48, X86_64La57};
+use pagefirst::fault::{FaultError, Segv};
 use pagefirst::policy::{HugePolicy, Policy};
-use pagefirst::space::{AddressSpace, Map};
+use pagefirst::space::{AddressSpace, Map, RemapTo};
 use pagefirst::sync::epoch::Pin;
 use pagefirst::table::{FramesError, PageTable};
-use pagefirst::types::{PAGE_SIZE, Pfn, VirtAddr, VirtRange};
+use pagefirst::types::{Access, PAGE_SIZE, Pfn, VirtAddr, VirtRange};
 use pagefirst_machine::{Config, Machine};
 use plan::Hardware;
 use proptest::prelude::*;
@@ -195,4 +198,44 @@ fn sv48_every_size() -> Result {
 #[test]
 fn aarch64_every_size() -> Result {
     every_size::<Aarch64>()
+}
+
+/// A fault has broken an entry to put a copy in its place, and the mapping moves before it can: the page is found where
+/// it is then, and by whoever comes.
+#[test]
+fn aarch64_a_copy_that_is_broken_off() -> Result {
+    const FROM: VirtAddr = VirtAddr(1 << 30);
+    const TO: VirtAddr = VirtAddr(2 << 30);
+    let machine = Machine::<DoorsOf<Aarch64>>::new(Config { keep_tags: true, ..config::<Aarch64>(false) });
+    let (s, c) = (kit::space(machine)?, cache(machine, &marked(), 8)?);
+    s.map(kit::at(FROM, private(&c, 0, 8, RW)))?;
+    let mut cpu = machine.vcpu();
+    cpu.switch_to(&s);
+    assert_eq!(cpu.load_u8(page(FROM, 3))?, mark(3));
+    // Another CPU may have what this one has.
+    let there = s.clone();
+    let other = std::thread::spawn(move || {
+        let mut cpu = machine.vcpu();
+        cpu.switch_to(&there);
+        cpu.load_u8(page(FROM, 3)).map(drop).map_err(|trap| trap.error)
+    });
+    assert!(other.join().is_ok_and(|read| read.is_ok()));
+    // It looks at the page, copies it and breaks the entry; and when it comes back from the flush:
+    let inner = s.clone();
+    arm(Point::Found, 2, move || {
+        let broken = kit::attrs(&inner, page(FROM, 3));
+        assert!(broken.contains(Attrs::NONE), "{broken:?}");
+        inner.remap(FROM, 8 * PAGE_SIZE, 8 * PAGE_SIZE, RemapTo::Fixed(TO)).expect("it can move");
+    });
+    let end = fault(&s, page(FROM, 3), Access::Write);
+    assert_eq!(end, End::Error(FaultError::Segv(Segv::NotMapped)));
+    assert!(doors::has_happened());
+    machine.check_space(&s);
+    assert_eq!(cpu.load_u8(page(TO, 3))?, mark(3));
+    assert!(!kit::attrs(&s, page(TO, 3)).contains(Attrs::NONE));
+    cpu.store_u8(page(TO, 3), 1)?;
+    assert_eq!((cpu.load_u8(page(TO, 3))?, cpu.load_u8(page(TO, 4))?), (1, mark(4)));
+    kit::check(&s);
+    drop((cpu, s, c));
+    Ok(machine.nothing_left()?)
 }

@@ -6,8 +6,9 @@
 mod doors;
 mod kit;
 
-use doors::{Doors, Point, arm};
+use doors::{Doors, DoorsOf, Point, arm};
 use kit::*;
+use pagefirst::arch::Aarch64;
 use pagefirst::frame::Frame;
 use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
 use pagefirst_machine::{Config, Machine, Vcpu};
@@ -193,4 +194,49 @@ fn a_fault_that_leaves_accessed_and_dirty_to_hardware_without() -> Result {
 fn a_right_that_an_upper_level_does_not_give() -> Result {
     let (machine, s, cpu) = one_page(Config::default())?;
     end(machine, s, cpu)
+}
+
+// catches: copy_without_break
+// says: while a CPU still translates it to
+#[test]
+fn a_copy_put_in_place_of_a_page_that_is_cached() -> Result {
+    let machine = Machine::<Aarch64>::new(Config { checks: true, ..Config::aarch64() });
+    let s = space(machine)?;
+    s.map(at(AT, anonymous(PAGES, RW)))?;
+    let mut cpu = machine.vcpu();
+    cpu.switch_to(&s);
+    assert_eq!(cpu.load_u64(AT)?, 0);
+    cpu.store_u64(AT, 1)?;
+    assert_eq!(cpu.load_u64(AT)?, 1);
+    check(&s);
+    drop((cpu, s));
+    Ok(machine.nothing_left()?)
+}
+
+// catches: make_before_flush
+// says: while a CPU still translates it to
+#[test]
+fn a_page_put_in_place_of_one_that_is_cached() -> Result {
+    const TABLE: u64 = 512;
+    let machine = Machine::<DoorsOf<Aarch64>>::new(Config { checks: true, ..Config::aarch64() });
+    let s = space(machine)?;
+    s.map(at(AT, anonymous(2 * TABLE, RW)))?;
+    let mut cpu = machine.vcpu();
+    cpu.switch_to(&s);
+    for i in [0, 1, TABLE + 1] {
+        cpu.store_u64(page(AT, i), i + 1)?;
+    }
+    // Page 1 was taken out, the first leaf table lives on, and the second is still to come before all is flushed.
+    let inner = s.clone();
+    arm(Point::SawTable, 2, move || {
+        let mut cpu = machine.vcpu();
+        cpu.switch_to(&inner);
+        cpu.store_u64(page(AT, 1), 7).expect("mapped");
+    });
+    s.discard(page(AT, 1), (2 * TABLE - 1) * PAGE_SIZE)?;
+    assert!(doors::has_happened());
+    assert_eq!((cpu.load_u64(AT)?, cpu.load_u64(page(AT, 1))?), (1, 7));
+    check(&s);
+    drop((cpu, s));
+    Ok(machine.nothing_left()?)
 }

@@ -3,7 +3,7 @@
 mod kit;
 
 use kit::hardware;
-use pagefirst::arch::{Format, Tiny, X86_64};
+use pagefirst::arch::{Aarch64, Format, Tiny, X86_64};
 use pagefirst::fault::{Bus, FaultError, Segv};
 use pagefirst::file::FileCache;
 use pagefirst::policy::Policy;
@@ -156,6 +156,12 @@ fn stress_private_copies() -> Result {
 #[test]
 fn stress_private_copies_on_tiny() -> Result {
     private_copies::<Tiny>(6)
+}
+
+/// Where a copy takes a page's place only after it was broken and flushed.
+#[test]
+fn stress_private_copies_on_aarch64() -> Result {
+    private_copies::<Aarch64>(8)
 }
 
 /// Two spaces share a file and take turns on the CPUs; translations stay by tag. Sums of atomic additions through

@@ -86,8 +86,8 @@ pub(crate) struct Gather<'a, P: Platform, R: Pages + ?Sized = [MaybeUninit<Pfn>]
     tables: Unlinked,
     /// Tables were unlinked in the range.
     unlinked: bool,
-    /// Huge pages taken out in the range.
-    huge: u64,
+    /// Pages taken out in the range that nothing may take the place of before.
+    taken: u64,
     /// What was flushed last before an install, and how much had been taken out of the space before that.
     before: Option<(VirtRange, u64)>,
     pages: Few<Pfn, R>,
@@ -114,7 +114,7 @@ impl<'a, P: Platform> SmallGather<'a, P> {
 impl<'a, P: Platform, const N: usize> Gather<'a, P, Room<Pfn, N>> {
     fn empty(space: &'a PageTable<P>) -> Self {
         let (tables, pages) = (Unlinked::new(), Few::new());
-        Gather { space, range: NOTHING, tables, unlinked: false, huge: 0, before: None, pages }
+        Gather { space, range: NOTHING, tables, unlinked: false, taken: 0, before: None, pages }
     }
 }
 
@@ -140,10 +140,11 @@ impl<P: Platform, R: Pages + ?Sized> Gather<'_, P, R> {
         }
         self.pages.push(pfn);
     }
-    /// So many huge pages are being taken out, under their table's lock; their spans are touched as well.
-    pub(crate) fn huge(&mut self, n: u64) {
-        self.space.huge_taken.take(n);
-        self.huge += n;
+    /// So many pages are being taken out, under their table's lock, that nothing may take the place of before the flush:
+    /// huge ones, and all where a format asks for it. Their spans are touched as well.
+    pub(crate) fn taken(&mut self, n: u64) {
+        self.space.pages_taken.take(n);
+        self.taken += n;
     }
     /// Flushes `span`, of which nothing is mapped, tables included: `taken` was taken out of the space by then.
     pub fn flush_before(&mut self, span: VirtRange, taken: u64) {
@@ -187,7 +188,7 @@ impl<P: Platform, R: Pages + ?Sized> Gather<'_, P, R> {
         let unlinked = tables.len() as u64;
         table::retire(p, tables);
         self.space.unlinked.flush(unlinked);
-        self.space.huge_taken.flush(core::mem::take(&mut self.huge));
+        self.space.pages_taken.flush(core::mem::take(&mut self.taken));
     }
 }
 

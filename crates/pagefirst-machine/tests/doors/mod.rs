@@ -1,13 +1,14 @@
 //! Races made certain: something happens on another CPU at one point of what the library does, between two steps that
 //! nothing else separates.
 //!
-//! The points are where the library asks the format of page tables something, so the format here is x86-64's with a door
-//! in it.
+//! The points are where the library asks the format of page tables something, so the format here is one with a door in
+//! it.
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 use pagefirst::arch::{Attrs, Format, X86_64};
 use pagefirst::types::{Pfn, VirtAddr};
 use std::cell::RefCell;
+use std::marker::PhantomData;
 
 /// A point that the library passes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,6 +18,8 @@ pub enum Point {
     Found,
     /// A fault has seen that nothing is mapped, and has not locked the table yet.
     SawNothing,
+    /// An entry that leads to a leaf table, or maps a huge page, was read without a lock.
+    SawTable,
     /// Under the table's lock, a fault's own page is checked, its neighbours are not.
     Checked,
     /// An entry was read and is about to be changed.
@@ -57,50 +60,58 @@ fn pass(point: Point) {
     }
 }
 
-/// The format of x86-64, with a door at each point.
-pub struct Doors;
+/// A format with a door at each point.
+pub struct DoorsOf<F>(PhantomData<F>);
 
-// SAFETY: every answer is that of `X86_64`, which keeps the contract.
-unsafe impl Format for Doors {
-    const LEVELS: u8 = X86_64::LEVELS;
-    const BITS: u32 = X86_64::BITS;
-    const USER_END: VirtAddr = X86_64::USER_END;
+/// The format of x86-64, with doors.
+pub type Doors = DoorsOf<X86_64>;
+
+// SAFETY: every answer is that of `F`, which keeps the contract.
+unsafe impl<F: Format> Format for DoorsOf<F> {
+    const LEVELS: u8 = F::LEVELS;
+    const TOP_LEAF: u8 = F::TOP_LEAF;
+    const TABLES_MARKED: bool = F::TABLES_MARKED;
+    const BREAK_BEFORE_MAKE: bool = F::BREAK_BEFORE_MAKE;
+    const BITS: u32 = F::BITS;
+    const USER_END: VirtAddr = F::USER_END;
     fn is_canonical(va: VirtAddr) -> bool {
-        X86_64::is_canonical(va)
+        F::is_canonical(va)
     }
     fn table(pfn: Pfn) -> u64 {
-        X86_64::table(pfn)
+        F::table(pfn)
     }
     fn transit(leaf: Pfn) -> u64 {
-        X86_64::transit(leaf)
+        F::transit(leaf)
     }
     fn leaf(pfn: Pfn, level: u8, attrs: Attrs) -> u64 {
         pass(Point::Checked);
-        X86_64::leaf(pfn, level, attrs)
+        F::leaf(pfn, level, attrs)
     }
     fn child(raw: u64, level: u8) -> Option<Pfn> {
         if raw == 0 {
             pass(Point::SawNothing);
+        } else if level == 1 {
+            pass(Point::SawTable);
         }
-        X86_64::child(raw, level)
+        F::child(raw, level)
     }
     fn frame(raw: u64, level: u8) -> Option<Pfn> {
-        X86_64::frame(raw, level)
+        F::frame(raw, level)
     }
     fn attrs(raw: u64) -> Attrs {
-        X86_64::attrs(raw)
+        F::attrs(raw)
     }
     fn allows(raw: u64) -> Attrs {
-        X86_64::allows(raw)
+        F::allows(raw)
     }
     fn with_attrs(raw: u64, attrs: Attrs) -> u64 {
         pass(Point::Edits);
-        X86_64::with_attrs(raw, attrs)
+        F::with_attrs(raw, attrs)
     }
     fn index(va: VirtAddr, level: u8) -> usize {
         if level + 1 == Self::LEVELS {
             pass(Point::Found);
         }
-        X86_64::index(va, level)
+        F::index(va, level)
     }
 }

@@ -4,7 +4,8 @@
 //!
 //! Its level 0 is our level 3. An entry that can be written carries DBM; it is dirty when it is not read-only as well,
 //! which is what FEAT_HAFDBS lets hardware do and what a fault does elsewhere. Memory types are three entries of
-//! `MAIR_EL1`, [`Aarch64::MAIR`]. Contiguous is never set.
+//! `MAIR_EL1`, [`Aarch64::MAIR`]. Contiguous is never set. Nothing takes another page's place before that is flushed
+//! (D8.16.1 "Using break-before-make when updating translation table entries").
 
 use super::{Attrs, Format};
 use crate::types::{Pfn, VirtAddr};
@@ -98,6 +99,7 @@ unsafe impl Format for Aarch64 {
     const TOP_LEAF: u8 = 2;
     const BITS: u32 = 9;
     const USER_END: VirtAddr = VirtAddr(1 << 48);
+    const BREAK_BEFORE_MAKE: bool = true;
 
     /// Bits 63:48 select `TTBR0_EL1`, zero, or `TTBR1_EL1`, ones; anything else faults.
     #[inline]

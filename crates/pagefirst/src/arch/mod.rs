@@ -63,6 +63,9 @@ pub unsafe trait Format: 'static {
     const ENTRIES: usize = 1 << Self::BITS;
     /// The highest level at which hardware takes a leaf.
     const TOP_LEAF: u8 = Self::LEVELS - 2;
+    /// Whether an entry that leads somewhere may come into a slot only when what a CPU may have cached of the slot's last
+    /// one, if that led elsewhere, is flushed (break-before-make, Arm ARM D8.16.1). In between the slot is not present.
+    const BREAK_BEFORE_MAKE: bool = false;
     /// Whether hardware that marks leaf entries as accessed marks the entries that lead to them as well.
     const TABLES_MARKED: bool = false;
     /// The first address past the user half.

@@ -48,6 +48,9 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         mut slot: Slot<'f, P, Locked<'f, P>>,
         old: Pfn,
     ) -> Look<'a, P> {
+        if P::Format::BREAK_BEFORE_MAKE && !cfg!(mutant = "copy_without_break") {
+            return self.break_up(vma, slot, old);
+        }
         let p = self.pin.platform();
         let Some(fresh) = self.hand.fresh.take() else { return Look::Again };
         let table = self.space.page_table();

@@ -87,7 +87,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     #[cold]
     pub(super) fn take_huge_zero(&mut self, slot: Slot<'f, P, Locked<'f, P>>) -> Look<'a, P> {
         let (level, span) = (slot.level(), P::Format::span_of(self.addr, slot.level()));
-        self.hand.gather.huge(1);
+        self.hand.gather.taken(1);
         if let Some(page) = P::Format::frame(slot.take(), level) {
             self.hand.gather.page(span, page);
         }

@@ -13,6 +13,7 @@
 //! | `huge` | nothing, no table either; private memory | the huge zero page, or a huge cleared page |
 //! | `file` | nothing; a file, read or shared write | the file's page, with its neighbours (`around`) |
 //! | `cow` | nothing, or a page that is not ours; a private write | a copy |
+//! | `broken` | the same, where nothing may take a page's place before a flush | a copy |
 //! | `wp` | a page that may be written where it is | the same page, writable |
 //! | here | a page whose entry allows it, not marked accessed or dirty | the same entry, marked |
 //!
@@ -22,6 +23,7 @@
 
 mod anon;
 mod around;
+mod broken;
 mod cow;
 mod file;
 mod hand;
@@ -121,7 +123,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     #[inline]
     fn look(mut self) -> Look<'a, P> {
         if self.hand.holds(Why::Unflushed).is_some() {
-            return self.settle_copy();
+            return if P::Format::BREAK_BEFORE_MAKE { self.make_anew() } else { self.settle_copy() };
         }
         let turn = self.space.turn();
         let Some(vma) = self.space.find(self.pin, self.addr) else { return self.nowhere(turn) };
@@ -158,6 +160,9 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             return Look::Done(Outcome::Spurious); // a huge page that is being split
         }
         let attrs = P::Format::attrs(slot.raw());
+        if P::Format::BREAK_BEFORE_MAKE && attrs.contains(Attrs::NONE) {
+            return self.broken(vma, slot);
+        }
         let write = self.access == Access::Write;
         if write && !attrs.contains(Attrs::WRITE) {
             return self.write_protected(vma, slot);

@@ -36,11 +36,20 @@ impl<'e, P: Platform> Slot<'e, P, Seen> {
 }
 
 impl<P: Platform> Slot<'_, P, Locked<'_, P>> {
-    /// Adds attributes.
+    /// Adds attributes. An entry that was broken is made again.
     #[inline]
     pub(crate) fn widen(&mut self, attrs: Attrs) {
+        let broken = if P::Format::BREAK_BEFORE_MAKE { Attrs::NONE } else { Attrs::empty() };
         let index = self.index();
-        self.state.0.update(index, |raw| P::Format::with_attrs(raw, P::Format::attrs(raw) | attrs));
+        let new = |raw| P::Format::with_attrs(raw, (P::Format::attrs(raw) - broken) | attrs);
+        self.state.0.update(index, new);
+    }
+    /// Makes the entry one that is not present, so that another page can take its place after a flush. It still maps its
+    /// page, for all but hardware: whoever zaps or changes it meanwhile does so as ever.
+    pub(crate) fn break_up(&mut self) {
+        let index = self.index();
+        let new = |raw| P::Format::with_attrs(raw, P::Format::attrs(raw) | Attrs::NONE);
+        self.state.0.update(index, new);
     }
     /// Puts the entry of a page of private memory in place of what is there, and returns what was there.
     pub(crate) fn replace(&mut self, raw: u64) -> u64 {

@@ -101,9 +101,10 @@ pub struct PageTable<P: Platform> {
     /// before it copies or widens.
     pub(crate) unflushed: crate::sync::atomic::AtomicU32,
     published: [AtomicU64; MAX_LEVELS],
-    /// Tables, and entries of huge pages, that were taken out.
+    /// Tables, and entries of pages, that were taken out and that something may have to wait for: of huge pages, and of
+    /// all where the format asks for it.
     pub(crate) unlinked: Taken,
-    pub(crate) huge_taken: Taken,
+    pub(crate) pages_taken: Taken,
     /// What dead tables had counted, by [`FaultKind`].
     tally: [AtomicU32; FaultKind::COUNT],
     /// Of these, the faults that mapped huge pages.
@@ -126,7 +127,7 @@ impl<P: Platform> PageTable<P> {
             unflushed: crate::sync::atomic::AtomicU32::new(0),
             published: core::array::from_fn(|_| AtomicU64::new(0)),
             unlinked: Taken::new(),
-            huge_taken: Taken::new(),
+            pages_taken: Taken::new(),
             huge_faults: AtomicU64::new(0),
             tally: core::array::from_fn(|_| AtomicU32::new(0)),
         };
@@ -194,12 +195,13 @@ impl<P: Platform> PageTable<P> {
         core::array::from_fn(|l| self.published[l].load(Relaxed) * crate::types::PAGE_SIZE)
     }
     /// How much was taken out so far that an entry for a page of a table at `level` must not meet in a TLB, if any of it
-    /// is not flushed yet: huge pages, and for a huge page the tables of small ones.
-    fn taken_unflushed(&self, level: u8) -> Option<u64> {
-        let huge = self.huge_taken.unflushed();
+    /// is not flushed yet: huge pages, for a huge page the tables of small ones, and all pages where a new one may not
+    /// come before ([`Format::BREAK_BEFORE_MAKE`]).
+    pub(crate) fn taken_unflushed(&self, level: u8) -> Option<u64> {
+        let pages = self.pages_taken.unflushed();
         let tables = if level > 0 { self.unlinked.unflushed() } else { None };
-        let taken = || self.huge_taken.taken() + if level > 0 { self.unlinked.taken() } else { 0 };
-        (huge.is_some() || tables.is_some()).then(taken)
+        let taken = || self.pages_taken.taken() + if level > 0 { self.unlinked.taken() } else { 0 };
+        (pages.is_some() || tables.is_some()).then(taken)
     }
     pub(crate) fn is_unflushed(&self) -> bool {
         self.unflushed.load(Acquire) > 0

@@ -76,8 +76,8 @@ pub(crate) enum Refused {
     /// Something was announced to go away, or the page is not valid any more: look again, page in hand.
     Again,
     /// Where the entry goes, translations of the other size may be cached: small ones under a huge page, for a table was
-    /// taken out and is not flushed yet; or a huge one over small pages. Drop every lock, flush, again. The number says
-    /// how much was taken out so far.
+    /// taken out and is not flushed yet; or a huge one over small pages; or, where the format forbids that, one to another
+    /// page. Drop every lock, flush, again. The number says how much was taken out so far.
     Unflushed(u64),
 }
 
@@ -110,7 +110,8 @@ pub(crate) fn install<'e, P: Platform, B: Batch>(
             slot = deeper(slot, taken).ok_or(Refused::Raced)?;
             continue;
         }
-        if guard.table().level() > 0
+        let waits = P::Format::BREAK_BEFORE_MAKE && !cfg!(mutant = "make_before_flush");
+        if (guard.table().level() > 0 || waits)
             && let Some(taken) = space.taken_unflushed(batch.level())
             && !gather.is_flushed_before(batch.va(), taken)
             && !cfg!(mutant = "install_over_unflushed")

@@ -240,7 +240,7 @@ impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
             seen.insert(i);
         }
         if guard.entries() < before {
-            self.gather.huge(before - guard.entries());
+            self.gather.taken(before - guard.entries());
         }
         if guard.unlock() { Visit::Died } else { Visit::Alive }
     }
@@ -250,7 +250,11 @@ impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
     fn leaf(&mut self, table: Table<'_, P>, base: VirtAddr, range: VirtRange) -> Visit {
         let Some(mut guard) = table.lowest().lock() else { return Visit::WasDead };
         self.space.platform().note(Note::TableScanned(table.pfn(), 0));
+        let before = guard.entries();
         self.flow = self.visitor.leaf(&mut guard, range, self.gather);
+        if P::Format::BREAK_BEFORE_MAKE && guard.entries() < before {
+            self.gather.taken(before - guard.entries());
+        }
         self.leave(guard, base)
     }
 
