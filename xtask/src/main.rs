@@ -34,7 +34,7 @@ Usage: cargo xtask TASK
   test [ARGS]            every test, documentation included; ARGS go to `cargo test`
   harsh [SEED]           tests again on a machine whose hardware does all that manuals allow
   no-alloc               prove that the library links neither std nor alloc
-  mmu                    tables for RISC-V and AArch64 are walked by QEMU's MMUs of these machines
+  mmu                    tables for RISC-V, AArch64 and LA57 are walked by QEMU's MMUs of these machines
   models [FILTER]        the loom models, and each planted mistake that they must catch
   oracle --minutes N     random sequences at fresh seeds against the oracle of the tests, for so long
   kernel [OPTIONS]       run the tiny kernel in QEMU, count its instructions, look for shared cache lines;

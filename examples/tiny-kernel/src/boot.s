@@ -8,8 +8,15 @@
 
 .section .boot, "awx", @progbits
 .balign 4096
-.global boot_pml4, ap_start, ap_end
-boot_pml4:                      # 4 GiB at 0, for booting, and in the upper half: the direct map; the kernel at -2 GiB
+.global boot_root, ap_start, ap_end
+.if LA57
+boot_root:                      # one table more above, in which both halves lead to the same
+.quad boot_pml4 + 3; .fill 510, 8, 0; .quad boot_pml4 + 3
+boot_pml4:
+.else
+boot_root:
+.endif
+                                # 4 GiB at 0, for booting, and in the upper half: the direct map; the kernel at -2 GiB
 .quad boot_low + 3; .fill 255, 8, 0; .quad boot_low + 3; .fill 254, 8, 0; .quad boot_high + 3
 boot_low:                       # 3: present, writable; 0x83: 2 MiB as well
 .quad boot_2m + 3, boot_2m + 0x1003, boot_2m + 0x2003, boot_2m + 0x3003; .fill 508, 8, 0
@@ -43,8 +50,8 @@ pvh_start:
 cli; lgdt [boot_gdt_pointer]
 enter_long:
 mov eax, 16; mov ds, eax; mov es, eax; mov ss, eax
-mov eax, offset boot_pml4; mov cr3, eax
-mov eax, cr4; or eax, 0x620; mov cr4, eax       # PAE, OSFXSR, OSXMMEXCPT
+mov eax, offset boot_root; mov cr3, eax
+mov eax, cr4; or eax, 0x620 + LA57 * 0x1000; mov cr4, eax # PAE, OSFXSR, OSXMMEXCPT, LA57
 mov ecx, 0xc0000080; rdmsr; or eax, 0x901; wrmsr # EFER: SCE, LME, NXE
 mov eax, cr0; and eax, 0xfffffffb; or eax, 0x80010023; mov cr0, eax # no EM; PG, WP, NE, MP, PE
 .byte 0xea; .long start64; .word 8              # far jump

@@ -13,9 +13,13 @@ use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
 use x86_64::structures::{DescriptorTablePointer, tss::TaskStateSegment};
 use x86_64::{VirtAddr, registers::rflags::RFlags};
 
-global_asm!(include_str!("boot.s"), options(raw));
+#[cfg(not(feature = "la57"))]
+global_asm!(".set LA57, 0", include_str!("boot.s"), options(raw));
+#[cfg(feature = "la57")]
+global_asm!(".set LA57, 1", include_str!("boot.s"), options(raw));
 unsafe extern "C" {
-    static boot_pml4: u8;
+    #[link_name = "boot_root"]
+    static BOOT_ROOT: u8;
     static ap_start: u8;
     static ap_end: u8;
 }
@@ -62,7 +66,7 @@ static mut TABLES: MaybeUninit<[Tables; CPUS]> = MaybeUninit::zeroed();
 
 /// The physical address of the tables of `boot.s`.
 pub fn boot_root() -> u64 {
-    (&raw const boot_pml4) as u64
+    (&raw const BOOT_ROOT) as u64
 }
 
 /// Sets the CPU up that this runs on.

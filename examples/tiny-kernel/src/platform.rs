@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 use core::{arch::asm, mem::MaybeUninit, ptr::NonNull};
 use pagefirst::frame::{FrameMeta, Region};
 use pagefirst::types::{PAGE_SIZE, Pfn, VirtAddr};
-use pagefirst::{Local, Vm, arch::X86_64, platform::Platform, sync::RawLock, tlb::Flush};
+use pagefirst::{Local, Vm, platform::Platform, sync::RawLock, tlb::Flush};
 use x86_64::instructions::{random::RdRand, tlb};
 use x86_64::registers::control::{Cr3, Cr3Flags};
 use x86_64::{PhysAddr, structures::paging::PhysFrame};
@@ -95,7 +95,8 @@ impl Shootdown {
             return tlb::flush_all();
         }
         for page in (start..end).step_by(PAGE_SIZE as usize) {
-            tlb::flush(x86_64::VirtAddr::new_truncate(page));
+            // SAFETY: a CPU may forget a translation at any time. (The crate `x86_64` knows 48 bits of address.)
+            unsafe { asm!("invlpg [{}]", in(reg) page, options(nostack, preserves_flags)) };
         }
     }
 }
@@ -106,7 +107,10 @@ impl Shootdown {
 // `copy_page` write the whole page, the latter in whole words.
 #[rustfmt::skip]
 unsafe impl Platform for Kernel {
-    type Format = X86_64;
+    #[cfg(not(feature = "la57"))]
+    type Format = pagefirst::arch::X86_64;
+    #[cfg(feature = "la57")]
+    type Format = pagefirst::arch::X86_64La57;
     type File = File;
     type SpinLock = Lock;
     type WriterLock = Lock;

@@ -36,7 +36,7 @@ enum Only {
 /// Builds the kernel and runs it.
 pub(crate) fn run(args: &[&str]) -> Result {
     let options = parse(args)?;
-    let built = run::build()?;
+    let built = run::build("boot")?;
     if let Some(case) = &options.profile {
         return profile::run(&built, case);
     }
@@ -54,6 +54,11 @@ pub(crate) fn run(args: &[&str]) -> Result {
         lines::run(&built, options.only.is_some())?;
     }
     Ok(())
+}
+
+/// The test run with five levels of page tables.
+pub(crate) fn la57() -> Result {
+    run::test(&run::build("boot,la57")?, false)
 }
 
 fn parse(args: &[&str]) -> Result<Options> {

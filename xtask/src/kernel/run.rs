@@ -59,8 +59,8 @@ pub(super) enum Repeat {
 
 impl Eq for Repeat {}
 
-/// Looks for QEMU, then builds the kernel and the plugin.
-pub(super) fn build() -> Result<Built> {
+/// Looks for QEMU, then builds the kernel, with these features, and the plugin.
+pub(super) fn build(features: &str) -> Result<Built> {
     if cmd::capture(Command::new(QEMU).arg("--version"), None).is_err() {
         return Err(format!("there is no `{QEMU}` here; on Debian: apt-get install qemu-system-x86"));
     }
@@ -69,7 +69,7 @@ pub(super) fn build() -> Result<Built> {
         let what = format!("`cargo build {}`", args.join(" "));
         cmd::capture(command.args(args), None)?.into_stdout(&what)
     };
-    let kernel = cargo(&["--package", "tiny-kernel", "--features", "boot", "--profile", "kernel"])?;
+    let kernel = cargo(&["--package", "tiny-kernel", "--features", features, "--profile", "kernel"])?;
     let plugin = cargo(&["--package", "tiny-kernel-plugin", "--release"])?;
     Ok(Built {
         kernel: crate::models::executable(&kernel).ok_or("cargo named no kernel")?,
