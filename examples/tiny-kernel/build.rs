@@ -8,6 +8,7 @@ use std::process::Command;
 fn main() {
     println!("cargo::rerun-if-changed=user");
     println!("cargo::rerun-if-changed=kernel.ld");
+    println!("cargo::rerun-if-env-changed=CC");
     if env::var_os("CARGO_FEATURE_BOOT").is_none() {
         return;
     }

@@ -85,24 +85,23 @@ pub fn start(number: usize) {
     let (base, limit) = (VirtAddr::from_ptr(&tables.idt), size_of_val(&tables.idt) as u16 - 1);
     let cpu = &kernel().cpus[number];
     // SAFETY: the tables are complete and live for ever, and the selectors are theirs; 7 is the leaf of CPUID that
-    // tells of SMEP and SMAP: no access from here to user memory, for the library goes by the direct map; the ports
-    // are the masks of the PC's two interrupt controllers.
+    // tells of SMEP and SMAP (no access from here to user memory, for the library goes by the direct map) and of UMIP (no
+    // look from there at the kernel's addresses); the ports are the masks of the PC's two interrupt controllers.
     unsafe {
         CS::set_reg(code);
         tables::load_tss(tss);
         tables::lidt(&DescriptorTablePointer { limit, base });
-        let features = u64::from(core::arch::x86_64::__cpuid(7).ebx);
-        let wanted = Cr4Flags::from_bits_truncate((features >> 7 & 1) << 20 | (features >> 20 & 1) << 21);
-        Cr4::update(|flags| *flags |= wanted);
+        let features = core::arch::x86_64::__cpuid_count(7, 0);
+        let has = |register: u32, bit: u32, cr4: u32| u64::from(register >> bit & 1) << cr4;
+        let wanted = has(features.ebx, 7, 20) | has(features.ebx, 20, 21) | has(features.ecx, 2, 11);
+        Cr4::update(|flags| *flags |= Cr4Flags::from_bits_truncate(wanted));
         Star::write_raw(0, code.0);
         [0x21, 0xa1].into_iter().for_each(|mask| Port::new(mask).write(0xffu8));
     }
     LStar::write(VirtAddr::from_ptr(trap::syscall_entry as *const ()));
-    SFMask::write(
-        RFlags::INTERRUPT_FLAG | RFlags::DIRECTION_FLAG | RFlags::TRAP_FLAG | RFlags::ALIGNMENT_CHECK,
-    );
+    SFMask::write(RFlags::all()); // NT among them, with which IRETQ would fault
     GsBase::write(VirtAddr::from_ptr(cpu));
-    local_apic(0xf0, 0x1ff); // SDM 3A, 11.9: enabled, spurious interrupts at vector 255
+    local_apic(0xf0, 0x100 | trap::SPURIOUS as u32); // SDM 3A, 11.9: enabled
     cpu.started.store(true, Release);
 }
 
@@ -112,10 +111,12 @@ pub fn local_apic(register: u64, value: u32) {
     unsafe { direct(0xfee0_0000 + register).cast::<u32>().write_volatile(value) };
 }
 
-/// Sends a command to another CPU (SDM 3A, 11.6.1). A vector alone is an interrupt.
+/// Sends a command to another CPU (SDM 3A, 11.6.1), and waits until it is on its way. A vector alone is an interrupt.
 pub fn send(cpu: usize, command: u32) {
     local_apic(0x310, (cpu as u32) << 24);
     local_apic(0x300, command);
+    // SAFETY: as in `local_apic`; a read of this register has no effect.
+    while unsafe { direct(0xfee0_0300).cast::<u32>().read_volatile() } >> 12 & 1 == 1 {}
 }
 
 /// Starts the second CPU and waits for it (SDM 3A, 9.4.4: INIT, start-up at 0x8000, twice).

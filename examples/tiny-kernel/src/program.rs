@@ -37,7 +37,6 @@ impl file::File for File {
 
 /// A program in its space.
 pub struct Task {
-    pub name: &'static str,
     pub space: AddressSpace<Kernel>,
     /// Descriptor 3 and on: 4 MiB in memory; the same, but pages that are written are told apart; 6,000 bytes.
     files: [Shared<Kernel, FileCache<Kernel>>; 3],
@@ -46,7 +45,7 @@ pub struct Task {
 
 impl Task {
     /// Maps a program into a space of its own.
-    pub fn load(name: &'static str, image: &[u8]) -> Result<Task, &'static str> {
+    pub fn load(image: &[u8]) -> Result<Task, &'static str> {
         let p = kernel();
         let space = AddressSpace::new(p, Default::default()).map_err(|_| "no memory for a space")?;
         let open = |id, tracks_writes, size| FileCache::new(p, File { id, tracks_writes }, size);
@@ -64,7 +63,7 @@ impl Task {
             let prot = Prot::READ | can(PF_W, Prot::WRITE) | can(PF_X, Prot::EXEC);
             space.protect(start, len, prot).map_err(|_| "no memory for a segment's rights")?;
         }
-        Ok(Task { name, space, files: [a, b, c], entry: elf.ehdr.e_entry })
+        Ok(Task { space, files: [a, b, c], entry: elf.ehdr.e_entry })
     }
 
     /// The program that this CPU runs.
@@ -89,7 +88,7 @@ impl Task {
     pub fn run(&self, number: usize) {
         let (cpu, table) = (kernel().this_cpu(), self.space.page_table());
         let stack = self.space.map(Map::anonymous(64 << 10, Prot::READ | Prot::WRITE));
-        let top = stack.expect("room for a stack").range.end.0 - 8;
+        let top = stack.expect("room for a stack").range.end.0;
         cpu.recover.store(0, Relaxed);
         cpu.task.store(from_ref(self).cast_mut(), Relaxed);
         // In the mask before the root is loaded, and out of it when another is: then nothing of this space is cached.
@@ -113,7 +112,7 @@ impl Task {
             28 if c == 14 => self.space.advise(VirtAddr(a), b, Advice::Huge),
             39 => Ok(()), // getpid
             // Where to go on: IRETQ to an address that no program can have would fault in the kernel.
-            1000 if self.space.usable().contains(VirtAddr(a)) => {
+            1000 if a == 0 || self.space.usable().contains(VirtAddr(a)) => {
                 return Ok(kernel().this_cpu().recover.swap(a, Relaxed));
             }
             1002 => {
@@ -139,6 +138,9 @@ impl Task {
     fn mmap(&self, at: VirtAddr, len: u64, prot: Prot, how: u64, fd: u64, at_byte: u64) -> Result<u64, i32> {
         let file = self.files.get(fd.wrapping_sub(3) as usize).cloned();
         let file = file.map(|file| Backing::File { file, first: at_byte / PAGE_SIZE });
+        if !at_byte.is_multiple_of(PAGE_SIZE) {
+            return Err(22);
+        }
         let map = Map {
             flags: if how & 1 != 0 { VmaFlags::SHARED } else { VmaFlags::empty() },
             place: if how & 16 != 0 { Place::Fixed(at) } else { Place::Anywhere },

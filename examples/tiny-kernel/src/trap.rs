@@ -19,9 +19,12 @@ unsafe extern "C" {
 }
 
 /// Gates in the table of a CPU.
-pub const VECTORS: usize = 33;
+pub const VECTORS: usize = 34;
 /// The vector by which CPUs reach each other.
 pub const IPI: u64 = 32;
+/// What a CPU's interrupt controller says when it has nothing to say.
+pub const SPURIOUS: u64 = 33;
+const STACK: u64 = 12;
 const GENERAL_PROTECTION: u64 = 13;
 const PAGE_FAULT: u64 = 14;
 const SYSTEM_CALL: u64 = 256;
@@ -60,8 +63,9 @@ extern "C" fn trap(frame: &mut Frame) {
             cpu::local_apic(0xb0, 0); // end of interrupt: the next one may come
             kernel().answer();
         }
-        GENERAL_PROTECTION if user => refuse(frame, FaultError::Segv(Segv::NonCanonical)),
-        vector if user => exit(vector << 32),
+        SPURIOUS => {}
+        STACK | GENERAL_PROTECTION if user => refuse(frame, FaultError::Segv(Segv::NonCanonical)),
+        vector if user => exit((vector + 1) << 32),
         vector => panic!("exception {vector} {:#x} at {:#x}, CR2 {:?}", frame.error, frame.rip, Cr2::read()),
     }
 }
@@ -101,19 +105,15 @@ fn wait_or_refuse(frame: &mut Frame, addr: VirtAddr, access: Access, mut outcome
 /// What a signal is elsewhere: the program goes on where it said, with signal and code, or it ends.
 fn refuse(frame: &mut Frame, why: FaultError) {
     let code = why.signal().map_or(9 << 8, |(signal, code)| (signal as u64) << 8 | code as u64);
-    match kernel().this_cpu().recover.swap(0, Relaxed) {
-        0 => exit(code << 32),
+    match kernel().this_cpu().recover.load(Relaxed) {
+        0 => exit(code << 16),
         recover => (frame.rip, frame.rax) = (recover, code),
     }
 }
 
 /// Ends the program that this CPU runs; unless all is well, everything.
 fn exit(status: u64) -> ! {
-    assert!(
-        status == 0,
-        "program {}: FAILED at line, or with signal and code, {status:#x}",
-        Task::current().name
-    );
+    assert!(status == 0, "FAILED: a line, or signal and code, or exception + 1: {status:#x}");
     // SAFETY: this CPU runs a program, so `enter_user` waits; nothing on the stack in between needs dropping.
     unsafe { leave_user() }
 }

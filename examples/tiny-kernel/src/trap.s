@@ -5,7 +5,7 @@
 .global traps, page_fault_entry, syscall_entry, trap_exit, enter_user, leave_user, case_marks
 .balign 16
 traps:                          # one each 16 bytes
-.irp vector, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31,32
+.irp vector, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31,32,33
 .balign 16
 .ifeq (0x60227d00 >> \vector) & 1
 push 0                          # for these the CPU pushes no error code

@@ -33,18 +33,22 @@ static inline long faults(void) { return call(1003, 0, 0, 0); }
 // Ends the program with the number of the line whose check fails.
 #define CHECK(what) do { if (!(what)) exit(__LINE__); } while (0)
 
+// Where the program goes on when an access is refused, with signal and code in RAX; NULL for the end.
+static inline void on_refusal(const void *place) { CHECK(call(1000, (long)place, 0, 0) >= 0); }
+
+// Each of these accesses a byte and answers 0; refused, it answers with signal and code.
+long touch_read(volatile char *at), touch_write(volatile char *at), touch_exec(volatile char *at);
+extern const char refused[];
+asm("touch_read: testb $1, (%rdi); xor %eax, %eax; ret\n"
+    "touch_write: movb $1, (%rdi); xor %eax, %eax; ret\n"
+    "touch_exec: xor %eax, %eax; jmp *%rdi\n"
+    "refused: ret");
+
 // Touches a byte: 0, or the signal and its code if that is refused.
 static inline long probe(volatile char *at, int how) {
-    long result;
-    if (how == WRITE)
-        asm volatile("lea 1f(%%rip), %%rdi; mov $1000, %%eax; syscall; xor %%eax, %%eax; movb $1, (%1); 1:"
-                     : "=&a"(result) : "r"(at) : "rcx", "r11", "rdi", "memory");
-    else if (how == EXEC)
-        asm volatile("lea 1f(%%rip), %%rdi; mov $1000, %%eax; syscall; xor %%eax, %%eax; call *%1; 1:"
-                     : "=&a"(result) : "b"(at) : "rcx", "r11", "rdi", "memory");
-    else
-        asm volatile("lea 1f(%%rip), %%rdi; mov $1000, %%eax; syscall; xor %%eax, %%eax; testb $1, (%1); 1:"
-                     : "=&a"(result) : "r"(at) : "rcx", "r11", "rdi", "memory");
+    on_refusal(refused);
+    long result = how == WRITE ? touch_write(at) : how == EXEC ? touch_exec(at) : touch_read(at);
+    on_refusal(NULL);
     return result;
 }
 

@@ -66,7 +66,7 @@ fn parse(args: &[&str]) -> Result<Options> {
     let mut args = args.iter();
     while let Some(name) = args.next() {
         let value = args.next().ok_or_else(|| format!("`{name}` needs a value"))?;
-        let bad = || format!("`{value}` is no number for `{name}`");
+        let bad = || format!("`{value}` will not do for `{name}`");
         match (*name, *value) {
             ("--only", "test") => options.only = Some(Only::Test),
             ("--only", "count") => options.only = Some(Only::Count),
@@ -74,10 +74,12 @@ fn parse(args: &[&str]) -> Result<Options> {
             ("--accel", "tcg") => options.is_kvm = false,
             ("--accel", "kvm") => options.is_kvm = true,
             ("--boots", boots) => {
-                options.repeat = Some(run::Repeat::Boots(boots.parse().map_err(|_| bad())?))
+                let boots = boots.parse().ok().filter(|boots| *boots > 0).ok_or_else(bad)?;
+                options.repeat = Some(run::Repeat::Boots(boots));
             }
             ("--minutes", minutes) => {
-                options.repeat = Some(run::Repeat::Minutes(minutes.parse().map_err(|_| bad())?));
+                let minutes = minutes.parse().ok().filter(|m: &f64| m.is_finite() && *m > 0.0);
+                options.repeat = Some(run::Repeat::Minutes(minutes.ok_or_else(bad)?));
             }
             ("--profile", case) => options.profile = Some(case.into()),
             _ => return Err(format!("the kernel has no option `{name} {value}`")),
@@ -96,6 +98,9 @@ mod tests {
         assert_eq!(options, Options { only: Some(Only::Lines), is_kvm: true, ..Options::default() });
         let options = parse(&["--boots", "1000"]).expect("they are valid");
         assert_eq!(options.repeat, Some(run::Repeat::Boots(1000)));
+        for wrong in [["--boots", "0"], ["--minutes", "nan"], ["--minutes", "-5"]] {
+            assert!(parse(&wrong).is_err());
+        }
         assert!(parse(&["--boots", "x"]).is_err() && parse(&["--boots"]).is_err());
         assert!(parse(&["--only", "some"]).is_err());
     }

@@ -7,7 +7,8 @@
 //!
 //! What an object links to may end with it ([`Pooled::end`]): a reader who got to the one below came by one above, all of
 //! those above have ended by the time the count is zero, and each of them ended after the grace period of what was
-//! unlinked by a writer. So nobody reads it, and it needs no grace period of its own.
+//! unlinked by a writer. So nobody reads it, and it needs no grace period of its own. But a reader who comes by a
+//! [`Link`] does not come by an object: what a link was ever made to lead to has a grace period of its own, always.
 //!
 //! | | load under a pin | share | replace, drop |
 //! |---|---|---|---|
@@ -32,6 +33,8 @@ use core::ptr::NonNull;
 /// What stands in a slab slot: the count, the pool it returns to, a link for limbo, and the value.
 struct Object<P: Platform, T: 'static> {
     count: AtomicU32,
+    /// Not zero once a [`Link`] has led to it.
+    linked: AtomicU32,
     pool: &'static Pool<P, T>,
     next: Cell<Option<NonNull<Object<P, T>>>>,
     value: ManuallyDrop<T>,
@@ -52,14 +55,15 @@ impl<P: Platform, T: 'static> Chain for Objects<P, T> {
 
 /// What can be kept in a [`Pool`].
 pub trait Pooled: Sized + 'static {
-    /// Ends what a value whose grace period is over links to ([`Shared::end`]), as far as readers get there by values of
-    /// this kind alone. Then the value is dropped.
-    fn end(&mut self, _: Past) {}
+    /// Ends what a value whose grace period is over refers to ([`Shared::end`]). Then the value is dropped.
+    fn end(&mut self, _: &Past) {}
 }
 
-/// Possession proves: the grace period of the value being ended is over.
-#[derive(Clone, Copy, Debug)]
-pub struct Past(());
+/// Possession proves: the grace period of the value being ended is over. It lasts for so many values more.
+#[derive(Debug)]
+pub struct Past {
+    left: Cell<usize>,
+}
 
 /// All objects of one type.
 pub struct Pool<P: Platform, T: 'static> {
@@ -129,30 +133,30 @@ impl<P: Platform, T: Pooled> Pool<P, T> {
     /// Ends up to `most` objects whose grace period is over; returns how many.
     pub(crate) fn collect(&self, now: u64, most: usize) -> usize {
         let p = self.platform();
-        let mut done = 0;
+        let past = Past { left: Cell::new(most) };
         loop {
             let mut batch = Few::new();
-            self.limbo.take(p, &Objects(PhantomData), now, most - done, &mut batch);
+            self.limbo.take(p, &Objects(PhantomData), now, past.left.get(), &mut batch);
             let (is_full, objects) = (batch.is_full(), batch.take());
-            if objects.is_empty() {
-                return done;
-            }
-            done += objects.len();
+            past.left.set(past.left.get() - objects.len());
             // SAFETY: their counts reached zero, so nobody owns them, and their grace period is over, so nobody reads
             // them. Nobody else has taken them out of limbo.
-            unsafe { self.end(objects) };
-            if !is_full {
-                return done;
+            unsafe { self.end(objects, &past) };
+            if !is_full || past.left.get() == 0 {
+                return most - past.left.get();
             }
         }
     }
     /// # Safety
     /// Nobody owns these objects of this pool, nobody reads them, and nobody else ends them.
-    unsafe fn end(&self, objects: &[NonNull<Object<P, T>>]) {
+    unsafe fn end(&self, objects: &[NonNull<Object<P, T>>], past: &Past) {
+        if objects.is_empty() {
+            return;
+        }
         for at in objects {
             // SAFETY: the caller's promise.
             let value = unsafe { &mut (*at.as_ptr()).value };
-            value.end(Past(()));
+            value.end(past);
             // SAFETY: it is dropped once.
             unsafe { ManuallyDrop::drop(value) };
         }
@@ -178,6 +182,7 @@ impl<P: Platform, T: 'static> Reserved<P, T> {
         let this = ManuallyDrop::new(self);
         let object = Object {
             count: AtomicU32::new(1),
+            linked: AtomicU32::new(0),
             pool: this.pool,
             next: Cell::new(None),
             value: ManuallyDrop::new(value),
@@ -211,19 +216,29 @@ impl<P: Platform, T: 'static> Shared<P, T> {
         // SAFETY: this `Shared` counts, so the object is alive.
         unsafe { self.at.as_ref() }
     }
-    /// Lets go of what a value that is being ended alone linked to, in a way that only this `Shared` opened to readers.
-    /// Was it the last reference, the object ends at once: its grace period is over as well (see above).
-    pub(crate) fn end(self, _: Past)
+    /// Lets go of what a value that is being ended referred to. Was it the last reference, the object ends at once if no
+    /// [`Link`] ever led to it, for then its grace period is over as well (see above); else it is retired.
+    pub(crate) fn end(self, past: &Past)
     where
         T: Pooled,
     {
         let this = ManuallyDrop::new(self);
         // AcqRel: who ends the object comes after all who let go of it, and so after their readers.
-        if this.object().count.fetch_sub(1, AcqRel) == 1 {
-            // SAFETY: the last reference was ours. Readers came by objects above, which have all ended, each past its
-            // grace period or, in turn, that of one above it.
-            unsafe { this.object().pool.end(&[this.at]) };
+        if this.object().count.fetch_sub(1, AcqRel) != 1 {
+            return;
         }
+        let was_linked = this.object().linked.load(Relaxed) != 0 && !cfg!(mutant = "end_what_was_linked");
+        let Some(left) = past.left.get().checked_sub(1).filter(|_| !was_linked) else { return this.retire() };
+        past.left.set(left);
+        // SAFETY: the last reference was ours. Readers came by objects above, which have all ended, each past its
+        // grace period or, in turn, that of one above it.
+        unsafe { this.object().pool.end(&[this.at], past) };
+    }
+    /// The last reference is gone: the object ends after a grace period.
+    fn retire(&self) {
+        let pool = self.object().pool;
+        let p = pool.platform();
+        pool.limbo.push(p, &Objects(PhantomData), (self.at, self.at), 1, &p.vm().epoch);
     }
     /// Whether both refer to the same object.
     pub fn same(&self, other: &Self) -> bool {
@@ -249,9 +264,7 @@ impl<P: Platform, T: 'static> Deref for Shared<P, T> {
 impl<P: Platform, T: 'static> Drop for Shared<P, T> {
     fn drop(&mut self) {
         if self.object().count.fetch_sub(1, AcqRel) == 1 {
-            let pool = self.object().pool;
-            let p = pool.platform();
-            pool.limbo.push(p, &Objects(PhantomData), (self.at, self.at), 1, &p.vm().epoch);
+            self.retire();
         }
     }
 }
@@ -275,7 +288,10 @@ unsafe impl<P: Platform, T: Send + Sync> Sync for Link<P, T> {}
 
 impl<P: Platform, T: 'static> Link<P, T> {
     fn raw(to: Option<Shared<P, T>>) -> *mut Object<P, T> {
-        to.map_or(core::ptr::null_mut(), |s| ManuallyDrop::new(s).at.as_ptr())
+        let Some(to) = to else { return core::ptr::null_mut() };
+        // Before readers find it, so before it is let go of.
+        to.object().linked.store(1, Relaxed);
+        ManuallyDrop::new(to).at.as_ptr()
     }
     fn owned(at: *mut Object<P, T>) -> Option<Shared<P, T>> {
         NonNull::new(at).map(|at| Shared { at, own: PhantomData })

@@ -124,7 +124,7 @@ impl<P: Platform> TreeNode<P> {
 
 impl<P: Platform> Pooled for TreeNode<P> {
     /// Readers get to a node by the nodes above it alone.
-    fn end(&mut self, past: Past) {
+    fn end(&mut self, past: &Past) {
         if let Some(left) = self.left.take() {
             left.end(past);
         }

@@ -30,8 +30,11 @@ static void touch(long cpu, long which, char *p, long len, long step, int how) {
 
 // This CPU's part of memory that both map: 2 MiB, with a leaf table of its own that has an entry.
 static char *part(long cpu, int prot, int flags, int file) {
-    char *p = both(cpu, 2 * PART, prot, flags, file);
-    CHECK((long)p % PART == 0 || flags & ANONYMOUS ? 1 : 1);
+    // Twice as much is mapped to find a place, and then the parts at a multiple of 2 MiB in it.
+    char *p = both(cpu, 3 * PART, prot, PRIVATE | ANONYMOUS, -1);
+    p += -(long)p & (PART - 1);
+    if (cpu == 0) CHECK(call6(9, (long)p, 2 * PART, prot, flags | FIXED, file, 0) == (long)p);
+    meet(cpu);
     p += cpu * PART;
     *(volatile long *)(p + PART - PAGE);
     meet(cpu);

@@ -16,7 +16,7 @@ void start(long cpu, long cpus) {
     CHECK(protect(p, PAGE, 0) == 0 && write(p, 1) == -EFAULT);
     char *f = map(4 * PAGE, READ, SHARED, SHORT);
     CHECK(write(f + 2 * PAGE, 1) == -EFAULT);
-    // Nothing is mapped yet, so the copy takes the fault. The second byte of the word at 0xa00 is a new line.
-    CHECK(write(map(PAGE, READ, PRIVATE, MEMORY) + 0xa01, 1) == 1);
+    // Nothing is mapped yet, so the copy takes the fault. The second byte of the word at 0x2000 is a space.
+    CHECK(write(map(3 * PAGE, READ, PRIVATE, MEMORY) + 0x2001, 1) == 1);
     exit(0);
 }

@@ -25,6 +25,18 @@ void start(long cpu, long cpus) {
         meet(cpu);
         CHECK(*p == 0 && *f == 1);
         meet(cpu);
+        // Many at once: up to 32 pages are forgotten one by one, more by forgetting all.
+        for (long n = 8; n <= 64; n *= 8) {
+            char *m = both(cpu, n * PAGE, READ | WRITE, PRIVATE | ANONYMOUS, -1);
+            for (long i = 0; i < n; i++) __sync_fetch_and_add((long *)(m + i * PAGE), 1);
+            meet(cpu);
+            if (cpu == changer) CHECK(advise(m, n * PAGE, DONTNEED) == 0);
+            meet(cpu);
+            for (long i = 0; i < n; i++) CHECK(*(volatile long *)(m + i * PAGE) == 0);
+            meet(cpu);
+            if (cpu == changer) CHECK(unmap(m, n * PAGE) == 0);
+        }
+        meet(cpu);
         if (cpu == changer) CHECK(unmap((void *)p, 2 * PAGE) == 0 && unmap((void *)f, PAGE) == 0);
         meet(cpu);
         CHECK(probe((char *)p, READ) == SEGV + 1 && probe((char *)f, READ) == SEGV + 1);

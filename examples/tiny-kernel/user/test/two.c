@@ -13,7 +13,7 @@ void start(long cpu, long cpus) {
         meet(cpu);
         // One protects and discards while the other writes.
         if (cpu == 0) {
-            for (long i = 0; i < LEN / 2; i += PAGE) CHECK(advise(p + i, PAGE, DONTNEED) == 0);
+            for (long i = 0; i < LEN / 2; i += 16 * PAGE) CHECK(advise(p + i, 16 * PAGE, DONTNEED) == 0);
         } else {
             for (long i = 0; i < LEN; i += PAGE) *(long *)(p + i + 8) = 7;
         }

@@ -156,6 +156,44 @@ fn link_against_replace_main_1() {
     link(1);
 }
 
+/// The link leads to an item that an older one, retired long ago, refers to as well. The writer takes it out of the link
+/// first, and then ends the older one, whose grace period is over: the item's is not.
+fn linked_and_below(main: usize) {
+    let setup = || {
+        let m = machine();
+        let item = m.items.share(Item::above(None)).ok();
+        assert!(m.link.set(Link::new(item.clone())).is_ok());
+        drop(m.items.share(Item::above(item)));
+        (0..2).for_each(|_| _ = m.vm.epoch.advance(m));
+        m
+    };
+    let read: Role = |m| {
+        let pin = Pin::new(m);
+        m.link.get().unwrap().load(&pin).inspect(|item| item.touch());
+        0
+    };
+    let replace: Role = |m| {
+        drop(m.link.get().unwrap().replace(None));
+        (0..3).for_each(|_| _ = m.items.collect(m.vm.epoch.advance(m), usize::MAX));
+        0
+    };
+    check(4, main, setup, [read, replace], |m, _| {
+        (0..4).for_each(|_| _ = m.items.collect(m.vm.epoch.advance(m), usize::MAX));
+        assert_eq!((m.items.in_limbo(), m.items.live()), (0, 0));
+    });
+}
+
+// catches: end_what_was_linked
+#[test]
+fn linked_and_below_main_0() {
+    linked_and_below(0);
+}
+// catches: end_what_was_linked
+#[test]
+fn linked_and_below_main_1() {
+    linked_and_below(1);
+}
+
 /// Two items in turn link to one below them, which ends with the second, whatever of them a reader has.
 fn shared_link(main: usize) {
     let setup = || {

@@ -147,7 +147,7 @@ struct Item {
     below: Option<Shared<Machine, Item>>,
 }
 impl Pooled for Item {
-    fn end(&mut self, past: Past) {
+    fn end(&mut self, past: &Past) {
         if let Some(below) = self.below.take() {
             below.end(past);
         }
