@@ -47,6 +47,9 @@ pub struct Config {
     /// Hardware sets accessed and dirty: x86, RISC-V with Svadu, AArch64 with FEAT_HAFDBS. Otherwise it faults where
     /// they are missing (RISC-V Svade), and the library sets them.
     pub sets_accessed: bool,
+    /// Instruction fetches see what was stored before: x86. Otherwise a page is to be synchronised before it can be
+    /// executed (RISC-V Zifencei; AArch64 unless `CTR_EL0` says DIC and IDC).
+    pub fetch_sees_stores: bool,
     /// Now and then, by chance, a CPU answers a shootdown up to so many turns of a waiting loop late, and uses its old
     /// translations until then.
     pub late_shootdown: u32,
@@ -75,6 +78,7 @@ impl Default for Config {
             lean_flush: false,
             caches_nothing: false,
             sets_accessed: true,
+            fetch_sees_stores: true,
             late_shootdown: 0,
             keep_tags: false,
             seed: 1,
@@ -85,19 +89,20 @@ impl Default for Config {
 }
 
 impl Config {
-    /// RISC-V without Svadu and Svvptc: what is not valid is cached, fences take no more than they must, and accessed and
-    /// dirty are software's. For `Sv39` and `Sv48`.
+    /// RISC-V without Svadu and Svvptc: what is not valid is cached, fences take no more than they must, accessed and
+    /// dirty are software's, and so is what fetches see. For `Sv39` and `Sv48`.
     pub fn riscv64() -> Self {
-        Config { lean_flush: true, caches_nothing: true, sets_accessed: false, ..Config::default() }
+        Config { caches_nothing: true, ..Config::aarch64() }
     }
 
-    /// AArch64 without FEAT_HAFDBS: `TLBI` of the last level alone, accessed and dirty are software's. For `Aarch64`.
+    /// AArch64 without FEAT_HAFDBS: `TLBI` of the last level alone, accessed and dirty are software's, and so is what
+    /// fetches see. For `Aarch64`.
     pub fn aarch64() -> Self {
-        Config { lean_flush: true, sets_accessed: false, ..Config::default() }
+        Config { lean_flush: true, sets_accessed: false, fetch_sees_stores: false, ..Config::default() }
     }
 
     /// All at once that a manual allows hardware to do to us, with checks: tiny TLBs, lean flushes, cached entries that
-    /// are not present, accessed and dirty left to software, tags kept, late shootdowns.
+    /// are not present, accessed and dirty left to software, fetches that see no stores, tags kept, late shootdowns.
     pub fn harsh(seed: u64) -> Self {
         Config {
             checks: true,
@@ -107,6 +112,7 @@ impl Config {
             lean_flush: true,
             caches_nothing: true,
             sets_accessed: false,
+            fetch_sees_stores: false,
             late_shootdown: 100,
             keep_tags: true,
             seed,

@@ -32,6 +32,7 @@
 //!   ([`Machine::check_space`]), a translation that says more than the tables do;
 //! - an entry that leads to another page than one that a CPU still has cached, where a format asks for break-before-make;
 //! - an entry that hardware marked dirty and that was overwritten without the mark;
+//! - a page executed that was not synchronised for it, where fetches do not see stores by themselves;
 //! - a page in use that holds what was in its frame before;
 //! - an entry outside all mappings, one that gives more than its mapping, one that is not present and names memory;
 //! - faults at one address that go on finding nothing to do.

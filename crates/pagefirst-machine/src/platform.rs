@@ -121,6 +121,12 @@ unsafe impl<F: Format> Platform for Machine<F> {
         mmu.sync(tag, addr, tables);
     }
 
+    fn sync_instructions(&'static self, pfn: Pfn) {
+        if let Some(shadow) = &self.shadow {
+            shadow.sync(pfn);
+        }
+    }
+
     #[inline]
     fn relax(&'static self) {
         self.stop_if_failed();

@@ -14,7 +14,7 @@
 use crate::arena::Arena;
 use pagefirst::platform::Note;
 use pagefirst::types::Pfn;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32};
 
 /// What frames that are handed out hold, and freed ones. No byte repeated gives it.
@@ -34,6 +34,8 @@ pub(crate) struct Shadow {
     state: Box<[AtomicU8]>,
     /// Frames whose contents were looked at since they were handed out, and found to be their owner's.
     filled: Box<[AtomicBool]>,
+    /// Frames that were synchronised for execution since they were handed out.
+    synced: Box<[AtomicBool]>,
     /// For each frame, the number of translations to it in all TLBs.
     pub mapped: &'static [AtomicU32],
 }
@@ -42,14 +44,15 @@ impl Shadow {
     pub fn new(frames: u32) -> Self {
         let n = frames as usize;
         // SAFETY: zeroed memory is a valid atomic integer, and a valid atomic bool.
-        let (state, filled, mapped) = unsafe {
+        let (state, filled, synced, mapped) = unsafe {
             (
+                Box::new_zeroed_slice(n).assume_init(),
                 Box::new_zeroed_slice(n).assume_init(),
                 Box::new_zeroed_slice(n).assume_init(),
                 Box::<[AtomicU32]>::new_zeroed_slice(n).assume_init(),
             )
         };
-        Shadow { state, filled, mapped: Box::leak(mapped) }
+        Shadow { state, filled, synced, mapped: Box::leak(mapped) }
     }
 
     fn state(&self, pfn: Pfn) -> u8 {
@@ -61,6 +64,7 @@ impl Shadow {
         match note {
             Note::FrameAllocated(first, order) => block(first, order).try_for_each(|pfn| {
                 self.filled[pfn.0 as usize].store(false, Relaxed);
+                self.synced[pfn.0 as usize].store(false, Relaxed);
                 match self.go(pfn, &[FRESH, FREE], OWNED, "allocated")? {
                     FREE => is_poisoned(arena, pfn)?,
                     _ => poison(arena, pfn),
@@ -128,6 +132,17 @@ impl Shadow {
             filled.store(true, Relaxed);
         }
         Ok(())
+    }
+
+    /// The frame was synchronised for execution.
+    pub fn sync(&self, pfn: Pfn) {
+        self.synced[pfn.0 as usize].store(true, Release);
+    }
+
+    /// The frame can be executed: whatever was stored to it, a fetch sees.
+    pub fn is_synced(&self, pfn: Pfn) -> Result<(), String> {
+        let synced = self.synced[pfn.0 as usize].load(Acquire);
+        if synced { Ok(()) } else { Err(format!("{pfn:?} is executed and was not synchronised for it")) }
     }
 
     /// Frames owned and frames that are tables.

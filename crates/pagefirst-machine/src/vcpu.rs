@@ -240,6 +240,9 @@ impl<F: Format> Vcpu<F> {
                 if let Ok(pfn) = machine.translate(self.cpu, &mut mmu, at, addr, access) {
                     if let Some(shadow) = &machine.shadow {
                         machine.require(shadow.is_page(pfn, "used"));
+                        if access == Access::Execute && !machine.config.fetch_sees_stores {
+                            machine.require(shadow.is_synced(pfn));
+                        }
                     }
                     return Ok(f(machine.arena.words(pfn)));
                 }

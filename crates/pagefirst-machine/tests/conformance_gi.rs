@@ -12,9 +12,11 @@ mod kit;
 use kit::*;
 use pagefirst::arch::Attrs;
 use pagefirst::fault::{FaultError, Segv};
+use pagefirst::policy::{HugePolicy, Policy};
 use pagefirst::space::RemapTo;
 use pagefirst::sync::epoch::Pin;
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr};
+use pagefirst_machine::{Config, Machine};
 use std::sync::Barrier;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -52,6 +54,48 @@ fn c40_an_entry_is_built_from_the_rights_of_the_mapping() -> Result {
         s.map(at(AT, map))?;
         assert_eq!(fault(&s, AT, access), End::Mapped(false, 0), "{name}");
         assert_eq!(attrs(&s, AT), expected | Attrs::ACCESSED, "{name}");
+    }
+    Ok(())
+}
+
+/// On hardware whose fetches do not see stores the machine refuses a page that was not synchronised.
+#[test]
+fn c40_an_executable_page_is_synchronised_first() -> Result {
+    let config = Config { checks: true, fetch_sees_stores: false, ..Config::default() };
+    let machine: &'static Machine = Machine::new(config);
+    let c = cache(machine, &marked(), 16)?;
+    warm(machine, &c, 0..16)?;
+    let s = space_with(machine, Policy { huge: HugePolicy::Always, ..policy() })?;
+    let mut cpu = machine.vcpu();
+    cpu.switch_to(&s);
+    // A file's page and its neighbours; a copy; a page written, and one read, before they may be executed.
+    s.map(at(AT, private(&c, 0, 16, RX)))?;
+    assert_eq!((cpu.fetch(AT)?, cpu.fetch(page(AT, 15))?), (mark(0), mark(15)));
+    let copies = page(AT, 100);
+    s.map(at(copies, private(&c, 0, 16, RWX)))?;
+    cpu.store_u8(copies, 7)?;
+    assert_eq!(cpu.fetch(copies)?, 7);
+    s.map(at(page(AT, 150), anonymous(1, RWX)))?;
+    assert_eq!(cpu.fetch(page(AT, 150))?, 0);
+    let later = page(AT, 200);
+    s.map(at(later, anonymous(4, RW)))?;
+    cpu.store_u8(later, 7)?;
+    assert_eq!(cpu.load_u8(page(later, 1))?, 0);
+    s.protect(later, 4 * PAGE_SIZE, RX)?;
+    assert_eq!(
+        (0..3).map(|i| cpu.fetch(page(later, i))).collect::<std::result::Result<Vec<_>, _>>()?,
+        [7, 0, 0]
+    );
+    // Huge pages: written, read, and written before they may be executed.
+    for (i, prot, write) in [(1, RWX, true), (2, RWX, false), (3, RW, true)] {
+        let huge = VirtAddr(AT.0 + i * LEAF);
+        s.map(at(huge, anonymous(512, prot)))?;
+        if write {
+            cpu.store_u8(huge, 7)?;
+        }
+        s.protect(huge, LEAF, RWX)?;
+        assert_eq!((cpu.fetch(huge)?, cpu.fetch(page(huge, 511))?), (if write { 7 } else { 0 }, 0));
+        assert_eq!(entry(&s, huge).1, 1);
     }
     Ok(())
 }

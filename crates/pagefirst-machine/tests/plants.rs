@@ -10,7 +10,7 @@ use doors::{Doors, DoorsOf, Point, arm};
 use kit::*;
 use pagefirst::arch::Aarch64;
 use pagefirst::frame::Frame;
-use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
+use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr};
 use pagefirst_machine::{Config, Machine, Vcpu};
 
 const AT: VirtAddr = VirtAddr(1 << 30);
@@ -238,5 +238,19 @@ fn a_page_put_in_place_of_one_that_is_cached() -> Result {
     assert_eq!((cpu.load_u64(AT)?, cpu.load_u64(page(AT, 1))?), (1, 7));
     check(&s);
     drop((cpu, s));
+    Ok(machine.nothing_left()?)
+}
+
+// catches: exec_without_sync
+// says: is executed and was not synchronised for it
+#[test]
+fn a_page_executed_that_fetches_do_not_see() -> Result {
+    let machine = on(Config { fetch_sees_stores: false, ..Config::default() });
+    let (s, c) = (space(machine)?, cache(machine, &marked(), PAGES)?);
+    s.map(at(AT, private(&c, 0, PAGES, Prot::READ | Prot::EXEC)))?;
+    let mut cpu = machine.vcpu();
+    cpu.switch_to(&s);
+    assert_eq!(cpu.fetch(AT)?, mark(0));
+    drop((cpu, s, c));
     Ok(machine.nothing_left()?)
 }

@@ -118,6 +118,7 @@ impl<P: Platform> Vm<P> {
         }
         let mut zero = Frame::new(p)?;
         zero.clear();
+        p.sync_instructions(zero.pfn()); // a mapping may be executable, and read first
         self.zero.store(zero.into_held().0, Relaxed);
         Ok(())
     }
@@ -138,6 +139,7 @@ impl<P: Platform> Vm<P> {
         }
         let mut page = Frame::block(p, crate::fault::huge_order::<P::Format>()).ok()?;
         page.clear();
+        page.frames().for_each(|pfn| p.sync_instructions(pfn));
         page.meta().reset(FrameFlags::ZERO | FrameFlags::UP_TO_DATE, page.order());
         let ours = page.another();
         if self.huge_zero.compare_exchange(0, page.pfn().0, AcqRel, Acquire).is_ok() {

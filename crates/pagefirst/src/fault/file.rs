@@ -48,7 +48,7 @@ impl<P: Platform> Pages<'_, P> {
         if !flags.is_empty() {
             meta.set(flags);
         }
-        if attrs.contains(Attrs::EXEC) {
+        if attrs.contains(Attrs::EXEC) && !cfg!(mutant = "exec_without_sync") {
             self.p.sync_instructions(pfn);
         }
         Some(NewEntry { raw: P::Format::leaf(pfn, 0, attrs), counted: Counted::File })

@@ -46,16 +46,17 @@ impl<P: Platform> Visitor<P> for Protect<'_, P> {
         let mut va = range.start;
         while va < range.end {
             let index = P::Format::index(va, level);
-            if guard.entry(index) != 0 {
+            let raw = guard.entry(index);
+            if raw != 0 {
+                let gains = self.prot.contains(Prot::EXEC) && !P::Format::attrs(raw).contains(Attrs::EXEC);
+                if let Some(pfn) = P::Format::frame(raw, level).filter(|_| gains) {
+                    // Before another CPU can see that it may fetch from there.
+                    let pages = 1 << (P::Format::BITS * level as u32);
+                    (0..pages).for_each(|i| p.sync_instructions(pfn.add(i)));
+                }
                 let new = |raw| P::Format::with_attrs(raw, self.attrs(p, raw, level));
                 let old = guard.update(index, new);
                 if new(old) != old && !cfg!(mutant = "protect_without_flush") {
-                    let gained =
-                        !P::Format::attrs(old).contains(Attrs::EXEC) && self.prot.contains(Prot::EXEC);
-                    if let Some(pfn) = P::Format::frame(old, level).filter(|_| gained) {
-                        let pages = 1 << (P::Format::BITS * level as u32);
-                        (0..pages).for_each(|i| p.sync_instructions(pfn.add(i)));
-                    }
                     gather.touch(P::Format::span_of(va, level));
                 }
             }
