@@ -45,7 +45,8 @@ impl Kernel {
     /// # Safety
     /// Called once, on the first CPU, before anything else; nobody uses that memory.
     pub unsafe fn start(end: u64, running: usize) {
-        let first = ((&raw const kernel_end) as u64 - 0xffff_ffff_8000_0000) / PAGE_SIZE;
+        let first = ((&raw const kernel_end) as u64 - 0xffff_ffff_8000_0000).div_ceil(PAGE_SIZE);
+        let first = first.next_multiple_of(2); // `Region::first`
         let frames = (end.min(4 << 30) / PAGE_SIZE - first) as u32;
         let ram = Region { first: Pfn(first as u32), frames };
         // SAFETY: the region's first frames are for its metadata, and nobody uses them yet.

@@ -19,7 +19,8 @@ const MAX_REGIONS: usize = 16;
 /// A range of memory given to the library.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Region {
-    /// The first frame.
+    /// The first frame; an even one, if two CPUs are never to write to one cache line of metadata: CPUs take frames in
+    /// aligned pairs, and a line has the metadata of two.
     pub first: Pfn,
     /// The number of frames.
     pub frames: u32,
