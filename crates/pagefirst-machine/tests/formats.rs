@@ -31,7 +31,7 @@ mod turns;
 use doors::{DoorsOf, Point, arm};
 use kit::{End, R, RW, Result, cache, fault, mark, marked, page, policy, private};
 use pagefirst::arch::{Aarch64, Attrs, Ept, Format, Sv39, Sv48, X86_64La57};
-use pagefirst::fault::{FaultError, Segv};
+use pagefirst::fault::{FaultError, Segv, Signal};
 use pagefirst::policy::{HugePolicy, Policy};
 use pagefirst::space::{AddressSpace, Map, RemapTo};
 use pagefirst::sync::epoch::Pin;
@@ -131,6 +131,27 @@ macro_rules! oracle {
 }
 // Sv39 has no room for the addresses of the oracle's sequences, and is Sv48 with a level less.
 oracle!(la57: X86_64La57, ept: Ept, sv48: Sv48, aarch64: Aarch64);
+
+/// What hardware does not translate is a page fault like others, but for x86: Linux says SEGV_MAPERR, and there SI_KERNEL.
+fn not_translated<F: Walked>() -> Result {
+    let machine = Machine::<F>::new(config::<F>(false));
+    let space = kit::space(machine)?;
+    let mut cpu = machine.vcpu();
+    cpu.switch_to(&space);
+    let at = VirtAddr(0x1234_5678_9abc_def0);
+    let trap = cpu.load_u8(at).expect_err("nobody can have that address");
+    let expected = if F::NON_CANONICAL_TRAPS { (128, 0) } else { (1, at.0) };
+    assert_eq!((trap.signal(), trap.si_addr()), (Some((Signal::Segv, expected.0)), expected.1));
+    Ok(())
+}
+
+#[test]
+fn an_address_that_is_not_translated() -> Result {
+    not_translated::<X86_64La57>()?;
+    not_translated::<Sv39>()?;
+    not_translated::<Sv48>()?;
+    not_translated::<Aarch64>()
+}
 
 /// Frames mapped at each level, huge pages of private memory, and one of them cut.
 fn every_size<F: Walked>() -> Result {

@@ -71,6 +71,7 @@ unsafe impl<F: Format> Format for DoorsOf<F> {
     const LEVELS: u8 = F::LEVELS;
     const TOP_LEAF: u8 = F::TOP_LEAF;
     const TABLES_MARKED: bool = F::TABLES_MARKED;
+    const NON_CANONICAL_TRAPS: bool = F::NON_CANONICAL_TRAPS;
     const BREAK_BEFORE_MAKE: bool = F::BREAK_BEFORE_MAKE;
     const BITS: u32 = F::BITS;
     const USER_END: VirtAddr = F::USER_END;

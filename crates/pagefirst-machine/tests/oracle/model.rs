@@ -52,7 +52,7 @@ pub struct Space {
     /// Levels of tables, and the end of what a program can map, in pages.
     levels: usize,
     pub user_end: u64,
-    /// Whether hardware refuses an address outright.
+    /// Whether an address may end in a page fault, and not in another trap.
     is_canonical: fn(VirtAddr) -> bool,
     pub areas: Areas,
     /// The pages that are in the tables.
@@ -82,7 +82,7 @@ impl Space {
             policy,
             levels: F::LEVELS.into(),
             user_end: F::USER_END.0 / PAGE_SIZE,
-            is_canonical: F::is_canonical,
+            is_canonical: |va| F::is_canonical(va) || !F::NON_CANONICAL_TRAPS,
             areas: Areas::default(),
             entries: BTreeMap::new(),
             huge: BTreeSet::new(),

@@ -63,6 +63,9 @@ pub unsafe trait Format: 'static {
     const ENTRIES: usize = 1 << Self::BITS;
     /// The highest level at which hardware takes a leaf.
     const TOP_LEAF: u8 = Self::LEVELS - 2;
+    /// Whether an address that hardware does not translate ends in a trap of its own, which does not tell it (x86), and
+    /// not in a page fault like others.
+    const NON_CANONICAL_TRAPS: bool = false;
     /// Whether an entry that leads somewhere may come into a slot only when what a CPU may have cached of the slot's last
     /// one, if that led elsewhere, is flushed (break-before-make, Arm ARM D8.16.1). In between the slot is not present.
     const BREAK_BEFORE_MAKE: bool = false;
@@ -70,7 +73,7 @@ pub unsafe trait Format: 'static {
     const TABLES_MARKED: bool = false;
     /// The first address past the user half.
     const USER_END: VirtAddr;
-    /// Whether hardware refuses the address outright.
+    /// Whether the address is one that hardware translates.
     fn is_canonical(va: VirtAddr) -> bool;
     /// An entry that points to the next lower table.
     fn table(pfn: Pfn) -> u64;

@@ -16,6 +16,7 @@ unsafe impl Format for Tiny {
     const LEVELS: u8 = 2;
     const BITS: u32 = 2;
     const USER_END: VirtAddr = VirtAddr(0x1_0000);
+    const NON_CANONICAL_TRAPS: bool = true;
 
     fn is_canonical(va: VirtAddr) -> bool {
         va < Self::USER_END

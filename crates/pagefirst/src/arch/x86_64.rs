@@ -82,6 +82,7 @@ unsafe impl<const LEVELS: u8> Format for X86<LEVELS> {
     // faults in kernel mode (CVE-2012-0217).
     const USER_END: VirtAddr = VirtAddr((1 << (11 + 9 * LEVELS)) - 0x1000);
     const TABLES_MARKED: bool = true;
+    const NON_CANONICAL_TRAPS: bool = true;
 
     #[inline]
     fn is_canonical(va: VirtAddr) -> bool {

@@ -89,7 +89,7 @@ impl<P: Platform> AddressSpace<P> {
     #[inline]
     fn answer(&self, addr: VirtAddr, access: Access) -> (Outcome<'_, P>, bool) {
         if !P::Format::is_canonical(addr) {
-            return (Outcome::Error(FaultError::Segv(Segv::NonCanonical)), false);
+            return (Outcome::Error(FaultError::Segv(Segv::nowhere::<P::Format>(addr))), false);
         }
         let mut hand = Hand::new(self);
         loop {

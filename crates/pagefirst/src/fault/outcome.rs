@@ -1,8 +1,10 @@
 //! How a fault ends.
 
+use crate::arch::Format;
 use crate::frame::{Frame, FrameFlags};
 use crate::platform::Platform;
 use crate::space::AddressSpace;
+use crate::types::VirtAddr;
 
 /// How a fault ended. After all but `Error` the access is tried again, after `Blocked` not before the ticket is
 /// ready.
@@ -60,9 +62,17 @@ pub enum Segv {
     /// What is mapped there does not allow the access.
     #[error("access not allowed")]
     Access,
-    /// No program can have the address.
+    /// Hardware does not translate the address, and traps without telling it ([`Format::NON_CANONICAL_TRAPS`]).
     #[error("non-canonical address")]
     NonCanonical,
+}
+
+impl Segv {
+    /// Why an address is refused where no program can have anything.
+    #[inline]
+    pub(crate) fn nowhere<F: Format>(addr: VirtAddr) -> Segv {
+        if F::NON_CANONICAL_TRAPS && !F::is_canonical(addr) { Segv::NonCanonical } else { Segv::NotMapped }
+    }
 }
 
 /// Why a page cannot be had.

@@ -22,7 +22,6 @@
 //! A copy that stops half-way says how much is done. One that is blocked goes on there when the ticket is ready.
 
 use super::AddressSpace;
-use crate::arch::Format;
 use crate::fault::{FaultError, Outcome, Segv, Ticket};
 use crate::frame::{WORDS, bytes};
 use crate::platform::Platform;
@@ -183,8 +182,7 @@ impl<P: Platform> AddressSpace<P> {
         }
         // Before any walk: the root may have a kernel's half.
         if !VirtRange::sized(start, len as u64).is_some_and(|range| self.usable().covers(range)) {
-            let segv = if P::Format::is_canonical(start) { Segv::NotMapped } else { Segv::NonCanonical };
-            return stopped(0, Why::Error(FaultError::Segv(segv)));
+            return stopped(0, Why::Error(FaultError::Segv(Segv::nowhere::<P::Format>(start))));
         }
         let mut done = 0;
         while done < len {
