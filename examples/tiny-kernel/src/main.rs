@@ -59,14 +59,14 @@ unsafe extern "C" fn kernel_main(start_info: u64) -> ! {
     }
     let mut ran = 0;
     for (_, name, image) in PROGRAMS.iter().filter(|program| program.0 == mode) {
-        print(format_args!("program {name}: ")); // before it runs, so that one that hangs has a name
+        println!("running {name}"); // so that one that hangs has a name
         p.vm.quiesce(p);
         let before = p.vm.held(p);
         Task::load(image).unwrap_or_else(|why| panic!("{name}: {why}")).run_on_all();
         p.vm.quiesce(p);
         let after = p.vm.held(p);
         assert_eq!(before, after, "FAILED: something is left");
-        println!("ok");
+        println!("program {name}: ok");
         ran += 1;
     }
     assert!(ran > 0, "`-append {mode}`: not one of test, count, lines");

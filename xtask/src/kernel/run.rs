@@ -125,7 +125,7 @@ pub(super) fn test(built: &Built, is_kvm: bool) -> Result {
 /// Every program must have said that it is content.
 fn judge(serial: &str) -> Result {
     let programs = || serial.lines().filter(|line| line.starts_with("program "));
-    let failed: Vec<&str> = programs().filter(|line| !line.ends_with(" ok")).collect();
+    let failed: Vec<&str> = programs().filter(|line| !line.ends_with(": ok")).collect();
     match failed.as_slice() {
         [] if programs().next().is_none() => Err("the kernel ran no program".into()),
         [] => Ok(()),

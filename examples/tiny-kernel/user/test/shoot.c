@@ -4,7 +4,7 @@
 void start(long cpu, long cpus) {
     CHECK(cpus == 2);
     char *ours = memory(64 * PAGE);
-    for (long round = 0; round < 200; round++) {
+    for (long round = 0; round < 100; round++) {
         char *p = memory(4 * PAGE);
         for (long i = 0; i < 4 * PAGE; i += PAGE) *(long *)(p + i) = round;
         for (long i = 0; i < 4 * PAGE; i += PAGE) CHECK(*(long *)(p + i) == round);

@@ -3,7 +3,7 @@
 
 void start(long cpu, long cpus) {
     CHECK(cpus == 2);
-    for (long round = 1; round <= 100; round++) {
+    for (long round = 1; round <= 20; round++) {
         long changer = round % 2;
         volatile long *p = (volatile long *)both(cpu, 2 * PAGE, READ | WRITE, PRIVATE | ANONYMOUS, -1);
         volatile long *f = (volatile long *)both(cpu, PAGE, READ | WRITE, PRIVATE, MEMORY);

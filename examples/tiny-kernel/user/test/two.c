@@ -5,7 +5,7 @@ enum { LEN = 4 * MB };
 
 void start(long cpu, long cpus) {
     CHECK(cpus == 2);
-    for (int round = 0; round < 20; round++) {
+    for (int round = 0; round < 8; round++) {
         char *p = both(cpu, LEN, READ | WRITE, PRIVATE | ANONYMOUS, -1);
         for (long i = 0; i < LEN; i += PAGE) __sync_fetch_and_add((long *)(p + i), i + 1);
         meet(cpu);
