@@ -1,36 +1,15 @@
 //! Every format on the hardware that walks it: the random sequences of `oracle.rs` with fewer cases, and each size of
 //! page that it has.
 
-#[path = "oracle/areas.rs"]
-mod areas;
-#[path = "oracle/calls.rs"]
-mod calls;
-#[path = "oracle/case.rs"]
-mod case;
-#[path = "oracle/compare.rs"]
-mod compare;
-#[path = "oracle/crew.rs"]
-mod crew;
 mod doors;
-#[path = "oracle/files.rs"]
-mod files;
-mod kit;
-#[path = "oracle/model.rs"]
-mod model;
-#[path = "oracle/parts.rs"]
-mod parts;
-#[path = "oracle/plan.rs"]
-mod plan;
-#[path = "oracle/seeds.rs"]
-mod seeds;
-#[path = "oracle/together.rs"]
-mod together;
-#[path = "oracle/turns.rs"]
-mod turns;
+#[path = "oracle/mod.rs"]
+mod oracle;
 
 use doors::{DoorsOf, Point, arm};
-use kit::{End, R, RW, Result, cache, fault, mark, marked, page, policy, private};
-use pagefirst::arch::{Aarch64, Attrs, Ept, Format, Sv39, Sv48, X86_64La57};
+use oracle::hardware::{Machines, Walked};
+use oracle::kit::{self, End, R, RW, Result, cache, fault, mark, marked, page, policy, private};
+use oracle::{parts, plan, seeds, together};
+use pagefirst::arch::{Aarch64, Attrs, Ept, Sv39, Sv48, X86_64La57};
 use pagefirst::fault::{FaultError, Segv, Signal};
 use pagefirst::policy::{HugePolicy, Policy};
 use pagefirst::space::{AddressSpace, Map, RemapTo};
@@ -38,92 +17,39 @@ use pagefirst::sync::epoch::Pin;
 use pagefirst::table::{FramesError, PageTable};
 use pagefirst::types::{Access, PAGE_SIZE, Pfn, VirtAddr, VirtRange};
 use pagefirst_machine::{Config, Machine};
-use plan::Hardware;
 use proptest::prelude::*;
-use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// A format, and the hardware that its manual describes.
-trait Walked: Format {
-    const CONFIG: fn() -> Config;
-}
-impl Walked for X86_64La57 {
-    const CONFIG: fn() -> Config = Config::default;
-}
-impl Walked for Ept {
-    const CONFIG: fn() -> Config = Config::default;
-}
-impl Walked for Sv39 {
-    const CONFIG: fn() -> Config = Config::riscv64;
-}
-impl Walked for Sv48 {
-    const CONFIG: fn() -> Config = Config::riscv64;
-}
-impl Walked for Aarch64 {
-    const CONFIG: fn() -> Config = Config::aarch64;
-}
-
-/// That hardware; `harsh` with small caches and late shootdowns.
-fn config<F: Walked>(harsh: bool) -> Config {
-    let base = (F::CONFIG)();
-    let Config { lean_flush, caches_nothing, sets_accessed, .. } = base;
-    let harsh = harsh.then(|| Config { lean_flush, caches_nothing, sets_accessed, ..Config::harsh(1) });
-    Config { checks: true, ..harsh.unwrap_or(base) }
-}
-
-/// Machines on which no case has failed.
-struct Machines<F: Format>(RefCell<BTreeMap<Hardware, &'static Machine<F>>>);
-
-impl<F: Walked> Machines<F> {
-    fn with(
-        &self,
-        hardware: Hardware,
-        run: impl FnOnce(&'static Machine<F>) -> std::result::Result<seeds::Tally, String>,
-    ) -> std::result::Result<seeds::Tally, TestCaseError> {
-        let known = self.0.borrow_mut().remove(&hardware);
-        let Config { memory, cpus, keep_tags, .. } = hardware.config();
-        let new = || Machine::new(Config { memory, cpus, keep_tags, ..config::<F>(hardware.is_harsh) });
-        let machine = known.unwrap_or_else(new);
-        let tally = run(machine).map_err(TestCaseError::fail)?;
-        self.0.borrow_mut().insert(hardware, machine);
-        Ok(tally)
-    }
-}
-
 fn in_turn<F: Walked>(name: &'static str) -> seeds::End {
-    let machines = Machines::<F>(RefCell::default());
+    let machines = Machines::<F>::default();
     let strategy = (plan::settings(2), plan::steps(2, 120));
-    seeds::run(name, 60, &strategy, |(mut setting, steps)| {
-        machines.with(setting.hardware, |machine| {
-            // Hardware that leaves more to faults than the oracle expects of hardware that is not harsh.
-            setting.hardware.is_harsh |= machine.config().lean_flush;
-            turns::run(machine, &setting, &steps)
-        })
+    seeds::run(name, 60, &strategy, |(setting, steps)| {
+        machines.in_turn(setting, &steps).map_err(TestCaseError::fail)
     })
 }
 
 fn together<F: Walked>(name: &'static str) -> seeds::End {
-    let machines = Machines::<F>(RefCell::default());
+    let machines = Machines::<F>::default();
     let strategy = (plan::settings_together(4), parts::steps_together(3, 100));
     seeds::run(name, 40, &strategy, |(setting, steps)| {
-        machines.with(setting.hardware, |machine| together::run(machine, &setting, &steps))
+        let run = |machine| together::run(machine, &setting, &steps);
+        machines.with(setting.hardware, run).map_err(TestCaseError::fail)
     })
 }
 
 macro_rules! oracle {
     ($($name:ident: $format:ty),*) => {
-        mod oracle {
+        mod sequences {
             use super::*;
             $(mod $name {
                 use super::*;
                 #[test]
                 fn two_cpus_in_turn() -> seeds::End {
-                    in_turn::<$format>(concat!("oracle::", stringify!($name), "::two_cpus_in_turn"))
+                    in_turn::<$format>(concat!("sequences::", stringify!($name), "::two_cpus_in_turn"))
                 }
                 #[test]
                 fn three_cpus_together() -> seeds::End {
-                    together::<$format>(concat!("oracle::", stringify!($name), "::three_cpus_together"))
+                    together::<$format>(concat!("sequences::", stringify!($name), "::three_cpus_together"))
                 }
             })*
         }
@@ -134,7 +60,7 @@ oracle!(la57: X86_64La57, ept: Ept, sv48: Sv48, aarch64: Aarch64);
 
 /// What hardware does not translate is a page fault like others, but for x86: Linux says SEGV_MAPERR, and there SI_KERNEL.
 fn not_translated<F: Walked>() -> Result {
-    let machine = Machine::<F>::new(config::<F>(false));
+    let machine = Machine::<F>::new(F::config(false));
     let space = kit::space(machine)?;
     let mut cpu = machine.vcpu();
     cpu.switch_to(&space);
@@ -156,7 +82,7 @@ fn an_address_that_is_not_translated() -> Result {
 /// Frames mapped at each level, huge pages of private memory, and one of them cut.
 fn every_size<F: Walked>() -> Result {
     for harsh in [false, true] {
-        let machine = Machine::<F>::new(config::<F>(harsh));
+        let machine = Machine::<F>::new(F::config(harsh));
         let table = PageTable::new(machine)?;
         let far = VirtAddr(F::USER_END.0 / 2).align_down(F::span(F::LEVELS - 1));
         for level in 0..F::LEVELS {
@@ -227,7 +153,7 @@ fn aarch64_every_size() -> Result {
 fn aarch64_a_copy_that_is_broken_off() -> Result {
     const FROM: VirtAddr = VirtAddr(1 << 30);
     const TO: VirtAddr = VirtAddr(2 << 30);
-    let machine = Machine::<DoorsOf<Aarch64>>::new(Config { keep_tags: true, ..config::<Aarch64>(false) });
+    let machine = Machine::<DoorsOf<Aarch64>>::new(Config { keep_tags: true, ..Aarch64::config(false) });
     let (s, c) = (kit::space(machine)?, cache(machine, &marked(), 8)?);
     s.map(kit::at(FROM, private(&c, 0, 8, RW)))?;
     let mut cpu = machine.vcpu();

@@ -5,62 +5,20 @@
 //! A failure prints its seed and the shrunk case. `PAGEFIRST_SEED` runs a seed again, `PAGEFIRST_CASES` says how many
 //! cases a seed has, `PAGEFIRST_MINUTES` goes on with fresh seeds (`cargo xtask oracle --minutes 30`).
 
-#[path = "oracle/areas.rs"]
-mod areas;
-#[path = "oracle/calls.rs"]
-mod calls;
-#[path = "oracle/case.rs"]
-mod case;
-#[path = "oracle/compare.rs"]
-mod compare;
-#[path = "oracle/crew.rs"]
-mod crew;
-#[path = "oracle/files.rs"]
-mod files;
-mod kit;
-#[path = "oracle/model.rs"]
-mod model;
-#[path = "oracle/parts.rs"]
-mod parts;
-#[path = "oracle/plan.rs"]
-mod plan;
-#[path = "oracle/seeds.rs"]
-mod seeds;
-#[path = "oracle/together.rs"]
-mod together;
-#[path = "oracle/turns.rs"]
-mod turns;
+#[path = "oracle/mod.rs"]
+mod oracle;
 
-use pagefirst_machine::Machine;
-use plan::Hardware;
+use oracle::hardware::Machines;
+use oracle::{parts, plan, seeds, together};
+use pagefirst::arch::X86_64;
 use proptest::prelude::*;
-use std::cell::RefCell;
-use std::collections::BTreeMap;
-
-/// Machines on which no case has failed, so that nothing was left on them.
-#[derive(Default)]
-struct Machines(RefCell<BTreeMap<Hardware, &'static Machine>>);
-
-impl Machines {
-    fn with(
-        &self,
-        hardware: Hardware,
-        run: impl FnOnce(&'static Machine) -> Result<seeds::Tally, String>,
-    ) -> Result<seeds::Tally, TestCaseError> {
-        let known = self.0.borrow_mut().remove(&hardware);
-        let machine = known.unwrap_or_else(|| Machine::new(hardware.config()));
-        let tally = run(machine).map_err(TestCaseError::fail)?;
-        self.0.borrow_mut().insert(hardware, machine);
-        Ok(tally)
-    }
-}
 
 /// Steps in a total order, made by `cpus` CPUs in turn.
 fn in_turn(name: &'static str, cpus: usize, cases: u32) -> seeds::End {
-    let machines = Machines::default();
+    let machines = Machines::<X86_64>::default();
     let strategy = (plan::settings(cpus), plan::steps(cpus, 120));
     seeds::run(name, cases, &strategy, |(setting, steps)| {
-        machines.with(setting.hardware, |machine| turns::run(machine, &setting, &steps))
+        machines.in_turn(setting, &steps).map_err(TestCaseError::fail)
     })
 }
 
@@ -83,10 +41,11 @@ fn four_cpus_in_turn() -> seeds::End {
 
 /// Steps by CPUs that do not wait for each other.
 fn together(name: &'static str, cpus: usize, cases: u32) -> seeds::End {
-    let machines = Machines::default();
+    let machines = Machines::<X86_64>::default();
     let strategy = (plan::settings_together(cpus + 1), parts::steps_together(cpus, 100));
     seeds::run(name, cases, &strategy, |(setting, steps)| {
-        machines.with(setting.hardware, |machine| together::run(machine, &setting, &steps))
+        let run = |machine| together::run(machine, &setting, &steps);
+        machines.with(setting.hardware, run).map_err(TestCaseError::fail)
     })
 }
 

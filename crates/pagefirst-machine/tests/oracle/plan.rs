@@ -5,8 +5,8 @@ use super::calls::NewMap;
 use pagefirst::policy::{FaultAround, HugePolicy, Policy};
 use pagefirst::space::{Advice, Place, RemapTo, VmaFlags};
 use pagefirst::types::{PAGE_SIZE, Prot, VirtAddr};
-use pagefirst_machine::Config;
 use proptest::prelude::*;
+use proptest::strategy::Union;
 use std::ops::Range;
 
 /// Where calls and accesses happen, in pages: across the border of two leaf tables and of two tables above them; far
@@ -27,13 +27,6 @@ pub struct Hardware {
     /// All that manuals allow hardware to do.
     pub is_harsh: bool,
     pub keep_tags: bool,
-}
-
-impl Hardware {
-    pub fn config(self) -> Config {
-        let base = if self.is_harsh { Config::harsh(1) } else { Config::default() };
-        Config { checks: true, memory: 8192 * PAGE_SIZE, cpus: self.cpus, keep_tags: self.keep_tags, ..base }
-    }
 }
 
 /// All that is settled before the first step.
@@ -238,7 +231,8 @@ fn file_ops() -> BoxedStrategy<Op> {
     .boxed()
 }
 
-pub fn ops() -> BoxedStrategy<Op> {
+/// Kinds of operations, and how often each is chosen.
+pub fn kinds() -> Vec<(u32, BoxedStrategy<Op>)> {
     let by = || prop_oneof![4 => Just(By::Program), 1 => Just(By::Kernel)];
     let advice = prop_oneof![2 => Just(Advice::Huge), 1 => Just(Advice::NoHuge)];
     let accesses = prop_oneof![
@@ -249,19 +243,22 @@ pub fn ops() -> BoxedStrategy<Op> {
         2 => (addresses(), any::<bool>(), any::<u64>())
             .prop_map(|(at, hits, value)| Op::Exchange { at: at / 8 * 8, hits, value }),
     ];
-    prop_oneof![
-        5 => maps(),
-        2 => ranges(3).prop_map(Op::Unmap),
-        4 => (ranges(4), prots()).prop_map(|(range, prot)| Op::Protect(range, prot)),
-        2 => ranges(4).prop_map(Op::Discard),
-        1 => (ranges(24), advice).prop_map(|(range, advice)| Op::Advise(range, advice)),
-        4 => remaps(),
-        1 => (0..16 * PAGE_SIZE).prop_map(Op::Brk),
-        5 => file_ops(),
-        1 => prop_oneof![3 => Just(Op::Leave), 1 => Just(Op::Drain)],
-        36 => accesses.boxed(),
+    vec![
+        (5, maps()),
+        (2, ranges(3).prop_map(Op::Unmap).boxed()),
+        (4, (ranges(4), prots()).prop_map(|(range, prot)| Op::Protect(range, prot)).boxed()),
+        (2, ranges(4).prop_map(Op::Discard).boxed()),
+        (1, (ranges(24), advice).prop_map(|(range, advice)| Op::Advise(range, advice)).boxed()),
+        (4, remaps()),
+        (1, (0..16 * PAGE_SIZE).prop_map(Op::Brk).boxed()),
+        (5, file_ops()),
+        (1, prop_oneof![3 => Just(Op::Leave), 1 => Just(Op::Drain)].boxed()),
+        (36, accesses.boxed()),
     ]
-    .boxed()
+}
+
+pub fn ops() -> BoxedStrategy<Op> {
+    Union::new_weighted(kinds()).boxed()
 }
 
 /// What a case begins with, so that most of what comes after meets something: mappings throughout the regions.
@@ -295,19 +292,26 @@ pub fn beginnings() -> BoxedStrategy<Vec<Op>> {
         .boxed()
 }
 
-pub fn steps(cpus: usize, most: usize) -> impl Strategy<Value = Vec<Step>> {
-    let begin = (beginnings(), beginnings()).prop_map(|both| {
+/// The first steps of a case.
+pub fn first_steps() -> BoxedStrategy<Vec<Step>> {
+    let both = (beginnings(), beginnings()).prop_map(|both| {
         let of = |space, ops: Vec<Op>| ops.into_iter().map(move |op| Step { cpu: 0, space, op });
         of(0, both.0).chain(of(1, both.1)).collect::<Vec<_>>()
     });
+    // All steps can be left out, these too, so that what fails shrinks to little.
+    let keep = prop::collection::vec(prop::bool::weighted(0.95), 10);
+    (both, keep)
+        .prop_map(|(steps, keep)| {
+            steps.into_iter().zip(keep).filter_map(|(step, keep)| keep.then_some(step)).collect()
+        })
+        .boxed()
+}
+
+pub fn steps(cpus: usize, most: usize) -> impl Strategy<Value = Vec<Step>> {
     let step = (0..cpus, prop::bool::weighted(0.15), ops());
     let step = step.prop_map(|(cpu, other, op)| Step { cpu, space: other as usize, op });
-    // All steps can be left out, those of the beginning too, so that what fails shrinks to little.
-    let keep = prop::collection::vec(prop::bool::weighted(0.95), 10);
-    (begin, keep, prop::collection::vec(step, 1..most)).prop_map(|(begin, keep, steps)| {
-        let begin = begin.into_iter().zip(keep).filter_map(|(step, keep)| keep.then_some(step));
-        begin.chain(steps).collect()
-    })
+    (first_steps(), prop::collection::vec(step, 1..most))
+        .prop_map(|(begin, steps)| begin.into_iter().chain(steps).collect())
 }
 
 fn policies() -> impl Strategy<Value = Policy> {
