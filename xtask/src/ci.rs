@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{Result, cmd, conformance, deps, kernel, mmu, models, no_alloc, plants};
+use crate::{Result, cmd, conformance, deps, fuzz, kernel, mmu, models, no_alloc, plants};
 
 /// How long everything may take on two CPUs.
 const LIMIT: Duration = Duration::from_secs(25 * 60);
@@ -10,7 +10,7 @@ const LIMIT: Duration = Duration::from_secs(25 * 60);
 /// A step's name and what it does.
 type Step = (&'static str, fn() -> Result);
 
-const STEPS: [Step; 12] = [
+const STEPS: [Step; 13] = [
     ("fmt", fmt),
     ("deps", deps::run),
     ("conformance --check", conformance::check),
@@ -18,6 +18,7 @@ const STEPS: [Step; 12] = [
     ("doc", doc),
     ("no-alloc", no_alloc::run),
     ("test", || test(&[])),
+    ("fuzz-corpus", fuzz::corpus),
     ("harsh", || harsh("1")),
     ("mmu", mmu::run),
     ("kernel", || kernel::run(&[])),

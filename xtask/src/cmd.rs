@@ -1,5 +1,6 @@
 //! Running other programs, with a time limit.
 
+use std::ffi::OsStr;
 use std::io::{IsTerminal, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -33,8 +34,15 @@ pub(crate) fn target_dir() -> PathBuf {
 
 /// The cargo that runs us, started in the workspace's top folder.
 pub(crate) fn cargo(args: &[&str]) -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(args).current_dir(root());
+    let mut command = in_workspace(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args);
+    command
+}
+
+/// A program started in the workspace's top folder.
+pub(crate) fn in_workspace(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.current_dir(root());
     // These describe the package xtask, and would make build scripts believe that they belong to it.
     for name in ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_PKG_NAME"] {
         command.env_remove(name);

@@ -6,6 +6,7 @@ mod ci;
 mod cmd;
 mod conformance;
 mod deps;
+mod fuzz;
 mod kernel;
 mod licence;
 mod metadata;
@@ -37,6 +38,9 @@ Usage: cargo xtask TASK
   mmu                    tables for RISC-V, AArch64 and LA57 are walked by QEMU's MMUs of these machines
   models [FILTER]        the loom models, and each planted mistake that they must catch
   oracle --minutes N     random sequences at fresh seeds against the oracle of the tests, for so long
+  fuzz --minutes N       the fuzz targets, each for so long, with a nightly compiler and cargo-fuzz;
+                         --target space|recording|formats, --keep to make fuzz/corpus anew
+  fuzz-corpus            replay fuzz/corpus, with any compiler
   kernel [OPTIONS]       run the tiny kernel in QEMU, count its instructions, look for shared cache lines;
                          --only test|count|lines, --accel kvm, --boots N, --minutes N, --profile CASE
   plants [FILTER]        the machine's checks, each with a mistake in the library that it must see
@@ -73,6 +77,8 @@ fn run(args: &[String]) -> Result {
         ("models", []) => models::run(None),
         ("models", [filter]) => models::run(Some(filter)),
         ("oracle", ["--minutes", minutes]) => oracle::run(minutes),
+        ("fuzz", args) => fuzz::run(args),
+        ("fuzz-corpus", []) => fuzz::corpus(),
         ("kernel", args) => kernel::run(args),
         ("plants", []) => plants::run(None),
         ("plants", [filter]) => plants::run(Some(filter)),
