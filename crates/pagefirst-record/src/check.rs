@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
+use std::sync::Arc;
 
 use crate::error::FormatError;
 use crate::event::{
@@ -25,10 +26,11 @@ struct Piece {
 /// What is live in one reservation, by offset of the first byte.
 type Pieces = BTreeMap<u64, Piece>;
 
-/// What is live in a process.
+/// What is live in a process. A child shares with its parent what neither has changed: a short file may hold thousands of
+/// mappings, and fork thousands of times.
 #[derive(Clone, Debug, Default)]
 struct Memory {
-    mappings: HashMap<MappingId, Pieces>,
+    mappings: HashMap<MappingId, Arc<Pieces>>,
 }
 
 /// What a check found.
@@ -219,12 +221,13 @@ impl Memory {
     }
 
     fn insert(&mut self, mapping: MappingId, start: u64, piece: Piece) {
-        self.mappings.entry(mapping).or_default().insert(start, piece);
+        Arc::make_mut(self.mappings.entry(mapping).or_default()).insert(start, piece);
     }
 
     /// Takes out what is live in the range, cut at its ends.
     fn cut(&mut self, at: Address, len: u64) -> Vec<(u64, Piece)> {
         let Some(pieces) = self.mappings.get_mut(&at.mapping) else { return Vec::new() };
+        let pieces = Arc::make_mut(pieces);
         for edge in [at.offset, at.offset + len] {
             if let Some((&start, piece)) = pieces.range_mut(..edge).next_back()
                 && piece.end > edge
@@ -285,7 +288,9 @@ impl Memory {
             }
             self.insert(id, start - from.offset, Piece { end: piece.end - from.offset, ..piece });
         }
-        if let Some(mut last) = self.mappings.get_mut(&id).and_then(|pieces| pieces.last_entry()) {
+        if let Some(mut last) =
+            self.mappings.get_mut(&id).and_then(|pieces| Arc::make_mut(pieces).last_entry())
+        {
             last.get_mut().end = new_len;
         }
     }
@@ -323,6 +328,7 @@ impl Memory {
             return;
         }
         if let Some((&start, &piece)) = pieces.range(at.offset..).next() {
+            let pieces = Arc::make_mut(pieces);
             pieces.remove(&start);
             pieces.insert(at.offset, piece);
         }
@@ -334,5 +340,49 @@ fn advance(backing: Backing, by: u64) -> Backing {
     match backing {
         Backing::File { file, offset } => Backing::File { file, offset: offset + by },
         Backing::Anonymous => Backing::Anonymous,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::ThreadId;
+
+    /// Otherwise 2,000 mappings and 2,000 forks, in 28 KiB, take 2 GiB.
+    #[test]
+    fn a_child_shares_what_is_not_changed() {
+        let (parent, child, thread) = (ProcessId(0), ProcessId(1), ThreadId(0));
+        let map = |id| {
+            let (len, reserve, place) = (PAGE, PAGE, Place::Anywhere { recorded: 0 });
+            let (prot, backing, kind) = (Prot::READ_WRITE, Backing::Anonymous, MapKind::Mmap);
+            let (shared, populate, grows_down, no_reserve) = (false, false, false, false);
+            let id = MappingId(id);
+            let map = Map {
+                thread,
+                id,
+                len,
+                reserve,
+                prot,
+                backing,
+                shared,
+                populate,
+                grows_down,
+                no_reserve,
+                kind,
+                place,
+            };
+            Event::Map(map)
+        };
+        let mut checker = Checker::new("program");
+        [map(0), map(1), Event::Fork { thread, child, shares_memory: false }]
+            .iter()
+            .for_each(|event| checker.event(parent, event));
+        let at = Address { mapping: MappingId(1), offset: 0 };
+        checker.event(child, &Event::Protect { thread, at, len: PAGE, prot: Prot::from_bits(1) });
+        let shares = |id| {
+            let of = |process| checker.living[process].mappings[&MappingId(id)].clone();
+            Arc::ptr_eq(&of(&parent), &of(&child))
+        };
+        assert_eq!([0, 1].map(shares), [true, false]);
     }
 }
