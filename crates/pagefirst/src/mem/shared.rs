@@ -55,7 +55,7 @@ impl<P: Platform, T: 'static> Chain for Objects<P, T> {
 
 /// What can be kept in a [`Pool`].
 pub trait Pooled: Sized + 'static {
-    /// Ends what a value whose grace period is over refers to ([`Shared::end`]). Then the value is dropped.
+    /// Ends what a value whose grace period is over refers to (`Shared::end`). Then the value is dropped.
     fn end(&mut self, _: &Past) {}
 }
 
