@@ -1,6 +1,6 @@
 //! What differs between the machines whose MMUs walk the tables.
 
-use pagefirst::arch::{Aarch64, Format, Sv39, Sv48};
+use pagefirst::arch::{Aarch64, Format, Riscv64};
 use pagefirst::types::{Access, Pfn};
 
 /// Why an MMU refuses an access.
@@ -28,48 +28,27 @@ pub trait Guest: Format {
     fn refused(access: Access, why: Why, at: u64) -> String;
 }
 
-const fn riscv_root(mode: u64, pfn: Pfn) -> u64 {
-    mode << 60 | pfn.0 as u64
-}
-
-/// `lui a0, number >> 12` and `ecall`.
-fn riscv_code(number: u64) -> Vec<u32> {
-    vec![number as u32 & 0xffff_f000 | 0x537, 0x73]
-}
-
-/// RISC-V tells the access alone.
-fn riscv_refused(access: Access, _: Why, at: u64) -> String {
-    let what = match access {
-        Access::Read => "load",
-        Access::Write => "store",
-        Access::Execute => "fetch",
-    };
-    format!("{what} fault at {at:#x}")
-}
-
-impl Guest for Sv39 {
+impl<const LEVELS: u8> Guest for Riscv64<LEVELS>
+where
+    Riscv64<LEVELS>: Format,
+{
     const IMAGE: u64 = 0x8400_0000;
+    /// `satp`: mode 8 for Sv39, which has three levels, 9 for Sv48.
     fn root(pfn: Pfn) -> u64 {
-        riscv_root(8, pfn)
+        (5 + LEVELS as u64) << 60 | pfn.0 as u64
     }
+    /// `lui a0, number >> 12` and `ecall`.
     fn code(number: u64) -> Vec<u32> {
-        riscv_code(number)
+        vec![number as u32 & 0xffff_f000 | 0x537, 0x73]
     }
-    fn refused(access: Access, why: Why, at: u64) -> String {
-        riscv_refused(access, why, at)
-    }
-}
-
-impl Guest for Sv48 {
-    const IMAGE: u64 = 0x8400_0000;
-    fn root(pfn: Pfn) -> u64 {
-        riscv_root(9, pfn)
-    }
-    fn code(number: u64) -> Vec<u32> {
-        riscv_code(number)
-    }
-    fn refused(access: Access, why: Why, at: u64) -> String {
-        riscv_refused(access, why, at)
+    /// RISC-V tells the access alone.
+    fn refused(access: Access, _: Why, at: u64) -> String {
+        let what = match access {
+            Access::Read => "load",
+            Access::Write => "store",
+            Access::Execute => "fetch",
+        };
+        format!("{what} fault at {at:#x}")
     }
 }
 

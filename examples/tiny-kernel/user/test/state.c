@@ -32,7 +32,7 @@ void start(long cpu, long cpus) {
     asm volatile("pushfq; orq $0x204400, (%%rsp); popfq; movb $1, (%0); pushfq; andq $~0x204400, (%%rsp); popfq"
                  ::"r"(q) : "memory", "cc");
     CHECK(*q == 1);
-    // No stack, and one where none can be.
+    // A place to go on at that nothing needs.
     on_refusal(refused);
     CHECK(touch_read(q) == 0);
     on_refusal(NULL);
