@@ -28,7 +28,7 @@ pub struct Found {
     pub software: u64,
     /// Every entry that points to no table: its address, its level, its bits.
     pub entries: Vec<(VirtAddr, u8, u64)>,
-    /// How often each counted frame is mapped.
+    /// How often each counted folio is mapped, by its head.
     pub frames: HashMap<Pfn, u32>,
 }
 
@@ -136,6 +136,11 @@ impl<F: Format> Machine<F> {
         }
     }
 
+    /// The head of the folio that a frame is part of.
+    fn head_of(&self, frame: Pfn) -> Pfn {
+        self.arena.meta(frame).head().unwrap_or(frame)
+    }
+
     /// The page was written through this translation, which hardware marked in its entry first; and neither the entry,
     /// which is still there, nor the page's metadata says so. Whoever changes an entry keeps the mark or moves it to
     /// the page, in one step: it went if that step was a load and a store.
@@ -146,7 +151,7 @@ impl<F: Format> Machine<F> {
         e.rights.dirty
             && first.add(inside as u32) == Pfn(e.frame)
             && !F::attrs(raw).contains(Attrs::DIRTY)
-            && !self.arena.meta(first).flags().contains(FrameFlags::DIRTY)
+            && !self.arena.meta(self.head_of(first)).flags().contains(FrameFlags::DIRTY)
     }
 
     /// Where the format asks for break-before-make: what a CPU has cached and is now to drop led to another page than the
@@ -199,9 +204,10 @@ impl<F: Format> Machine<F> {
             if let Some(frame) = F::frame(raw, level) {
                 found.present += 1;
                 if !F::attrs(raw).contains(Attrs::SPECIAL) {
-                    let zero = self.arena.meta(frame).flags().contains(FrameFlags::ZERO);
+                    let head = self.head_of(frame);
+                    let zero = self.arena.meta(head).flags().contains(FrameFlags::ZERO);
                     found.counted += if zero { 0 } else { F::span(level) / PAGE_SIZE };
-                    *found.frames.entry(frame).or_default() += 1;
+                    *found.frames.entry(head).or_default() += 1;
                 }
                 if let Some(shadow) = &self.shadow {
                     for i in 0..(F::span(level) / PAGE_SIZE) as u32 {

@@ -4,7 +4,7 @@
 use super::hand::{Fresh, Need};
 use super::{Fault, Look};
 use crate::arch::{Attrs, Format};
-use crate::frame::Frame;
+use crate::frame::{Frame, Part};
 use crate::platform::Platform;
 use crate::space::Vma;
 use crate::table::{Batch, Counted, FaultKind, NewEntry, Nothing, Slot};
@@ -70,7 +70,7 @@ pub(super) fn private_entry<P: Platform>(
     P::Format::leaf(pfn, level, readable(vma) | attrs)
 }
 
-impl<P: Platform, V: Fn(&Frame<P>) -> bool, const LEVEL: u8> Batch for Private<'_, P, V, LEVEL> {
+impl<P: Platform, V: Fn(&Part<P>) -> bool, const LEVEL: u8> Batch for Private<'_, P, V, LEVEL> {
     #[inline]
     fn va(&self) -> VirtAddr {
         self.va
@@ -130,7 +130,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         vma: &'f Vma<P>,
         slot: Slot<'f, P, Nothing>,
         kind: FaultKind,
-        source_is_valid: impl Fn(&Frame<P>) -> bool,
+        source_is_valid: impl Fn(&Part<P>) -> bool,
     ) -> Look<'a, P> {
         let va = P::Format::span_of(self.addr, LEVEL).start;
         let mut batch: Private<'_, P, _, LEVEL> =

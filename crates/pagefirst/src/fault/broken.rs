@@ -39,7 +39,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         old: Pfn,
     ) -> Look<'a, P> {
         let (p, table) = (self.pin.platform(), self.space.page_table());
-        let Some(held) = crate::frame::Frame::try_get(p, old) else { return Look::Again };
+        let Some(held) = self.held(&slot, old) else { return Look::Again };
         slot.break_up();
         fence(SeqCst);
         if table.cpus().is_only(p.cpu()) {
@@ -92,7 +92,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         slot.tally(FaultKind::Copy);
         drop(slot);
         if old != p.vm().zero_page() {
-            frame::unmap(p, old);
+            frame::unmap(p, frame::head_of(p, old));
         }
         Look::mapped(self.hand.major, level > 0, 0)
     }

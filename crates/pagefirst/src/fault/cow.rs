@@ -10,7 +10,7 @@ use super::hand::{Need, Why};
 use super::{Fault, Look};
 use crate::arch::{Attrs, Format};
 use crate::file::FileCache;
-use crate::frame::Frame;
+use crate::frame::{Frame, Part, head_of};
 use crate::mem::Shared;
 use crate::platform::Platform;
 use crate::space::Vma;
@@ -28,10 +28,10 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         slot: Slot<'f, P, Nothing>,
     ) -> Look<'a, P> {
         let index = vma.index_of(self.addr);
-        let is_it = |page: &Frame<P>| file.is_attached(page.meta(), index);
+        let is_it = |page: &Part<P>| file.is_attached(page.folio().meta(), index);
         if !self.hand.copied().is_some_and(is_it) {
             let p = self.pin.platform();
-            let page = file.cursor(self.pin).look(index).and_then(|pfn| Frame::try_get(p, pfn));
+            let page = file.cursor(self.pin).look(index).and_then(|pfn| Part::try_get(p, pfn, 0));
             let Some(page) = page.filter(is_it) else { return self.not_there(vma, file) };
             if let Err(need) = self.hand.copy_now(p, page) {
                 return Look::Need(need);
@@ -73,13 +73,13 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         } else {
             // Mapped and locked, so it is not free.
             let Some(copy) = Frame::try_get(p, copy) else { unreachable!("{copy:?} is mapped and free") };
-            self.hand.hold(copy, Why::Unflushed);
+            self.hand.hold(copy.into(), Why::Unflushed);
         }
         drop(slot);
         // The old page's mapping ends after the flush.
         match special {
             true => self.hand.gather.touch(span),
-            false => self.hand.gather.page(span, old),
+            false => self.hand.gather.page(span, head_of(p, old)),
         }
         if alone {
             return Look::mapped(self.hand.major, level > 0, 0);

@@ -4,7 +4,7 @@ use super::outcome::For;
 use super::{Bus, FaultError, Outcome, Ticket, huge};
 use crate::arch::Format;
 use crate::file::{FileCache, ReadError};
-use crate::frame::Frame;
+use crate::frame::{Frame, Part};
 use crate::mem::Shared;
 use crate::platform::Platform;
 use crate::space::{AddressSpace, Grown};
@@ -20,7 +20,7 @@ pub(crate) enum Need<P: Platform> {
     /// The huge zero page.
     HugeZero,
     /// A copy of this page.
-    Copy(Frame<P>),
+    Copy(Part<P>),
     /// This page of a file.
     Page(Shared<P, FileCache<P>>, u64),
     /// So many tables.
@@ -29,7 +29,7 @@ pub(crate) enum Need<P: Platform> {
     /// is not flushed yet. See [`Refused::Unflushed`](crate::table::Refused::Unflushed).
     FlushBefore(u64),
     /// A flush of the address, since this page was seen mapped there while copies were not flushed.
-    Flush(Frame<P>),
+    Flush(Part<P>),
     /// A stack that covers the address.
     Stack,
     /// The flush of what was gathered, and then the end of it.
@@ -42,7 +42,7 @@ pub(crate) enum Need<P: Platform> {
 pub(super) struct Fresh<P: Platform> {
     pub page: Frame<P>,
     /// What it is a copy of, held so that it stays what was copied; `None` for a cleared page.
-    pub copy_of: Option<Frame<P>>,
+    pub copy_of: Option<Part<P>>,
     /// The level of the table that its entry goes into.
     pub level: u8,
 }
@@ -62,7 +62,7 @@ pub(super) enum Why {
 
 /// A page, and why it is held.
 pub(super) struct Held<P: Platform> {
-    page: Frame<P>,
+    page: Part<P>,
     why: Why,
 }
 
@@ -98,20 +98,20 @@ impl<'a, P: Platform> Hand<'a, P> {
     }
 
     /// What a copy is in hand of.
-    pub fn copied(&self) -> Option<&Frame<P>> {
+    pub fn copied(&self) -> Option<&Part<P>> {
         self.fresh.as_ref()?.copy_of.as_ref()
     }
     /// Holds a page until it is not needed, or another is. Each is for what the next look does.
-    pub fn hold(&mut self, page: Frame<P>, why: Why) {
+    pub fn hold(&mut self, page: Part<P>, why: Why) {
         self.held = Some(Held { page, why });
     }
     /// The page held for this reason.
     #[inline]
-    pub fn holds(&self, why: Why) -> Option<&Frame<P>> {
+    pub fn holds(&self, why: Why) -> Option<&Part<P>> {
         self.held.as_ref().filter(|held| held.why == why).map(|held| &held.page)
     }
     /// The same, given up.
-    pub fn take(&mut self, why: Why) -> Option<Frame<P>> {
+    pub fn take(&mut self, why: Why) -> Option<Part<P>> {
         self.held.take_if(|held| held.why == why).map(|held| held.page)
     }
     /// Whether a cleared page for an entry of a table at `level` is in hand.
@@ -137,13 +137,13 @@ impl<'a, P: Platform> Hand<'a, P> {
     /// Sees that a copy of `source` is in hand, if that can be had at once; else what is needed. Pinned, with no lock
     /// held.
     #[inline]
-    pub fn copy_now(&mut self, p: &'static P, source: Frame<P>) -> Result<(), Need<P>> {
+    pub fn copy_now(&mut self, p: &'static P, source: Part<P>) -> Result<(), Need<P>> {
         let Ok(page) = Frame::new(p) else { return Err(Need::Copy(source)) };
         self.copy(page, source);
         Ok(())
     }
-    fn copy(&mut self, mut page: Frame<P>, source: Frame<P>) {
-        page.copy_from(&source);
+    fn copy(&mut self, mut page: Frame<P>, source: Part<P>) {
+        page.copy_of(&source);
         self.fresh = Some(Fresh { page, copy_of: Some(source), level: 0 });
     }
 
@@ -163,7 +163,7 @@ impl<'a, P: Platform> Hand<'a, P> {
             }
             Need::Cleared(level) => self.huge_page(space, level),
             Need::HugeZero => match p.vm().huge_zero_page(p) {
-                Some(page) => self.hold(page, Why::HugeZero),
+                Some(page) => self.hold(page.into(), Why::HugeZero),
                 None => self.fall_back(space),
             },
             Need::FlushBefore(taken) => {
@@ -227,7 +227,7 @@ impl<'a, P: Platform> Hand<'a, P> {
     fn read(&mut self, p: &'static P, file: &FileCache<P>, index: u64) -> Result<(), Outcome<'a, P>> {
         match file.read(p, index) {
             Ok(page) => {
-                self.hold(page, Why::Read);
+                self.hold(page.into(), Why::Read);
                 self.major = true;
                 Ok(())
             }

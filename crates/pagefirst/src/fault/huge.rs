@@ -69,7 +69,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
 
     #[inline(never)]
     pub(super) fn huge_zero_page(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Nothing>) -> Look<'a, P> {
-        let mut page = self.hand.take(Why::HugeZero);
+        let mut page = self.hand.take(Why::HugeZero).map(Frame::from);
         if page.is_none() {
             return Look::Need(Need::HugeZero);
         }
@@ -77,7 +77,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let mut batch = HugeZero { vma, va, page: &mut page };
         let look = self.install(slot, &mut batch);
         if let Some(page) = page {
-            self.hand.hold(page, Why::HugeZero);
+            self.hand.hold(page.into(), Why::HugeZero);
         }
         look
     }

@@ -3,10 +3,10 @@
 use super::hand::{Need, Why};
 use super::{Bus, Fault, FaultError, Look, Outcome};
 use crate::arch::{Attrs, Format};
-use crate::frame::{Frame, FrameFlags};
+use crate::frame::{FrameFlags, Part, head_of};
 use crate::platform::Platform;
 use crate::space::{Backing, Vma};
-use crate::table::{FaultKind, Seen, Slot};
+use crate::table::{FaultKind, Locked, Seen, Slot};
 use crate::types::Pfn;
 
 /// What a private page that may be written where it is has.
@@ -22,7 +22,8 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         if P::Format::attrs(slot.raw()).contains(Attrs::SPECIAL) {
             return self.replace_zero(vma, slot, pfn);
         }
-        let flags = self.pin.platform().meta(pfn).flags();
+        let p = self.pin.platform();
+        let flags = p.meta(head_of(p, pfn)).flags();
         match flags.contains(FrameFlags::ZERO) {
             true => self.replace_zero(vma, slot, pfn),
             false if !vma.is_private() || flags.contains(OURS) => self.reuse(vma, slot, pfn),
@@ -34,10 +35,11 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     #[inline]
     fn reuse(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>, pfn: Pfn) -> Look<'a, P> {
         let Ok(mut slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
-        if let Some(look) = self.flushes(pfn) {
+        if let Some(look) = self.flushes(&slot, pfn) {
             return look;
         }
-        let meta = self.pin.platform().meta(pfn);
+        let p = self.pin.platform();
+        let meta = p.meta(head_of(p, pfn));
         if vma.is_private() {
             if !meta.flags().contains(OURS) {
                 return Look::Again;
@@ -64,7 +66,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             return Look::Need(Need::Cleared(level));
         }
         let Ok(slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
-        if let Some(look) = self.flushes(pfn) {
+        if let Some(look) = self.flushes(&slot, pfn) {
             return look;
         }
         match take_out {
@@ -77,28 +79,27 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     #[inline]
     fn unshare(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>, pfn: Pfn) -> Look<'a, P> {
         let Ok(slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
-        if let Some(look) = self.flushes(pfn) {
+        if let Some(look) = self.flushes(&slot, pfn) {
             return look;
         }
         if self.hand.copied().is_none_or(|source| source.pfn() != pfn) {
-            return self.held(pfn).map_or(Look::Again, |page| Look::Need(Need::Copy(page)));
+            return self.held(&slot, pfn).map_or(Look::Again, |page| Look::Need(Need::Copy(page)));
         }
         self.replace(vma, slot, pfn)
     }
 
-    /// A reference taken under the table's lock: the page is mapped, so it is not free.
-    fn held(&self, pfn: Pfn) -> Option<Frame<P>> {
-        Frame::try_get(self.pin.platform(), pfn)
+    /// What the locked slot maps, at `pfn`, and a reference to it: it is mapped, so it is not free.
+    pub(super) fn held(&self, slot: &Slot<'f, P, Locked<'f, P>>, pfn: Pfn) -> Option<Part<P>> {
+        Part::try_get(self.pin.platform(), pfn, P::Format::BITS as u8 * slot.level())
     }
 
     /// Asks for a flush while somebody's copy is stored and not flushed: its old page may still be cached on other CPUs.
-    /// Under the table's lock.
     #[inline]
-    fn flushes(&self, pfn: Pfn) -> Option<Look<'a, P>> {
+    fn flushes(&self, slot: &Slot<'f, P, Locked<'f, P>>, pfn: Pfn) -> Option<Look<'a, P>> {
         let was_flushed = || self.hand.holds(Why::Flushed).is_some_and(|page| page.pfn() == pfn);
         if !self.space.page_table().is_unflushed() || was_flushed() {
             return None;
         }
-        Some(self.held(pfn).map_or(Look::Again, |page| Look::Need(Need::Flush(page))))
+        Some(self.held(slot, pfn).map_or(Look::Again, |page| Look::Need(Need::Flush(page))))
     }
 }

@@ -1,6 +1,6 @@
 //! An owned reference to a frame.
 
-use super::{FrameFlags, FrameMeta, allocate_block, release};
+use super::{FrameFlags, FrameMeta, Part, allocate_block, release};
 use crate::platform::Platform;
 use crate::sync::atomic::{Relaxed, plain};
 use crate::types::{NoMemory, PAGE_SIZE, Pfn};
@@ -116,6 +116,14 @@ impl<P: Platform> Frame<P> {
         debug_assert_eq!(self.order(), from.order());
         for (to, from) in self.frames().zip(from.frames()) {
             // SAFETY: as in `clear`; `from` is referred to by its handle, and is another folio than one owned alone.
+            unsafe { self.p.copy_page(to, from) }
+        }
+    }
+    /// The same for what an entry maps.
+    pub(crate) fn copy_of(&mut self, from: &Part<P>) {
+        debug_assert_eq!(self.order(), from.order());
+        for (to, from) in self.frames().zip(from.frames()) {
+            // SAFETY: as in `copy_from`: the part's folio is referred to by its handle.
             unsafe { self.p.copy_page(to, from) }
         }
     }

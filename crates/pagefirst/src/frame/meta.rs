@@ -4,6 +4,7 @@
 //! saturate: a count that reaches its limit is never moved again, and the frame is never freed.
 
 use crate::sync::atomic::{AcqRel, AtomicPtr, AtomicU32, AtomicU64, Relaxed};
+use crate::types::Pfn;
 use core::sync::atomic::Ordering;
 
 bitflags::bitflags! {
@@ -32,6 +33,8 @@ bitflags::bitflags! {
         const FAILED = 1 << 9;
         /// The huge zero page: all zeros, never written, in no resident set.
         const ZERO = 1 << 10;
+        /// Behind the head of a folio: everything but this is in the head's metadata.
+        const TAIL = 1 << 11;
     }
 }
 
@@ -92,6 +95,7 @@ impl FrameMeta {
     /// Makes the caller the only owner of a frame nobody refers to.
     pub(crate) fn adopt(&self) {
         debug_assert_eq!(self.counts.load(Relaxed), 0, "a frame handed out twice");
+        self.set_link(0);
         // Release: who takes a reference sees the metadata of this life, not of the one before.
         self.counts.store(REF, Ordering::Release);
     }
@@ -141,8 +145,7 @@ impl FrameMeta {
         debug_assert_eq!(self.counts.load(Relaxed), 0);
         self.counts.store(REF, Ordering::Release);
     }
-    /// The same for a page whose only reference is its only mapping's. Who holds another reference to a huge page of
-    /// private memory holds it up, so none is held longer than a copy takes.
+    /// The same for a page whose only reference is its only mapping's.
     #[must_use]
     pub(crate) fn freeze_mapped(&self) -> bool {
         self.counts.compare_exchange(REF + MAP, 0, AcqRel, Relaxed).is_ok()
@@ -164,6 +167,11 @@ impl FrameMeta {
     /// Takes a reference and a mapping unless the frame is free.
     pub(crate) fn try_map(&self) -> bool {
         self.take(REF + MAP)
+    }
+    /// Takes so many references and mappings more of a folio that the caller has a mapping of.
+    pub(crate) fn map_more(&self, n: u32) {
+        let taken = self.take((REF + MAP) * n as u64);
+        debug_assert!(taken, "mapped and free");
     }
     /// Counts the first mapping of a page that the caller owns alone, whose reference becomes the mapping's. Others may
     /// have taken it for the page it was before, and will let go of it: their counts are few.
@@ -215,6 +223,17 @@ impl FrameMeta {
     }
     pub(crate) fn set_index(&self, index: u64) {
         self.index.store(index, Relaxed);
+    }
+    /// The head of the folio that this frame is a tail of; `None` if it is none.
+    #[inline]
+    pub fn head(&self) -> Option<Pfn> {
+        self.flags().contains(FrameFlags::TAIL).then(|| Pfn(self.link()))
+    }
+    /// Makes the frame, which nobody uses by itself, a tail.
+    pub(super) fn make_tail(&self, head: Pfn) {
+        self.set_link(head.0);
+        // Release: who sees the mark sees the head.
+        self.reset(FrameFlags::TAIL, 0);
     }
     /// The next frame of the list this one is on; 0 ends it.
     pub(crate) fn link(&self) -> u32 {

@@ -9,10 +9,12 @@
 
 mod buddy;
 pub(crate) mod bytes;
+mod folio;
 mod handle;
 mod meta;
 
 pub use buddy::{Frames, MAX_ORDER, Region};
+pub(crate) use folio::{Part, head_of, link_tails, split};
 pub use handle::Frame;
 pub(crate) use handle::{WORDS, clear_page, copy_page, words};
 pub use meta::{Counts, FrameFlags, FrameMeta};
@@ -100,26 +102,6 @@ pub(crate) fn allocate_block<P: Platform>(p: &'static P, order: u8) -> Result<Pf
     Ok(pfn)
 }
 
-/// Makes a folio of private memory that is mapped once into so many small pages, each mapped once; false, with nothing
-/// changed, while somebody else holds a reference to it.
-#[must_use]
-pub(crate) fn split<P: Platform>(p: &'static P, folio: Pfn) -> bool {
-    let head = p.meta(folio);
-    let (order, index, flags) = (head.order(), head.index(), head.flags());
-    debug_assert!(flags.contains(FrameFlags::ANON));
-    if !head.freeze_mapped() {
-        return false;
-    }
-    for i in 0..1u32 << order {
-        let meta = p.meta(folio.add(i));
-        meta.reset(flags, 0);
-        meta.set_owner(core::ptr::null_mut());
-        meta.set_index(index + i as u64);
-        meta.thaw_mapped();
-    }
-    true
-}
-
 /// Gives back those of these frames whose last reference goes by `is_last`: a batch of them with one lock of this CPU's
 /// cache.
 #[inline]
@@ -135,6 +117,7 @@ fn release_last<P: Platform>(p: &'static P, frames: &[Pfn], is_last: impl Fn(&Fr
         loop {
             let order = meta.order();
             p.note(Note::FrameFreed(pfn, order));
+            folio::unlink_tails(p, pfn, order);
             meta.reset(FrameFlags::empty(), 0);
             meta.set_owner(core::ptr::null_mut());
             match order {
@@ -157,7 +140,7 @@ pub(crate) fn release<P: Platform>(p: &'static P, pfn: Pfn) {
     release_last(p, &[pfn], |_| true);
 }
 
-/// Drops one mapping of each of these pages and its reference, and frees those that have no other.
+/// Drops one mapping of each of these folios and its reference, and frees those that have no other.
 pub(crate) fn unmap_all<P: Platform>(p: &'static P, pages: &[Pfn]) {
     release_last(p, pages, FrameMeta::unmap);
 }
@@ -167,7 +150,7 @@ pub(crate) fn put_all<P: Platform>(p: &'static P, frames: &[Pfn]) {
     release_last(p, frames, FrameMeta::put);
 }
 
-/// Drops one mapping of a page and its reference, and frees it if it has no other.
+/// Drops one mapping of a folio and its reference, and frees it if it has no other.
 pub(crate) fn unmap<P: Platform>(p: &'static P, pfn: Pfn) {
     unmap_all(p, &[pfn]);
 }

@@ -275,7 +275,7 @@ impl<P: Platform> Relocation<'_, P> {
             && let Some(pfn) = P::Format::frame(raw, level)
         {
             // The page went away meanwhile: its mapping ends here.
-            frame::unmap(p, pfn);
+            frame::unmap(p, frame::head_of(p, pfn));
         }
         true
     }

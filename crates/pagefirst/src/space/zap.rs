@@ -1,7 +1,7 @@
 //! Taking away what is mapped in a range.
 
 use crate::arch::{Attrs, Format};
-use crate::frame::FrameFlags;
+use crate::frame::{FrameFlags, head_of};
 use crate::platform::Platform;
 use crate::table::{Counted, FaultKind, Flow, Guard, PageTable, Stock, Visitor};
 use crate::tlb::{Gather, NOTHING};
@@ -31,7 +31,8 @@ impl<P: Platform> Visitor<P> for Zap {
                 if let Some(pfn) = P::Format::frame(raw, level)
                     && !attrs.contains(Attrs::SPECIAL)
                 {
-                    let meta = p.meta(pfn);
+                    let head = head_of(p, pfn);
+                    let meta = p.meta(head);
                     match Counted::page(meta.flags()) {
                         Counted::Anon => anon += 1,
                         Counted::File => {
@@ -42,7 +43,7 @@ impl<P: Platform> Visitor<P> for Zap {
                         }
                         Counted::Nothing => {}
                     }
-                    gather.keep(pfn);
+                    gather.keep(head);
                 }
                 if guard.entries() == 0 {
                     break;

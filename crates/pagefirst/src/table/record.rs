@@ -1,7 +1,7 @@
 //! A table's record: lock, dead bit and number of entries in one word; and the guard that proves the lock.
 
 use crate::arch::{Attrs, Format};
-use crate::frame::FrameFlags;
+use crate::frame::{FrameFlags, head_of};
 use crate::platform::{Note, Platform};
 use crate::sync::atomic::plain::{AtomicBool, AtomicU32};
 use crate::sync::atomic::{AcqRel, Acquire, AtomicU64, Relaxed, Release};
@@ -67,12 +67,12 @@ impl Counted {
     pub fn of<P: Platform>(p: &'static P, raw: u64, level: u8) -> Counted {
         match P::Format::frame(raw, level) {
             Some(pfn) if !P::Format::attrs(raw).contains(Attrs::SPECIAL) => {
-                Counted::page(p.meta(pfn).flags())
+                Counted::page(p.meta(head_of(p, pfn)).flags())
             }
             _ => Counted::Nothing,
         }
     }
-    /// As what an entry for a page with these flags counts.
+    /// As what an entry for a page of a folio with these flags counts.
     #[inline]
     pub fn page(flags: FrameFlags) -> Counted {
         if flags.contains(FrameFlags::ANON) {

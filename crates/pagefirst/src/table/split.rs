@@ -70,14 +70,13 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    /// Splits the page that `old`, from a table at `level`, mapped. Private memory becomes small pages, and this waits
-    /// until nobody but the mapping refers to it: references are held while a page is copied, not longer.
+    /// Splits the page that `old`, from a table at `level`, mapped. Private memory that nobody else refers to becomes small
+    /// pages. If somebody does, it stays one folio, and its parts are mapped one by one.
     pub fn of<P: Platform>(p: &'static P, old: u64, level: u8) -> Pieces {
         let Some(page) = P::Format::frame(old, level) else { unreachable!("{old:#x} maps no page") };
-        if Counted::of(p, old, level) == Counted::Anon {
-            while !frame::split(p, page) {
-                p.relax();
-            }
+        if Counted::of(p, old, level) == Counted::Anon && !frame::split(p, page) {
+            frame::link_tails(p, page);
+            p.meta(page).map_more((1 << (P::Format::BITS * level as u32)) - 1);
         }
         let attrs = P::Format::attrs(old);
         let is_zero = !attrs.contains(Attrs::SPECIAL) && p.meta(page).flags().contains(FrameFlags::ZERO);

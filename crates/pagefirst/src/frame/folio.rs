@@ -1,0 +1,98 @@
+//! Folios: blocks of frames with one set of metadata, their first frame's, the head's.
+//!
+//! Everything is counted on the head: one mapping and one reference for each entry, of any size, that maps any part of the
+//! folio. The frames behind the head are *tails* where entries map them one by one, or a cache finds them: then they
+//! are marked, and name their head. Until the folio is freed, or becomes so many small pages, that does not change; so
+//! whoever keeps the folio (by a reference, or by the lock of a table that maps it) is told the right head.
+
+use super::{Frame, FrameFlags};
+use crate::platform::Platform;
+use crate::types::Pfn;
+
+/// The head of the folio that this frame is part of; the frame itself unless it is a tail.
+#[inline]
+pub(crate) fn head_of<P: Platform>(p: &'static P, pfn: Pfn) -> Pfn {
+    p.meta(pfn).head().unwrap_or(pfn)
+}
+
+/// Makes the frames behind the head tails. The caller has a mapping of the folio, or a reference.
+pub(crate) fn link_tails<P: Platform>(p: &'static P, head: Pfn) {
+    for i in 1..1u32 << p.meta(head).order() {
+        p.meta(head.add(i)).make_tail(head);
+    }
+}
+
+/// Ends that, for a folio that nobody refers to.
+pub(super) fn unlink_tails<P: Platform>(p: &'static P, head: Pfn, order: u8) {
+    if order > 0 && p.meta(head.add(1)).head().is_some() {
+        (1..1u32 << order).for_each(|i| p.meta(head.add(i)).reset(FrameFlags::empty(), 0));
+    }
+}
+
+/// Makes a folio of private memory that is mapped once into so many small pages, each mapped once; false, with nothing
+/// changed, if somebody else maps it or holds a reference.
+#[must_use]
+pub(crate) fn split<P: Platform>(p: &'static P, folio: Pfn) -> bool {
+    let head = p.meta(folio);
+    let (order, index, flags) = (head.order(), head.index(), head.flags());
+    debug_assert!(flags.contains(FrameFlags::ANON));
+    if !head.freeze_mapped() {
+        return false;
+    }
+    for i in 0..1u32 << order {
+        let meta = p.meta(folio.add(i));
+        meta.set_owner(core::ptr::null_mut());
+        meta.set_index(index + i as u64);
+        meta.set_link(0);
+        meta.reset(flags, 0);
+        meta.thaw_mapped();
+    }
+    true
+}
+
+/// What an entry maps: a folio, or some of it; and a reference to the folio.
+pub(crate) struct Part<P: Platform> {
+    folio: Frame<P>,
+    first: Pfn,
+    order: u8,
+}
+
+impl<P: Platform> Part<P> {
+    /// The 2^order frames from `first` on. They may be free or somebody else's by now, unless the caller knows better (it
+    /// has the lock of a table that maps them): it checks afterwards that they are what it meant.
+    pub fn try_get(p: &'static P, first: Pfn, order: u8) -> Option<Self> {
+        Frame::try_get(p, head_of(p, first)).map(|folio| Part { folio, first, order })
+    }
+    /// The folio.
+    pub fn folio(&self) -> &Frame<P> {
+        &self.folio
+    }
+    /// Its first frame.
+    pub fn pfn(&self) -> Pfn {
+        self.first
+    }
+    /// log2 of the number of frames.
+    pub fn order(&self) -> u8 {
+        self.order
+    }
+    /// The numbers of all its frames.
+    pub fn frames(&self) -> impl Iterator<Item = Pfn> + use<P> {
+        let first = self.first;
+        (0..1 << self.order).map(move |i| first.add(i))
+    }
+}
+
+/// All of a folio.
+impl<P: Platform> From<Frame<P>> for Part<P> {
+    fn from(folio: Frame<P>) -> Self {
+        let (first, order) = (folio.pfn(), folio.order());
+        Part { folio, first, order }
+    }
+}
+
+/// The folio's reference alone.
+impl<P: Platform> From<Part<P>> for Frame<P> {
+    fn from(part: Part<P>) -> Self {
+        part.folio
+    }
+}
