@@ -7,7 +7,7 @@ use crate::inner::Points;
 use crate::machine::Machine;
 use crate::tlb::{Entry, Rights};
 use pagefirst::arch::{Attrs, Format, MAX_LEVELS};
-use pagefirst::frame::FrameFlags;
+use pagefirst::frame::{FrameFlags, head_of};
 use pagefirst::space::AddressSpace;
 use pagefirst::table::{PageTable, TableRecord};
 use pagefirst::types::{PAGE_SIZE, Pfn, VirtAddr, VirtRange};
@@ -136,22 +136,17 @@ impl<F: Format> Machine<F> {
         }
     }
 
-    /// The head of the folio that a frame is part of.
-    fn head_of(&self, frame: Pfn) -> Pfn {
-        self.arena.meta(frame).head().unwrap_or(frame)
-    }
-
     /// The page was written through this translation, which hardware marked in its entry first; and neither the entry,
     /// which is still there, nor the page's metadata says so. Whoever changes an entry keeps the mark or moves it to
     /// the page, in one step: it went if that step was a load and a store.
-    pub(crate) fn is_mark_lost(&self, va: VirtAddr, e: &Entry) -> bool {
+    pub(crate) fn is_mark_lost(&'static self, va: VirtAddr, e: &Entry) -> bool {
         let raw = self.hook_entry(Pfn(e.table), e.level, va).load(Acquire);
         let Some(first) = F::frame(raw, e.level) else { return false };
         let inside = (va.0 & (F::span(e.level) - 1)) / PAGE_SIZE;
         e.rights.dirty
             && first.add(inside as u32) == Pfn(e.frame)
             && !F::attrs(raw).contains(Attrs::DIRTY)
-            && !self.arena.meta(self.head_of(first)).flags().contains(FrameFlags::DIRTY)
+            && !self.arena.meta(head_of(self, first)).flags().contains(FrameFlags::DIRTY)
     }
 
     /// Where the format asks for break-before-make: what a CPU has cached and is now to drop led to another page than the
@@ -178,7 +173,7 @@ impl<F: Format> Machine<F> {
         found
     }
 
-    fn visit(&self, table: Pfn, level: u8, base: VirtAddr, found: &mut Found) -> Result<(), String> {
+    fn visit(&'static self, table: Pfn, level: u8, base: VirtAddr, found: &mut Found) -> Result<(), String> {
         found.tables[level as usize] += 1;
         if let Some(shadow) = &self.shadow {
             shadow.is_table(table, "linked")?;
@@ -204,7 +199,7 @@ impl<F: Format> Machine<F> {
             if let Some(frame) = F::frame(raw, level) {
                 found.present += 1;
                 if !F::attrs(raw).contains(Attrs::SPECIAL) {
-                    let head = self.head_of(frame);
+                    let head = head_of(self, frame);
                     let zero = self.arena.meta(head).flags().contains(FrameFlags::ZERO);
                     found.counted += if zero { 0 } else { F::span(level) / PAGE_SIZE };
                     *found.frames.entry(head).or_default() += 1;

@@ -5,26 +5,47 @@
 //! are marked, and name their head. Until the folio is freed, or becomes so many small pages, that does not change; so
 //! whoever keeps the folio (by a reference, or by the lock of a table that maps it) is told the right head.
 
-use super::{Frame, FrameFlags};
+use super::{Frame, FrameFlags, FrameMeta};
 use crate::platform::Platform;
 use crate::types::Pfn;
 
 /// The head of the folio that this frame is part of; the frame itself unless it is a tail.
+///
+/// One look at one word: blocks lie at multiples of their size, so a tail's order tells its head. Who does not keep the
+/// folio is told of some moment that may be past.
 #[inline]
-pub(crate) fn head_of<P: Platform>(p: &'static P, pfn: Pfn) -> Pfn {
-    p.meta(pfn).head().unwrap_or(pfn)
+pub fn head_of<P: Platform>(p: &'static P, pfn: Pfn) -> Pfn {
+    head_and_flags(p, pfn).0
+}
+
+/// The same, and the head's flags.
+#[inline]
+pub(crate) fn head_and_flags<P: Platform>(p: &'static P, pfn: Pfn) -> (Pfn, FrameFlags) {
+    let (flags, order) = p.meta(pfn).flags_and_order();
+    if !flags.contains(FrameFlags::TAIL) {
+        return (pfn, flags);
+    }
+    let head = first_of(pfn, order);
+    (head, p.meta(head).flags())
+}
+
+/// The first frame of the block of 2^order frames that `pfn` is in.
+#[inline]
+const fn first_of(pfn: Pfn, order: u8) -> Pfn {
+    Pfn(pfn.0 >> order << order)
 }
 
 /// Makes the frames behind the head tails. The caller has a mapping of the folio, or a reference.
 pub(crate) fn link_tails<P: Platform>(p: &'static P, head: Pfn) {
-    for i in 1..1u32 << p.meta(head).order() {
-        p.meta(head.add(i)).make_tail(head);
+    let order = p.meta(head).order();
+    for i in 1..1u32 << order {
+        p.meta(head.add(i)).reset(FrameFlags::TAIL, order);
     }
 }
 
 /// Ends that, for a folio that nobody refers to.
 pub(super) fn unlink_tails<P: Platform>(p: &'static P, head: Pfn, order: u8) {
-    if order > 0 && p.meta(head.add(1)).head().is_some() {
+    if order > 0 && p.meta(head.add(1)).flags().contains(FrameFlags::TAIL) {
         (1..1u32 << order).for_each(|i| p.meta(head.add(i)).reset(FrameFlags::empty(), 0));
     }
 }
@@ -33,21 +54,40 @@ pub(super) fn unlink_tails<P: Platform>(p: &'static P, head: Pfn, order: u8) {
 /// changed, if somebody else maps it or holds a reference.
 #[must_use]
 pub(crate) fn split<P: Platform>(p: &'static P, folio: Pfn) -> bool {
-    let head = p.meta(folio);
-    let (order, index, flags) = (head.order(), head.index(), head.flags());
-    debug_assert!(flags.contains(FrameFlags::ANON));
-    if !head.freeze_mapped() {
-        return false;
+    debug_assert!(p.meta(folio).flags().contains(FrameFlags::ANON));
+    let frozen = p.meta(folio).freeze_mapped();
+    if frozen {
+        divide(p, folio, FrameMeta::thaw_mapped);
     }
+    frozen
+}
+
+/// Makes a folio of a file that only its cache refers to into so many small pages, each referred to by the cache; false,
+/// with nothing changed, if it is mapped or somebody else holds a reference. Under the cache's lock.
+#[expect(dead_code, reason = "for large folios of files")]
+#[must_use]
+pub(crate) fn split_cached<P: Platform>(p: &'static P, folio: Pfn) -> bool {
+    debug_assert!(p.meta(folio).flags().contains(FrameFlags::FILE));
+    let frozen = p.meta(folio).freeze();
+    if frozen {
+        divide(p, folio, FrameMeta::thaw);
+    }
+    frozen
+}
+
+/// Makes a frozen folio into small pages. Each is what the folio was: of the same owner, dirty if it was.
+fn divide<P: Platform>(p: &'static P, folio: Pfn, thaw: impl Fn(&FrameMeta)) {
+    let head = p.meta(folio);
+    let (order, index, owner, link) = (head.order(), head.index(), head.owner(), head.link());
+    let flags = head.flags() - (FrameFlags::HURT | FrameFlags::POISON);
     for i in 0..1u32 << order {
         let meta = p.meta(folio.add(i));
-        meta.set_owner(core::ptr::null_mut());
+        meta.set_owner(owner);
         meta.set_index(index + i as u64);
-        meta.set_link(0);
-        meta.reset(flags, 0);
-        meta.thaw_mapped();
+        meta.set_link(link);
+        meta.reset(flags | meta.flags() & FrameFlags::POISON, 0);
+        thaw(meta);
     }
-    true
 }
 
 /// What an entry maps: a folio, or some of it; and a reference to the folio.
@@ -61,7 +101,9 @@ impl<P: Platform> Part<P> {
     /// The 2^order frames from `first` on. They may be free or somebody else's by now, unless the caller knows better (it
     /// has the lock of a table that maps them): it checks afterwards that they are what it meant.
     pub fn try_get(p: &'static P, first: Pfn, order: u8) -> Option<Self> {
-        Frame::try_get(p, head_of(p, first)).map(|folio| Part { folio, first, order })
+        let folio = Frame::try_get(p, head_of(p, first))?;
+        // A head that it has had before says nothing of it now.
+        (head_of(p, first) == folio.pfn()).then_some(Part { folio, first, order })
     }
     /// The folio.
     pub fn folio(&self) -> &Frame<P> {

@@ -4,7 +4,6 @@
 //! saturate: a count that reaches its limit is never moved again, and the frame is never freed.
 
 use crate::sync::atomic::{AcqRel, AtomicPtr, AtomicU32, AtomicU64, Relaxed};
-use crate::types::Pfn;
 use core::sync::atomic::Ordering;
 
 bitflags::bitflags! {
@@ -33,8 +32,12 @@ bitflags::bitflags! {
         const FAILED = 1 << 9;
         /// The huge zero page: all zeros, never written, in no resident set.
         const ZERO = 1 << 10;
-        /// Behind the head of a folio: everything but this is in the head's metadata.
+        /// Behind the head of a folio: everything but this is in the head's metadata, the folio's order excepted, and whether
+        /// hardware reported an error in this frame.
         const TAIL = 1 << 11;
+        /// Of a folio of more than one frame: hardware reported an error in one of them. In which one, its own
+        /// [`POISON`](FrameFlags::POISON) says.
+        const HURT = 1 << 12;
     }
 }
 
@@ -117,19 +120,19 @@ impl FrameMeta {
             }
         }
     }
-    /// Gives back `delta`; true when that was the last reference.
+    /// Gives back `delta`, in which there are `refs` references; true when those were the last.
     #[inline]
-    fn give(&self, delta: u64) -> bool {
+    fn give(&self, delta: u64, refs: u32) -> bool {
         let mut now = self.counts.load(Relaxed);
         loop {
             let c = counts(now);
             if now & SATURATED != 0 {
                 return false;
             }
-            debug_assert!(c.refs > 0, "a reference given back that nobody held");
-            debug_assert!(delta < MAP || c.maps > 0, "a mapping given back that nobody held");
+            debug_assert!(c.refs >= refs, "a reference given back that nobody held");
+            debug_assert!(c.maps >= (delta >> 32) as u32, "a mapping given back that nobody held");
             match self.counts.compare_exchange_weak(now, now - delta, AcqRel, Relaxed) {
-                Ok(_) => return c.refs == 1,
+                Ok(_) => return c.refs == refs,
                 Err(newer) => now = newer,
             }
         }
@@ -162,11 +165,16 @@ impl FrameMeta {
     /// Gives a reference back; true when it was the last, and the caller frees the frame.
     #[must_use]
     pub(crate) fn put(&self) -> bool {
-        self.give(REF)
+        self.give(REF, 1)
     }
     /// Takes a reference and a mapping unless the frame is free.
     pub(crate) fn try_map(&self) -> bool {
         self.take(REF + MAP)
+    }
+    /// The same, so many times at once.
+    #[expect(dead_code, reason = "for large folios of files")]
+    pub(crate) fn try_map_many(&self, n: u32) -> bool {
+        self.take((REF + MAP) * n as u64)
     }
     /// Takes so many references and mappings more of a folio that the caller has a mapping of.
     pub(crate) fn map_more(&self, n: u32) {
@@ -183,10 +191,10 @@ impl FrameMeta {
     pub(crate) fn map_held(&self) {
         self.take(MAP);
     }
-    /// Gives a mapping and its reference back; true when it was the last reference.
+    /// Gives so many mappings and their references back; true when those were the last references.
     #[must_use]
-    pub(crate) fn unmap(&self) -> bool {
-        self.give(REF + MAP)
+    pub(crate) fn unmap_many(&self, n: u32) -> bool {
+        self.give((REF + MAP) * n as u64, n)
     }
 
     /// The flags now.
@@ -207,8 +215,23 @@ impl FrameMeta {
     pub(super) fn is_free_block(&self, order: u8) -> bool {
         self.flags.load(Relaxed) == FrameFlags::FREE.bits() | (order as u32) << 16
     }
+    /// log2 of the number of frames of the folio.
     pub(crate) fn order(&self) -> u8 {
         (self.flags.load(Relaxed) >> 16) as u8
+    }
+    /// Flags and order at one moment.
+    #[inline]
+    pub(super) fn flags_and_order(&self) -> (FrameFlags, u8) {
+        let word = self.flags.load(Ordering::Acquire);
+        (FrameFlags::from_bits_retain(word & 0xffff), (word >> 16) as u8)
+    }
+    /// Whether the frame is a folio by itself, and has `on` of the flags in `of`.
+    #[expect(dead_code, reason = "for large folios of files")]
+    #[inline]
+    pub(crate) fn is_single_with(&self, of: FrameFlags, on: FrameFlags) -> bool {
+        const ORDER: u32 = !0xffff;
+        let word = self.flags.load(Ordering::Acquire);
+        word & (of.union(FrameFlags::TAIL).bits() | ORDER) == on.bits()
     }
     /// To whom the frame belongs: a file's cache, a table's record; null for nobody.
     pub(crate) fn owner(&self) -> *mut () {
@@ -223,17 +246,6 @@ impl FrameMeta {
     }
     pub(crate) fn set_index(&self, index: u64) {
         self.index.store(index, Relaxed);
-    }
-    /// The head of the folio that this frame is a tail of; `None` if it is none.
-    #[inline]
-    pub fn head(&self) -> Option<Pfn> {
-        self.flags().contains(FrameFlags::TAIL).then(|| Pfn(self.link()))
-    }
-    /// Makes the frame, which nobody uses by itself, a tail.
-    pub(super) fn make_tail(&self, head: Pfn) {
-        self.set_link(head.0);
-        // Release: who sees the mark sees the head.
-        self.reset(FrameFlags::TAIL, 0);
     }
     /// The next frame of the list this one is on; 0 ends it.
     pub(crate) fn link(&self) -> u32 {
@@ -255,7 +267,7 @@ mod tests {
         m.adopt();
         assert!(m.try_map());
         assert_eq!(m.counts(), Counts { refs: 2, maps: 1 });
-        assert!(!m.unmap());
+        assert!(!m.unmap_many(1));
         assert!(m.put());
         assert_eq!(m.counts(), Counts { refs: 0, maps: 0 });
     }

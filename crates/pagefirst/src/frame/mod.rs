@@ -14,7 +14,8 @@ mod handle;
 mod meta;
 
 pub use buddy::{Frames, MAX_ORDER, Region};
-pub(crate) use folio::{Part, head_of, link_tails, split};
+pub use folio::head_of;
+pub(crate) use folio::{Part, head_and_flags, link_tails, split};
 pub use handle::Frame;
 pub(crate) use handle::{WORDS, clear_page, copy_page, words};
 pub use meta::{Counts, FrameFlags, FrameMeta};
@@ -102,52 +103,65 @@ pub(crate) fn allocate_block<P: Platform>(p: &'static P, order: u8) -> Result<Pf
     Ok(pfn)
 }
 
-/// Gives back those of these frames whose last reference goes by `is_last`: a batch of them with one lock of this CPU's
-/// cache.
+/// Gives back folios whose last reference is gone: all of them with one lock of this CPU's cache.
 #[inline]
-fn release_last<P: Platform>(p: &'static P, frames: &[Pfn], is_last: impl Fn(&FrameMeta) -> bool) {
-    for batch in frames.chunks(BATCH) {
-        let mut batch = batch.iter().map(|pfn| (*pfn, p.meta(*pfn))).filter(|(_, meta)| is_last(meta));
-        let Some((mut pfn, mut meta)) = batch.next() else { continue };
-        let local = p.local(p.enter());
-        let mut cache = local.frames.lock(p);
-        if cache.len > BATCH {
-            cache.spill(p, BATCH);
-        }
-        loop {
-            let order = meta.order();
-            p.note(Note::FrameFreed(pfn, order));
-            folio::unlink_tails(p, pfn, order);
-            meta.reset(FrameFlags::empty(), 0);
-            meta.set_owner(core::ptr::null_mut());
-            match order {
-                0 => cache.push(pfn),
-                _ => p.vm().frames.free(p, pfn, order),
+fn release_all<P: Platform>(p: &'static P, mut gone: impl Iterator<Item = Pfn>) {
+    let Some(mut pfn) = gone.next() else { return };
+    let local = p.local(p.enter());
+    let mut cache = local.frames.lock(p);
+    loop {
+        let meta = p.meta(pfn);
+        let order = meta.order();
+        p.note(Note::FrameFreed(pfn, order));
+        folio::unlink_tails(p, pfn, order);
+        meta.reset(FrameFlags::empty(), 0);
+        meta.set_owner(core::ptr::null_mut());
+        match order {
+            0 => {
+                if cache.len == 2 * BATCH {
+                    cache.spill(p, BATCH);
+                }
+                cache.push(pfn);
             }
-            match batch.next() {
-                Some(next) => (pfn, meta) = next,
-                None => break,
-            }
+            _ => p.vm().frames.free(p, pfn, order),
         }
-        local.cached_frames.store(cache.len as u32, Relaxed);
-        drop(cache);
-        p.leave();
+        match gone.next() {
+            Some(next) => pfn = next,
+            None => break,
+        }
     }
+    local.cached_frames.store(cache.len as u32, Relaxed);
+    drop(cache);
+    p.leave();
 }
 
-/// Gives back a frame whose last reference is gone.
+/// Gives back a folio whose last reference is gone.
 pub(crate) fn release<P: Platform>(p: &'static P, pfn: Pfn) {
-    release_last(p, &[pfn], |_| true);
+    release_all(p, core::iter::once(pfn));
 }
 
-/// Drops one mapping of each of these folios and its reference, and frees those that have no other.
-pub(crate) fn unmap_all<P: Platform>(p: &'static P, pages: &[Pfn]) {
-    release_last(p, pages, FrameMeta::unmap);
+/// Drops one mapping of each of these folios and its reference, and frees those that have no other. A folio that comes
+/// several times in a row is counted once.
+pub(crate) fn unmap_all<P: Platform>(p: &'static P, mut folios: &[Pfn]) {
+    let gone = || {
+        while let Some((&folio, mut rest)) = folios.split_first() {
+            let mut n = 1;
+            while let Some((_, more)) = rest.split_first().filter(|(next, _)| **next == folio) {
+                (n, rest) = (n + 1, more);
+            }
+            folios = rest;
+            if p.meta(folio).unmap_many(n) {
+                return Some(folio);
+            }
+        }
+        None
+    };
+    release_all(p, core::iter::from_fn(gone));
 }
 
 /// Drops one reference of each of these frames, and frees those that have no other.
 pub(crate) fn put_all<P: Platform>(p: &'static P, frames: &[Pfn]) {
-    release_last(p, frames, FrameMeta::put);
+    release_all(p, frames.iter().copied().filter(|pfn| p.meta(*pfn).put()));
 }
 
 /// Drops one mapping of a folio and its reference, and frees it if it has no other.

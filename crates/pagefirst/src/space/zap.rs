@@ -1,7 +1,7 @@
 //! Taking away what is mapped in a range.
 
 use crate::arch::{Attrs, Format};
-use crate::frame::{FrameFlags, head_of};
+use crate::frame::{FrameFlags, head_and_flags};
 use crate::platform::Platform;
 use crate::table::{Counted, FaultKind, Flow, Guard, PageTable, Stock, Visitor};
 use crate::tlb::{Gather, NOTHING};
@@ -31,14 +31,13 @@ impl<P: Platform> Visitor<P> for Zap {
                 if let Some(pfn) = P::Format::frame(raw, level)
                     && !attrs.contains(Attrs::SPECIAL)
                 {
-                    let head = head_of(p, pfn);
-                    let meta = p.meta(head);
-                    match Counted::page(meta.flags()) {
+                    let (head, flags) = head_and_flags(p, pfn);
+                    match Counted::page(flags) {
                         Counted::Anon => anon += 1,
                         Counted::File => {
                             file += 1;
                             if attrs.contains(Attrs::DIRTY) && !cfg!(mutant = "zap_loses_dirty") {
-                                meta.set(FrameFlags::DIRTY);
+                                p.meta(head).set(FrameFlags::DIRTY);
                             }
                         }
                         Counted::Nothing => {}

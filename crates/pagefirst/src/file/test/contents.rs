@@ -239,7 +239,7 @@ fn write_back_stores_what_is_dirty_and_below_the_size() {
     assert!(page.meta().try_map());
     assert_eq!(cache.write_back(p).unwrap(), 1);
     p.cells(page.pfn())[0].store(6, Relaxed);
-    assert!(!page.meta().unmap());
+    assert!(!page.meta().unmap_many(1));
     assert_eq!(cache.write_back(p).unwrap(), 1);
     assert_eq!(disk.stored(0).unwrap()[..2], 6u64.to_ne_bytes()[..2]);
     drop(page);
