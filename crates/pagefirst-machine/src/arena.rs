@@ -1,6 +1,7 @@
 //! Physical memory: one mapping of the host, committed as it is touched.
 //!
-//! Frames are numbered from 0; the first ones hold the metadata of all. Everything that runs on the machine reads
+//! Frames are numbered from 0; the first ones hold the metadata of all. Behind memory, with numbers that go on, lie those of
+//! a device. Everything that runs on the machine reads
 //! and writes frames as 64-bit atomics, user bytes included (a store of a few bytes is a compare-exchange of the
 //! word around them): so threads that race have a defined outcome, and no access mixes sizes.
 
@@ -16,6 +17,8 @@ pub(crate) const WORDS: usize = PAGE_SIZE as usize / 8;
 pub(crate) struct Arena {
     base: NonNull<u8>,
     region: Region,
+    /// Frames in all, the device's included.
+    frames: u32,
     /// Keeps the mapping; `base` points into it.
     _map: MmapMut,
 }
@@ -27,34 +30,40 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// Reserves `bytes` of memory, all zero, none of it touched.
+    /// Reserves `bytes` of memory and `device` bytes of a device, all zero, none of it touched.
     ///
     /// # Panics
     /// When the host refuses, or when the size makes no sense.
-    pub fn new(bytes: u64) -> Self {
-        let frames = u32::try_from(bytes / PAGE_SIZE).expect("at most 16 TiB of memory");
-        assert!(frames >= 4, "a machine needs at least 16 KiB of memory");
+    pub fn new(bytes: u64, device: u64) -> Self {
+        let region = Region { first: Pfn(0), frames: (bytes / PAGE_SIZE) as u32 };
+        let frames = u32::try_from(bytes / PAGE_SIZE + device / PAGE_SIZE).expect("at most 16 TiB of memory");
+        assert!(region.frames >= 4, "a machine needs at least 16 KiB of memory");
         let mut options = MmapOptions::new();
         options.len(frames as usize * PAGE_SIZE as usize).no_reserve_swap();
         let mut map = options.map_anon().unwrap_or_else(|e| panic!("no {bytes} bytes for the machine: {e}"));
         // Fewer faults of the host, which otherwise cost more than ours. A host that has no huge pages does without.
         let _ = map.advise(Advice::HugePage);
         let base = NonNull::new(map.as_mut_ptr()).expect("a mapping is never at address 0");
-        Arena { base, region: Region { first: Pfn(0), frames }, _map: map }
+        Arena { base, region, frames, _map: map }
     }
 
-    /// All of it, for `Vm::init`.
+    /// Its memory, for `Vm::init`.
     pub fn region(&self) -> Region {
         self.region
     }
 
+    /// Frames of memory and of the device.
     pub fn frames(&self) -> u32 {
-        self.region.frames
+        self.frames
+    }
+    /// Whether the frame is memory.
+    pub fn is_memory(&self, pfn: Pfn) -> bool {
+        pfn.0 < self.region.frames
     }
 
     #[inline]
     fn at(&self, pfn: Pfn) -> NonNull<u8> {
-        assert!(pfn.0 < self.region.frames, "{pfn:?} is beyond the machine's memory");
+        assert!(pfn.0 < self.frames, "{pfn:?} is beyond the machine's memory");
         // SAFETY: the frame lies inside the mapping, which is `frames` pages long.
         unsafe { self.base.add(pfn.0 as usize * PAGE_SIZE as usize) }
     }
@@ -98,7 +107,7 @@ mod tests {
 
     #[test]
     fn frames_are_apart_and_zero() {
-        let arena = Arena::new(1 << 20);
+        let arena = Arena::new(1 << 20, 0);
         assert_eq!(arena.frames(), 256);
         assert!(arena.words(Pfn(255)).iter().all(|w| w.load(Relaxed) == 0));
         arena.words(Pfn(254))[511].store(7, Relaxed);
@@ -110,6 +119,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "beyond the machine's memory")]
     fn a_frame_beyond_memory_is_refused() {
-        Arena::new(1 << 20).words(Pfn(256));
+        Arena::new(1 << 20, 0).words(Pfn(256));
     }
 }

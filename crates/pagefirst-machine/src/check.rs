@@ -146,6 +146,7 @@ impl<F: Format> Machine<F> {
         e.rights.dirty
             && first.add(inside as u32) == Pfn(e.frame)
             && !F::attrs(raw).contains(Attrs::DIRTY)
+            && self.arena.is_memory(first)
             && !self.arena.meta(head_of(self, first)).flags().contains(FrameFlags::DIRTY)
     }
 

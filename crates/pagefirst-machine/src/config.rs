@@ -27,6 +27,8 @@ impl Default for TlbShape {
 pub struct Config {
     /// Physical memory in bytes, at least 16 KiB. The host commits it as it is touched.
     pub memory: u64,
+    /// Bytes of a device, whose frames follow those of memory and are none of the library's. It keeps what is stored there.
+    pub device: u64,
     /// Number of CPUs: so many threads can use the library at once.
     pub cpus: usize,
     /// Check the library while it runs: shadow states of frames, poison, translations after each flush. Panics with
@@ -70,6 +72,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             memory: 64 << 20,
+            device: 0,
             cpus: 4,
             checks: cfg!(debug_assertions),
             tlb: TlbShape::default(),

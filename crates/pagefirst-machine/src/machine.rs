@@ -53,8 +53,8 @@ impl<F: Format> Machine<F> {
     /// When the configuration makes no sense, the host has no memory, or the machine's memory is too small to boot.
     pub fn new(config: Config) -> &'static Self {
         assert!((1..=MAX_CPUS).contains(&config.cpus), "a machine has 1 to {MAX_CPUS} CPUs");
-        let arena = Arena::new(config.memory);
-        let shadow = config.checks.then(|| Shadow::new(arena.frames()));
+        let arena = Arena::new(config.memory, config.device);
+        let shadow = config.checks.then(|| Shadow::new(&arena));
         let mapped = shadow.as_ref().map(|s| s.mapped);
         let cpu = |_| {
             CachePadded::new(Cpu {

@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::fence;
 
 // SAFETY: the three promises of `Platform`:
-// - `cells`, `meta` and `page` answer from the arena, which is mapped as long as the machine, that is for ever, each
+// - `cells`, `meta`, `page` and `is_memory` answer from the arena, which is mapped as long as the machine, that is for ever, each
 //   frame at one address; the machine itself reads and writes frames only as atomics;
 // - `cpu` is the number this thread claimed, which no other thread has until this one ends (`cpu.rs`); threads are
 //   not preempted by other users of their number, so `enter` and `leave` have nothing to do;
@@ -56,6 +56,10 @@ unsafe impl<F: Format> Platform for Machine<F> {
     #[inline]
     fn page(&'static self, pfn: Pfn) -> NonNull<u8> {
         self.arena.page(pfn)
+    }
+
+    fn is_memory(&'static self, pfn: Pfn) -> bool {
+        self.arena.is_memory(pfn)
     }
 
     fn kernel_half(&'static self, root: Pfn) {

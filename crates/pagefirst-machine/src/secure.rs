@@ -53,7 +53,7 @@ impl<F: Format> Machine<F> {
             if space.policy().deny_wx && attrs.contains(Attrs::WRITE | Attrs::EXEC) {
                 return Err(format!("{name} can be written and executed"));
             }
-            for i in 0..F::span(level) >> PAGE_SHIFT {
+            for i in 0..if self.arena.is_memory(first) { F::span(level) >> PAGE_SHIFT } else { 0 } {
                 self.is_filled(first.add(i as u32), VirtAddr(va.0 + i * PAGE_SIZE))?;
             }
         }

@@ -7,6 +7,7 @@
 //! | `TABLE` | `TableAllocated`, from `OWNED` or `CACHED` | entries |
 //! | `CACHED` | `TableFreed`, from `TABLE` | zeros: a zeroed table that waits for reuse |
 //! | `FREE` | `FrameFreed`, from `OWNED` or `CACHED` | poison, until it is allocated again |
+//! | `DEVICE` | boot | what was stored there: no memory of the library's |
 //!
 //! Any other step is a mistake of the library, and so are a translation to a frame that is freed, poison that has
 //! changed, and a table that is not zero when it waits or is taken.
@@ -25,9 +26,12 @@ const OWNED: u8 = 1;
 const TABLE: u8 = 2;
 const CACHED: u8 = 3;
 const FREE: u8 = 4;
+const DEVICE: u8 = 5;
 
 fn name(state: u8) -> &'static str {
-    ["never allocated", "owned", "a page table", "a cached table", "free"].get(state as usize).unwrap_or(&"?")
+    ["never allocated", "owned", "a page table", "a cached table", "free", "a device's"]
+        .get(state as usize)
+        .unwrap_or(&"?")
 }
 
 pub(crate) struct Shadow {
@@ -41,10 +45,10 @@ pub(crate) struct Shadow {
 }
 
 impl Shadow {
-    pub fn new(frames: u32) -> Self {
-        let n = frames as usize;
+    pub fn new(arena: &Arena) -> Self {
+        let n = arena.frames() as usize;
         // SAFETY: zeroed memory is a valid atomic integer, and a valid atomic bool.
-        let (state, filled, synced, mapped) = unsafe {
+        let (state, filled, synced, mapped): (Box<[AtomicU8]>, _, _, _) = unsafe {
             (
                 Box::new_zeroed_slice(n).assume_init(),
                 Box::new_zeroed_slice(n).assume_init(),
@@ -52,6 +56,7 @@ impl Shadow {
                 Box::<[AtomicU32]>::new_zeroed_slice(n).assume_init(),
             )
         };
+        state[arena.region().frames as usize..].iter().for_each(|state| state.store(DEVICE, Relaxed));
         Shadow { state, filled, synced, mapped: Box::leak(mapped) }
     }
 
@@ -114,11 +119,11 @@ impl Shadow {
         }
     }
 
-    /// The frame is owned, and no table: it may be a page.
+    /// The frame is owned, and no table, or a device's: it may be a page.
     #[inline]
     pub fn is_page(&self, pfn: Pfn, what: &str) -> Result<(), String> {
         match self.state(pfn) {
-            OWNED => Ok(()),
+            OWNED | DEVICE => Ok(()),
             other => Err(format!("{pfn:?} is {what} as a page while it is {}", name(other))),
         }
     }
@@ -142,7 +147,11 @@ impl Shadow {
     /// The frame can be executed: whatever was stored to it, a fetch sees.
     pub fn is_synced(&self, pfn: Pfn) -> Result<(), String> {
         let synced = self.synced[pfn.0 as usize].load(Acquire);
-        if synced { Ok(()) } else { Err(format!("{pfn:?} is executed and was not synchronised for it")) }
+        if synced || self.state(pfn) == DEVICE {
+            Ok(())
+        } else {
+            Err(format!("{pfn:?} is executed and was not synchronised for it"))
+        }
     }
 
     /// Frames owned and frames that are tables.
@@ -185,8 +194,8 @@ mod tests {
     use Note::*;
 
     fn machine() -> (Arena, Shadow) {
-        let arena = Arena::new(1 << 20);
-        let shadow = Shadow::new(arena.frames());
+        let arena = Arena::new(1 << 20, 0);
+        let shadow = Shadow::new(&arena);
         (arena, shadow)
     }
     fn zero(arena: &Arena, pfn: Pfn) {

@@ -261,13 +261,13 @@ fn a_device_in_the_space_is_not_user_memory() -> Result {
     s.page_table().mapper().map(device, Pfn(0xfee0_0000), 0, Attrs::WRITE | Attrs::DEVICE)?;
     assert_eq!(
         copy_in(&s, VirtAddr(AT.0 + 1), PAGE),
-        (segv(PAGE - 1, Segv::NotMapped), {
+        (segv(PAGE - 1, Segv::Access), {
             let mut bytes = vec![0; PAGE - 1];
             bytes.push(0xee);
             bytes
         })
     );
-    assert_eq!(copy_out(&s, page(AT, 2), &[1]), segv(0, Segv::NotMapped));
+    assert_eq!(copy_out(&s, page(AT, 2), &[1]), segv(0, Segv::Access));
     assert!(s.compare_exchange_u32(page(AT, 1), 0, 1).is_err());
     s.page_table().mapper().unmap(device)?;
     check(&s);

@@ -48,6 +48,8 @@ pub struct Faults {
     pub copy: u64,
     /// A mapped page was made writable where it is.
     pub reuse: u64,
+    /// Physical memory or a device was mapped, or made writable.
+    pub physical: u64,
     /// An entry was marked accessed, or dirty, for hardware that does not.
     pub marked: u64,
     /// Of these, the faults that mapped a huge page.
@@ -76,6 +78,7 @@ impl Faults {
             + self.shared_write
             + self.copy
             + self.reuse
+            + self.physical
             + self.marked
     }
 }
@@ -135,6 +138,7 @@ impl<P: Platform> AddressSpace<P> {
                 shared_write: t.of(FaultKind::SharedWrite),
                 copy: t.of(FaultKind::Copy),
                 reuse: t.of(FaultKind::Reuse),
+                physical: t.of(FaultKind::Physical),
                 marked: t.of(FaultKind::Marked),
                 huge: t.huge_faults,
                 no_huge: f.no_huge.load(Relaxed),

@@ -39,7 +39,8 @@ pub enum Note {
 /// # Safety
 /// The implementor promises what the methods say; the library's memory safety rests on
 /// - [`cells`](Platform::cells), [`meta`](Platform::meta) and [`page`](Platform::page) answering, for every frame
-///   of the regions given to `Vm::init`, with memory that nobody else uses, at one address for ever;
+///   of the regions given to `Vm::init`, with memory that nobody else uses, at one address for ever, and `page` also
+///   for frames of which [`is_memory`](Platform::is_memory) says so;
 /// - [`cpu`](Platform::cpu) naming a CPU that runs nothing else of the library between
 ///   [`enter`](Platform::enter) and [`leave`](Platform::leave);
 /// - [`clear_page`](Platform::clear_page) and [`copy_page`](Platform::copy_page), where they are not the defaults,
@@ -77,6 +78,14 @@ pub unsafe trait Platform: Sync + Sized + 'static {
     fn meta(&'static self, pfn: Pfn) -> &'static FrameMeta;
     /// The bytes of frame `pfn` in the direct map, page-aligned.
     fn page(&'static self, pfn: Pfn) -> NonNull<u8>;
+
+    /// Whether the frame is memory that [`page`](Platform::page) reaches for as long as a program has it mapped: asked of
+    /// frames that the embedder mapped itself ([`Backing::Physical`](crate::space::Backing::Physical)), which user copies
+    /// then use.
+    #[inline]
+    fn is_memory(&'static self, _pfn: Pfn) -> bool {
+        false
+    }
 
     /// Zeroes the page in frame `pfn`. Every page and every table that is cleared whole is cleared by this, huge pages
     /// one small page at a time, with no lock held; so a kernel's own routine goes here (`rep stosq`,

@@ -33,7 +33,7 @@ impl<F: Format> Case<F> {
         let mut mappings = Vec::new();
         real.for_each_vma(|vma| {
             let shown = match &vma.backing {
-                Backing::Anonymous => None,
+                Backing::Anonymous | Backing::Physical(_) => None,
                 Backing::File { file, first } => {
                     self.real.caches.iter().position(|c| c.same(file)).map(|id| (id, *first))
                 }

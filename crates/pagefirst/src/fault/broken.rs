@@ -72,7 +72,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             if let Some(taken) = table.taken_unflushed(0)
                 && !self.hand.gather.is_flushed_before(self.addr, taken)
             {
-                return Look::Need(Need::FlushBefore(taken));
+                return Look::Need(Need::FlushBefore(taken, slot.level()));
             }
             look = self.make(vma, slot, page);
         }

@@ -25,9 +25,9 @@ pub(crate) enum Need<P: Platform> {
     Page(Shared<P, FileCache<P>>, u64),
     /// So many tables.
     Tables(u8),
-    /// A flush of what a huge page spans around the address: something that maps it in the other size was taken out and
-    /// is not flushed yet. See [`Refused::Unflushed`](crate::table::Refused::Unflushed).
-    FlushBefore(u64),
+    /// A flush of what an entry at this level, or a huge page, spans around the address: something that maps it in the
+    /// other size was taken out and is not flushed yet. See [`Refused::Unflushed`](crate::table::Refused::Unflushed).
+    FlushBefore(u64, u8),
     /// A flush of the address, since this page was seen mapped there while copies were not flushed.
     Flush(Part<P>),
     /// A stack that covers the address.
@@ -166,8 +166,8 @@ impl<'a, P: Platform> Hand<'a, P> {
                 Some(page) => self.hold(page.into(), Why::HugeZero),
                 None => self.fall_back(space),
             },
-            Need::FlushBefore(taken) => {
-                self.gather.flush_before(P::Format::span_of(addr, huge::LEVEL), taken);
+            Need::FlushBefore(taken, level) => {
+                self.gather.flush_before(P::Format::span_of(addr, level.max(huge::LEVEL)), taken);
             }
             Need::Copy(source) => {
                 let page = self.page(p)?;

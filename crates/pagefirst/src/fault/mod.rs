@@ -14,6 +14,7 @@
 //! | `file` | nothing; a file, read or shared write | the file's page, with its neighbours (`around`) |
 //! | `cow` | nothing, or a page that is not ours; a private write | a copy |
 //! | `broken` | the same, where nothing may take a page's place before a flush | a copy |
+//! | `physical` | nothing; physical memory or a device | frames, by the largest entry that fits |
 //! | `wp` | a page that may be written where it is | the same page, writable |
 //! | here | a page whose entry allows it, not marked accessed or dirty | the same entry, marked |
 //!
@@ -29,6 +30,7 @@ mod file;
 mod hand;
 mod huge;
 mod outcome;
+mod physical;
 mod wp;
 
 pub(crate) use huge::{LEVEL as HUGE_LEVEL, order as huge_order};
@@ -151,6 +153,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             Backing::Anonymous => self.zero_page(vma, slot),
             Backing::File { file, .. } if write && vma.is_private() => self.private_copy(vma, file, slot),
             Backing::File { file, .. } => self.file_page(vma, file, slot),
+            Backing::Physical(physical) => self.frames(vma, *physical, slot),
         }
     }
 
@@ -222,7 +225,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
                 Look::mapped(self.hand.major, batch.level() > 0, done.around)
             }
             Err(Refused::Short(tables)) => Look::Need(Need::Tables(tables)),
-            Err(Refused::Unflushed(taken)) => Look::Need(Need::FlushBefore(taken)),
+            Err(Refused::Unflushed(taken)) => Look::Need(Need::FlushBefore(taken, batch.level())),
             // A table, or another huge page, is there by now.
             Err(Refused::Raced) if batch.level() > 0 => Look::Again,
             Err(Refused::Raced) => Look::Done(Outcome::Spurious),

@@ -20,7 +20,10 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             return Look::Done(Outcome::Spurious);
         };
         if P::Format::attrs(slot.raw()).contains(Attrs::SPECIAL) {
-            return self.replace_zero(vma, slot, pfn);
+            return match vma.backing {
+                Backing::Physical(_) => self.write_frame(vma, slot),
+                _ => self.replace_zero(vma, slot, pfn),
+            };
         }
         let p = self.pin.platform();
         let flags = p.meta(head_of(p, pfn)).flags();

@@ -3,7 +3,6 @@
 
 use super::AddressSpace;
 use crate::arch::Format;
-use crate::fault::HUGE_LEVEL;
 use crate::platform::Platform;
 use crate::sync::epoch::Pin;
 use crate::table::Stock;
@@ -21,9 +20,8 @@ impl<P: Platform> AddressSpace<P> {
     }
 
     fn tables_for_cut(&self, pin: &Pin<P>, at: VirtAddr) -> u64 {
-        let span = P::Format::span_of(at, HUGE_LEVEL);
-        let may_come = at != span.start
-            && self.tree.find(pin, at).is_some_and(|vma| vma.takes_huge(self.policy.huge, span));
+        let highest = self.tree.find(pin, at).map_or(0, |vma| vma.highest_level(self.policy.huge, at));
+        let may_come = (1..=highest).filter(|level| !at.is_aligned(P::Format::span(*level))).count();
         // What a mapper put there is cut as well, whatever its size.
         self.table.tables_to_cut(pin, at).max(may_come as u64)
     }

@@ -3,7 +3,7 @@
 use super::change::Change;
 use super::error::Unpopulated;
 use super::tree::Order;
-use super::{AddressSpace, Backing, MapError, Vma, VmaFlags, Writing};
+use super::{AddressSpace, Backing, MapError, MemoryType, Vma, VmaFlags, Writing};
 use crate::arch::Format;
 use crate::fault::{HUGE_LEVEL, Outcome};
 use crate::platform::Platform;
@@ -105,10 +105,19 @@ impl<P: Platform> AddressSpace<P> {
         None
     }
 
-    pub(super) fn check_prot(&self, prot: Prot, flags: VmaFlags, range: VirtRange) -> Result<(), MapError> {
+    pub(super) fn check_prot(
+        &self,
+        prot: Prot,
+        flags: VmaFlags,
+        backing: &Backing<P>,
+        range: VirtRange,
+    ) -> Result<(), MapError> {
         let never = flags.contains(VmaFlags::NEVER_WRITE) && prot.contains(Prot::WRITE);
         let both = self.policy.deny_wx && prot.contains(Prot::WRITE | Prot::EXEC);
-        if never || both { Err(MapError::Denied(range)) } else { Ok(()) }
+        // Fetched ahead, a device's registers would be read.
+        let cached = !matches!(backing, Backing::Physical(p) if p.memory != MemoryType::Normal);
+        let fetched = prot.contains(Prot::EXEC) && !cached;
+        if never || both || fetched { Err(MapError::Denied(range)) } else { Ok(()) }
     }
 
     /// Where a mapping of `len` bytes goes.
@@ -159,8 +168,21 @@ impl<P: Platform> AddressSpace<P> {
 impl<P: Platform> Writing<'_, P> {
     pub(super) fn map(&mut self, map: Map<P>) -> Result<VirtRange, MapError> {
         let space = self.space;
-        let range = space.place(map.len, map.place, matches!(map.backing, Backing::Anonymous))?;
-        space.check_prot(map.prot, map.flags, range)?;
+        let large = match &map.backing {
+            Backing::Anonymous => true,
+            Backing::File { .. } => false,
+            Backing::Physical(p) => p.first.phys().is_multiple_of(space.policy.align_large.max(1)),
+        };
+        let range = space.place(map.len, map.place, large)?;
+        let mut flags = map.flags;
+        if let Backing::Physical(physical) = &map.backing {
+            if !physical.reaches(range.pages()) {
+                return Err(MapError::Invalid(range));
+            }
+            // There are no private copies of what is not counted.
+            flags.set(VmaFlags::NEVER_WRITE, !flags.contains(VmaFlags::SHARED));
+        }
+        space.check_prot(map.prot, flags, &map.backing, range)?;
         // Index arithmetic on a file must not wrap anywhere in the mapping.
         if let Backing::File { first, .. } = &map.backing
             && first.checked_add(range.pages()).is_none_or(|end| end > u64::MAX / PAGE_SIZE)
@@ -168,17 +190,17 @@ impl<P: Platform> Writing<'_, P> {
             return Err(MapError::Invalid(range));
         }
         // A file has no pages below its first, and what is shared does not grow.
-        let plain = matches!(map.backing, Backing::Anonymous) && !map.flags.contains(VmaFlags::SHARED);
-        if map.flags.contains(VmaFlags::GROWS_DOWN) && !plain {
+        let plain = matches!(map.backing, Backing::Anonymous) && !flags.contains(VmaFlags::SHARED);
+        if flags.contains(VmaFlags::GROWS_DOWN) && !plain {
             return Err(MapError::Denied(range));
         }
         // Shared anonymous memory is a file of its own that has no name: the embedder supplies it.
-        if matches!(map.backing, Backing::Anonymous) && map.flags.contains(VmaFlags::SHARED) {
+        if matches!(map.backing, Backing::Anonymous) && flags.contains(VmaFlags::SHARED) {
             return Err(MapError::Denied(range));
         }
         let mut change = Change::cut(self, range);
         let replaces = change.replaces();
-        change.push(Vma::new(0, range, map.prot, map.flags, map.backing), &mut self.state)?;
+        change.push(Vma::new(0, range, map.prot, flags, map.backing), &mut self.state)?;
         let ready = change.finish(&mut self.state)?;
         let mut cuts = if replaces { space.cuts(&[range.start, range.end])? } else { Stock::empty(space.p) };
         ready.announce();

@@ -1,7 +1,7 @@
 //! Protect.
 
 use super::change::Change;
-use super::{AddressSpace, MapError, Vma};
+use super::{AddressSpace, Backing, MapError, Vma};
 use crate::arch::{Attrs, Format};
 use crate::frame::{FrameFlags, head_of};
 use crate::platform::Platform;
@@ -15,6 +15,8 @@ struct Protect<'a, P: Platform> {
     table: &'a PageTable<P>,
     prot: Prot,
     writable_in_place: bool,
+    /// Frames that are not counted are physical memory, which is written in place; else they are the zero page.
+    is_physical: bool,
 }
 
 impl<P: Platform> Protect<'_, P> {
@@ -24,6 +26,8 @@ impl<P: Platform> Protect<'_, P> {
         attrs.set(Attrs::EXEC, self.prot.contains(Prot::EXEC));
         if !self.prot.contains(Prot::WRITE) {
             attrs.remove(Attrs::WRITE);
+        } else if self.is_physical {
+            attrs.insert(Attrs::WRITE | Attrs::DIRTY);
         } else if !attrs.contains(Attrs::SPECIAL)
             // A copy that is not flushed must not become writable yet: the write fault sees to it.
             && !self.table.is_unflushed()
@@ -48,7 +52,8 @@ impl<P: Platform> Visitor<P> for Protect<'_, P> {
             let index = P::Format::index(va, level);
             let raw = guard.entry(index);
             if raw != 0 {
-                let gains = self.prot.contains(Prot::EXEC) && !P::Format::attrs(raw).contains(Attrs::EXEC);
+                let attrs = P::Format::attrs(raw);
+                let gains = self.prot.contains(Prot::EXEC) && !attrs.intersects(Attrs::EXEC | Attrs::SPECIAL);
                 if let Some(pfn) = P::Format::frame(raw, level).filter(|_| gains) {
                     // Before another CPU can see that it may fetch from there.
                     let pages = 1 << (P::Format::BITS * level as u32);
@@ -76,7 +81,7 @@ impl<P: Platform> AddressSpace<P> {
         let mut writing = self.write();
         self.check_mapped(range)?;
         for vma in self.tree.overlapping(range) {
-            self.check_prot(prot, vma.flags, vma.range.intersect(range))?;
+            self.check_prot(prot, vma.flags, &vma.backing, vma.range.intersect(range))?;
         }
         if self.tree.overlapping(range).all(|v| v.prot == prot) {
             return Ok(());
@@ -93,7 +98,8 @@ impl<P: Platform> AddressSpace<P> {
         let mut gather = Gather::new(&self.table);
         for vma in self.tree.overlapping(range) {
             let writable_in_place = vma.is_written_in_place();
-            let mut visitor = Protect { table: &self.table, prot, writable_in_place };
+            let is_physical = matches!(vma.backing, Backing::Physical(_));
+            let mut visitor = Protect { table: &self.table, prot, writable_in_place, is_physical };
             self.table.visit(vma.range.intersect(range), &mut visitor, &mut cuts, &mut gather);
         }
         gather.flush();

@@ -8,7 +8,7 @@
 
 use super::change::Change;
 use super::{AddressSpace, Backing, Map, MapError, Place, Vma, Writing};
-use crate::arch::Format;
+use crate::arch::{Attrs, Format};
 use crate::fault::HUGE_LEVEL;
 use crate::file::FileCache;
 use crate::frame;
@@ -56,6 +56,9 @@ impl<P: Platform> AddressSpace<P> {
             if new.overlaps(old) {
                 return Err(MapError::Invalid(new));
             }
+            if matches!(vma.backing, Backing::Physical(_)) && new_len > old.len() {
+                return Err(MapError::Denied(old));
+            }
             return writing.relocate(&vma, old, new);
         }
         if new_len <= old.len() {
@@ -63,6 +66,9 @@ impl<P: Platform> AddressSpace<P> {
                 writing.unmap(VirtRange::new(VirtAddr(start.0 + new_len), old.end))?;
             }
             return Ok(start);
+        }
+        if matches!(vma.backing, Backing::Physical(_)) {
+            return Err(MapError::Denied(old));
         }
         let tail = VirtRange::new(old.end, VirtAddr(start.0.saturating_add(new_len)));
         if old.end == vma.range.end && self.usable().covers(tail) && self.tree.is_free(tail) {
@@ -115,7 +121,7 @@ impl<P: Platform> Writing<'_, P> {
             table: &space.table,
             file: match &vma.backing {
                 Backing::File { file, .. } => Some(file),
-                Backing::Anonymous => None,
+                Backing::Anonymous | Backing::Physical(_) => None,
             },
             indexes: vma.index_of(old.start),
             from: old.start,
@@ -201,8 +207,13 @@ impl<P: Platform> Visitor<P> for Relocation<'_, P> {
             if let Some(raw) = guard.take(P::Format::index(va, level)) {
                 guard.count(Counted::of(p, raw, level), -1);
                 gather.touch(P::Format::span_of(va, level));
-                self.entries[self.len] = Taken { from: va, raw, level };
-                self.len += 1;
+                // Physical memory is mapped anew where it is, by entries that fit there.
+                if !P::Format::attrs(raw).contains(Attrs::SPECIAL)
+                    || P::Format::frame(raw, level) == Some(p.vm().zero_page())
+                {
+                    self.entries[self.len] = Taken { from: va, raw, level };
+                    self.len += 1;
+                }
             }
             va = VirtAddr(va.0 + P::Format::span(level));
         }

@@ -27,6 +27,7 @@ use crate::frame::{WORDS, bytes};
 use crate::platform::Platform;
 use crate::sync::atomic::plain::AtomicU64;
 use crate::sync::epoch::Pin;
+use crate::table::Accessed;
 use crate::types::{Access, PAGE_SIZE, VirtAddr, VirtRange};
 use core::fmt;
 use core::ops::Range;
@@ -97,8 +98,8 @@ impl<P: Platform> core::error::Error for Why<'_, P> {}
 impl<P: Platform> core::error::Error for Stopped<'_, P> {}
 
 impl<P: Platform> AddressSpace<P> {
-    /// Copies user memory from `from` on into `to`. An aligned word is read in one step. What a
-    /// [`Mapper`](crate::table::Mapper) mapped is not user memory.
+    /// Copies user memory from `from` on into `to`. An aligned word is read in one step. Physical memory and what a
+    /// [`Mapper`](crate::table::Mapper) mapped are user memory only if [`Platform::is_memory`] says so.
     ///
     /// Called like [`fault`](AddressSpace::fault), with no lock and no pin held. The buffer is memory that does not
     /// fault.
@@ -190,9 +191,13 @@ impl<P: Platform> AddressSpace<P> {
             let at = (va.0 % PAGE_SIZE) as usize;
             let end = len.min(done + PAGE_SIZE as usize - at);
             let moved = self.table.access(&Pin::new(self.p), va, access, |page| part(page, at, done..end));
-            if moved.is_some() {
-                done = end;
-                continue;
+            match moved {
+                Accessed::Done(()) => {
+                    done = end;
+                    continue;
+                }
+                Accessed::NotMemory => return stopped(done, Why::Error(FaultError::Segv(Segv::Access))),
+                Accessed::Faults => {}
             }
             match self.fault(va, access) {
                 Outcome::Mapped { .. } => {}

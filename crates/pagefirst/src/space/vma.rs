@@ -3,12 +3,15 @@
 //! A VMA never changes. A mapping call that changes anything marks the old one `retired`, takes away what it covered,
 //! and publishes new ones (protocol 2); so a fault that worked from the old one notices under the table's lock.
 
+use super::Physical;
+use crate::arch::Format;
+use crate::fault::HUGE_LEVEL;
 use crate::file::{File, FileCache};
 use crate::mem::{Pooled, Shared};
 use crate::platform::Platform;
 use crate::policy::HugePolicy;
 use crate::sync::atomic::{Acquire, AtomicU32, Release};
-use crate::types::{PAGE_SHIFT, Prot, VirtAddr, VirtRange};
+use crate::types::{PAGE_SHIFT, Pfn, Prot, VirtAddr, VirtRange};
 
 bitflags::bitflags! {
     /// Properties of a mapping beside its rights.
@@ -40,6 +43,8 @@ pub enum Backing<P: Platform> {
         /// Index in the file, in pages, of the mapping's first page.
         first: u64,
     },
+    /// Physical memory or a device.
+    Physical(Physical),
 }
 
 impl<P: Platform> Clone for Backing<P> {
@@ -47,6 +52,7 @@ impl<P: Platform> Clone for Backing<P> {
         match self {
             Backing::Anonymous => Backing::Anonymous,
             Backing::File { file, first } => Backing::File { file: file.clone(), first: *first },
+            Backing::Physical(physical) => Backing::Physical(*physical),
         }
     }
 }
@@ -92,6 +98,15 @@ impl<P: Platform> Vma<P> {
         match &self.backing {
             Backing::File { file, .. } => !self.is_private() && !file.file().tracks_writes(),
             Backing::Anonymous => false,
+            Backing::Physical(_) => !self.is_private(),
+        }
+    }
+    /// The level of the largest entry by which a fault at `va` may map something where nothing is.
+    pub(crate) fn highest_level(&self, policy: HugePolicy, va: VirtAddr) -> u8 {
+        match &self.backing {
+            Backing::Physical(physical) => physical.level(self, va),
+            _ if self.takes_huge(policy, P::Format::span_of(va, HUGE_LEVEL)) => HUGE_LEVEL,
+            _ => 0,
         }
     }
     /// Whether a huge page that spans `span` may be mapped where nothing is: private memory, all of it in this
@@ -106,11 +121,13 @@ impl<P: Platform> Vma<P> {
             && matches!(self.backing, Backing::Anonymous)
             && (self.range.covers(span) || cfg!(mutant = "huge_past_mapping"))
     }
-    /// The index in the file of the page at `va`; for anonymous memory the address's page number.
+    /// The index in the file of the page at `va`; for anonymous memory the address's page number, for physical memory the
+    /// frame's.
     pub fn index_of(&self, va: VirtAddr) -> u64 {
         match &self.backing {
             Backing::Anonymous => va.0 >> PAGE_SHIFT,
             Backing::File { first, .. } => first + ((va.0 - self.range.start.0) >> PAGE_SHIFT),
+            Backing::Physical(p) => u64::from(p.first.0) + ((va.0 - self.range.start.0) >> PAGE_SHIFT),
         }
     }
     /// The backing of the part that starts at `va`.
@@ -118,6 +135,9 @@ impl<P: Platform> Vma<P> {
         match &self.backing {
             Backing::Anonymous => Backing::Anonymous,
             Backing::File { file, .. } => Backing::File { file: file.clone(), first: self.index_of(va) },
+            Backing::Physical(p) => {
+                Backing::Physical(Physical { first: Pfn(self.index_of(va) as u32), ..*p })
+            }
         }
     }
     /// Whether `next`, which starts where this one ends, continues it in every respect.
@@ -129,6 +149,9 @@ impl<P: Platform> Vma<P> {
                 (Backing::File { file: a, .. }, Backing::File { file: b, first }) => {
                     let follows = self.index_of(self.range.end) == *first || cfg!(mutant = "merge_any_index");
                     a.same(b) && follows
+                }
+                (Backing::Physical(a), Backing::Physical(b)) => {
+                    a.memory == b.memory && self.index_of(self.range.end) == u64::from(b.first.0)
                 }
                 _ => false,
             }

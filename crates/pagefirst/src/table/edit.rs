@@ -14,6 +14,16 @@ use crate::types::{Access, VirtAddr};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EditError;
 
+/// What came of an access.
+pub(crate) enum Accessed<R> {
+    /// It was made.
+    Done(R),
+    /// The MMU would fault.
+    Faults,
+    /// What is mapped there is not memory.
+    NotMemory,
+}
+
 fn same<F: Format>(a: u64, b: u64) -> bool {
     let bare = |raw| F::with_attrs(raw, F::attrs(raw) - (Attrs::ACCESSED | Attrs::DIRTY));
     a == b || bare(a) == bare(b)
@@ -66,49 +76,51 @@ impl<P: Platform> Slot<'_, P, Locked<'_, P>> {
     }
     /// Counts a fault of this kind in the table's record.
     #[inline]
-    pub(crate) fn tally(&self, kind: FaultKind) {
+    pub(crate) fn tally(&mut self, kind: FaultKind) {
         self.state.0.tally(kind, 1);
     }
 }
 
 impl<P: Platform> PageTable<P> {
     /// Does to the page at `va` what an MMU does that has just read its entry: if the entry allows a load, or a store,
-    /// `f` gets the page's contents, under the lock of the table that holds the entry, and the entry is marked. `None`
-    /// where the MMU would fault, and for frames that a [`Mapper`](super::Mapper) mapped.
+    /// `f` gets the page's contents, under the lock of the table that holds the entry, and the entry is marked.
     ///
     /// The mapping's own reference keeps the page: it is not given back before the entry is taken out under this lock.
+    /// What is not counted, and not the zero page, is used if it is memory as CPUs cache it, and the platform says so.
     pub(crate) fn access<R>(
         &self,
         pin: &Pin<P>,
         va: VirtAddr,
         access: Access,
         f: impl FnOnce(&[AtomicU64; WORDS]) -> R,
-    ) -> Option<R> {
+    ) -> Accessed<R> {
         let mark = match access {
             Access::Write => Attrs::ACCESSED | Attrs::DIRTY,
             Access::Read | Access::Execute => Attrs::ACCESSED,
         };
         loop {
-            let (Walk::Seen(slot) | Walk::Huge(slot)) = self.walk(pin, va) else { return None };
+            let (Walk::Seen(slot) | Walk::Huge(slot)) = self.walk(pin, va) else { return Accessed::Faults };
             // The entry alone decides, as for an MMU: whoever announces something has yet to come for this entry.
             let Ok(mut slot) = slot.lock(|| true) else {
                 self.p.relax();
                 continue;
             };
             let (raw, level) = (slot.state.0.entry(slot.index()), slot.level());
-            let head = P::Format::frame(raw, level)?;
+            let Some(head) = P::Format::frame(raw, level) else { return Accessed::Faults };
             let attrs = P::Format::attrs(raw);
             if attrs.contains(Attrs::NONE) || access == Access::Write && !attrs.contains(Attrs::WRITE) {
-                return None;
+                return Accessed::Faults;
             }
             let pfn = head.add(P::Format::pages_into(va, level));
-            // What is not counted and not the zero page need not be memory.
             if attrs.contains(Attrs::SPECIAL) && pfn != self.p.vm().zero_page() {
-                return None;
+                let cached = !attrs.intersects(Attrs::UNCACHED | Attrs::DEVICE);
+                if !cached || !self.p.is_memory(pfn) {
+                    return Accessed::NotMemory;
+                }
             }
             let done = f(words(self.p, pfn));
             slot.widen(mark);
-            return Some(done);
+            return Accessed::Done(done);
         }
     }
 }

@@ -35,6 +35,7 @@ mod split;
 mod model;
 
 pub use account::Tables;
+pub(crate) use edit::Accessed;
 pub use mapper::{FramesError, Mapper, Translation};
 pub(crate) use publish::install;
 #[cfg(feature = "__baseline")]

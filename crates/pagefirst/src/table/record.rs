@@ -3,7 +3,7 @@
 use crate::arch::{Attrs, Format};
 use crate::frame::{FrameFlags, head_of};
 use crate::platform::{Note, Platform};
-use crate::sync::atomic::plain::{AtomicBool, AtomicU32};
+use crate::sync::atomic::plain::AtomicU32;
 use crate::sync::atomic::{AcqRel, Acquire, AtomicU64, Relaxed, Release};
 use crate::sync::epoch::Pin;
 use crate::sync::held;
@@ -16,6 +16,8 @@ const LOCK: u64 = 1;
 const DEAD: u64 = 2;
 /// Lives on without entries: the root, and tables of the `Upfront` baseline.
 const PINNED: u64 = 4;
+/// Something was counted in the tally.
+const TALLIED: u64 = 8;
 const ONE: u64 = 1 << 8;
 
 /// What a fault did, for counting in the record of the table that holds the entry.
@@ -36,6 +38,8 @@ pub enum FaultKind {
     Copy,
     /// A mapped page was made writable where it is.
     Reuse,
+    /// Physical memory or a device was mapped, or made writable.
+    Physical,
     /// An entry was marked accessed, or dirty, for hardware that does not.
     Marked,
     /// Not a fault: a neighbour mapped by fault-around.
@@ -48,7 +52,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// The number of kinds.
-    pub const COUNT: usize = 11;
+    pub const COUNT: usize = 12;
 }
 
 /// As what an entry counts in the resident set.
@@ -90,8 +94,6 @@ impl Counted {
 #[repr(C, align(64))]
 pub struct TableRecord {
     word: AtomicU64,
-    /// Whether anything was counted in `tally`.
-    has_tally: AtomicBool,
     /// Small pages of private memory and of files that the entries map; written under the lock. Resident set is their
     /// sum over tables.
     anon: AtomicU32,
@@ -106,7 +108,6 @@ impl TableRecord {
     pub(super) fn new() -> Self {
         TableRecord {
             word: AtomicU64::new(0),
-            has_tally: AtomicBool::new(false),
             anon: AtomicU32::new(0),
             file: AtomicU32::new(0),
             tally: [const { AtomicU32::new(0) }; FaultKind::COUNT],
@@ -115,19 +116,18 @@ impl TableRecord {
     /// Resets a record that nobody else can see.
     fn start(&self, word: u64) {
         self.word.store(word, Relaxed);
-        self.has_tally.store(false, Relaxed);
         self.anon.store(0, Relaxed);
         self.file.store(0, Relaxed);
         self.tally.iter().for_each(|t| t.store(0, Relaxed));
     }
     /// The faults that mapped huge pages, for a table at `level`.
     pub(super) fn huge_faults(&self, level: u8) -> u64 {
-        let mapped = [FaultKind::AnonRead, FaultKind::AnonWrite, FaultKind::Copy];
+        let mapped = [FaultKind::AnonRead, FaultKind::AnonWrite, FaultKind::Copy, FaultKind::Physical];
         let sum = mapped.into_iter().map(|kind| self.tally[kind as usize].load(Relaxed) as u64).sum();
         if level > 0 { sum } else { 0 }
     }
     pub(super) fn has_tally(&self) -> bool {
-        self.has_tally.load(Relaxed)
+        self.word.load(Relaxed) & TALLIED != 0
     }
     pub(super) fn tally(&self) -> [u32; FaultKind::COUNT] {
         core::array::from_fn(|i| self.tally[i].load(Relaxed))
@@ -342,10 +342,10 @@ impl<'e, P: Platform> Guard<'e, P> {
     pub(super) fn unpin(&mut self) {
         self.word &= !PINNED;
     }
-    pub(crate) fn tally(&self, kind: FaultKind, n: u32) {
+    pub(crate) fn tally(&mut self, kind: FaultKind, n: u32) {
         let t = &self.record.tally[kind as usize];
         t.store(t.load(Relaxed).wrapping_add(n), Relaxed);
-        self.record.has_tally.store(true, Relaxed);
+        self.word |= TALLIED;
     }
     /// Counts so many entries more, or less, in the resident set.
     pub(crate) fn count(&self, counted: Counted, entries: i32) {
@@ -358,7 +358,7 @@ impl<'e, P: Platform> Guard<'e, P> {
         count.store(count.load(Relaxed).wrapping_add_signed(pages), Relaxed);
     }
     fn leave(&self) -> bool {
-        let dies = self.word & !PINNED == 0 && self.word & PINNED == 0;
+        let dies = self.word & !TALLIED == 0;
         let dead = if dies && !cfg!(mutant = "unlock_forgets_dead") { DEAD } else { 0 };
         self.record.word.store(self.word | dead, Release);
         if self.ranked {
