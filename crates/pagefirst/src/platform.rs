@@ -128,6 +128,13 @@ pub unsafe trait Platform: Sync + Sized + 'static {
     /// (x86); elsewhere the data cache is cleaned and the instruction cache invalidated for it.
     #[inline]
     fn sync_instructions(&'static self, _pfn: Pfn) {}
+    /// Told that what is waited for under this [key](crate::fault::Ticket::key) is ready: called by whoever did it, with no
+    /// lock held but the caller's own, in an interrupt if a file's page is completed there. The default wakes the futures
+    /// that wait; who replaces it, to wake queues of his own, calls [`Vm::wake`] for those.
+    #[inline]
+    fn ready(&'static self, key: u64) {
+        self.vm().wake(key);
+    }
     /// Called in every spin; must answer pending shootdowns.
     fn relax(&'static self);
     /// Random bits for placement.

@@ -5,10 +5,10 @@ use crate::frame::{self, Frame, FrameCache, FrameFlags, Frames, Region};
 use crate::mem::{Limbo, Pool, Slab};
 use crate::platform::Platform;
 use crate::space::{TreeNode, Vma};
-use crate::sync::Spin;
 use crate::sync::atomic::plain;
 use crate::sync::atomic::{AcqRel, Acquire, AtomicU32, AtomicU64, Relaxed};
 use crate::sync::epoch::Epoch;
+use crate::sync::{Bells, Spin};
 use crate::table::{TableCache, TableRecord};
 use crate::types::{NoMemory, Pfn};
 
@@ -57,6 +57,7 @@ pub struct Vm<P: Platform> {
     pub(crate) nodes: Pool<P, TreeNode<P>>,
     pub(crate) files: Pool<P, FileCache<P>>,
     pub(crate) cache_nodes: Pool<P, CacheNode<P>>,
+    pub(crate) bells: Bells,
     zero: plain::AtomicU32,
     /// The huge zero page; 0 while there is none. One reference is ours.
     huge_zero: AtomicU32,
@@ -93,6 +94,7 @@ impl<P: Platform> Vm<P> {
             nodes: Pool::new(),
             files: Pool::new(),
             cache_nodes: Pool::new(),
+            bells: Bells::new(),
             zero: plain::AtomicU32::new(0),
             huge_zero: AtomicU32::new(0),
             next_id: plain::AtomicU64::new(1),
@@ -163,6 +165,12 @@ impl<P: Platform> Vm<P> {
         }
         // Nobody finds it any more: it goes now, or with a reference taken just before.
         1 << page.order()
+    }
+
+    /// Wakes the futures that wait for this key. Takes no lock; may be called in an interrupt.
+    #[inline]
+    pub fn wake(&self, key: u64) {
+        self.bells.ring(key);
     }
 
     pub(crate) fn new_id(&self) -> u64 {

@@ -3,8 +3,7 @@
 use super::anon::readable;
 use super::around::window;
 use super::hand::Need;
-use super::outcome::For;
-use super::{Bus, Fault, FaultError, Look, Outcome, Ticket};
+use super::{Bus, Fault, FaultError, For, Look, Outcome, Ticket};
 use crate::arch::{Attrs, Format};
 use crate::file::{Cursor, FileCache, Lookup};
 use crate::frame::{self, FrameFlags};

@@ -1,7 +1,6 @@
 //! What a fault has in hand between two looks, and what it may need.
 
-use super::outcome::For;
-use super::{Bus, FaultError, Outcome, Ticket, huge};
+use super::{Bus, FaultError, For, Outcome, Ticket, huge};
 use crate::arch::Format;
 use crate::file::{FileCache, ReadError};
 use crate::frame::{Frame, Part};

@@ -31,10 +31,14 @@ mod hand;
 mod huge;
 mod outcome;
 mod physical;
+mod ticket;
 mod wp;
 
+pub use crate::sync::Wait;
 pub(crate) use huge::{LEVEL as HUGE_LEVEL, order as huge_order};
-pub use outcome::{Bus, FaultError, Outcome, Segv, Signal, Ticket};
+pub use outcome::{Bus, FaultError, Outcome, Segv, Signal};
+pub use ticket::Ticket;
+pub(crate) use ticket::{For, page_key, writer_key};
 
 use crate::arch::{Attrs, Format};
 use crate::platform::Platform;
@@ -46,7 +50,6 @@ use crate::sync::epoch::Pin;
 use crate::table::{Batch, FaultKind, Nothing, Refused, Seen, Slot, Walk, install};
 use crate::types::{Access, VirtAddr};
 use hand::{Hand, Need, Why};
-use outcome::For;
 
 /// What a look came to.
 pub(crate) enum Look<'a, P: Platform> {

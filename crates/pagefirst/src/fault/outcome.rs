@@ -1,9 +1,8 @@
 //! How a fault ends.
 
+use super::Ticket;
 use crate::arch::Format;
-use crate::frame::{Frame, FrameFlags};
 use crate::platform::Platform;
-use crate::space::AddressSpace;
 use crate::types::VirtAddr;
 
 /// How a fault ended. After all but `Error` the access is tried again, after `Blocked` not before the ticket is
@@ -110,40 +109,5 @@ impl FaultError {
             FaultError::Bus(Bus::Poison) => (Signal::Bus, 4),
             FaultError::NoMemory => return None,
         })
-    }
-}
-
-/// What a blocked fault waits for. Holds nothing but a reference to it.
-pub struct Ticket<'a, P: Platform>(pub(super) For<'a, P>);
-
-pub(super) enum For<'a, P: Platform> {
-    /// The mapping call that was at work in this turn.
-    Writer(&'a AddressSpace<P>, u64),
-    /// Another fault that reads this page.
-    Page(Frame<P>),
-}
-
-impl<P: Platform> Ticket<'_, P> {
-    /// Whether the fault may come again.
-    pub fn is_ready(&self) -> bool {
-        match &self.0 {
-            For::Writer(space, turn) => space.turn() != *turn,
-            For::Page(page) => !page.meta().flags().contains(FrameFlags::FILLING),
-        }
-    }
-}
-
-impl<P: Platform> core::fmt::Debug for Ticket<'_, P> {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl<P: Platform> core::fmt::Debug for For<'_, P> {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            For::Writer(_, turn) => write!(f, "mapping call {turn}"),
-            For::Page(page) => write!(f, "{page:?} being read"),
-        }
     }
 }

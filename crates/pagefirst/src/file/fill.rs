@@ -8,6 +8,7 @@ use super::cache::{FileCache, Lookup, Outs, pages_of};
 use super::error::ReadError;
 use super::index::{Nodes, Short};
 use super::{File as _, FillGuard, Io};
+use crate::fault::page_key;
 use crate::frame::{Frame, FrameFlags};
 use crate::platform::Platform;
 use crate::sync::atomic::Relaxed;
@@ -125,6 +126,7 @@ impl<P: Platform> Filling<'_, P> {
             attached
         };
         meta.clear(FrameFlags::FILLING);
+        self.cache.p.ready(page_key(frame.pfn()));
         attached.then_some(frame)
     }
 
@@ -142,6 +144,7 @@ impl<P: Platform> Filling<'_, P> {
         }
         meta.set(why);
         meta.clear(FrameFlags::FILLING);
+        self.cache.p.ready(page_key(frame.pfn()));
     }
 }
 

@@ -40,6 +40,7 @@ pub use vma::{Backing, Vma, VmaFlags};
 
 use crate::account::Failures;
 use crate::arch::Format;
+use crate::fault::writer_key;
 use crate::platform::Platform;
 use crate::policy::Policy;
 use crate::sync::atomic::{Acquire, AtomicU64, Relaxed, Release};
@@ -157,18 +158,18 @@ impl<P: Platform> AddressSpace<P> {
 
     fn write(&self) -> Writing<'_, P> {
         let state = self.writer.lock(self.p);
-        self.begin(state, Some(Collect(self.p)))
+        self.begin(state, true)
     }
     fn try_write(&self) -> Option<Writing<'_, P>> {
-        Some(self.begin(self.writer.try_lock(self.p)?, None))
+        Some(self.begin(self.writer.try_lock(self.p)?, false))
     }
     fn begin<'a>(
         &'a self,
         state: LockGuard<'a, P, P::WriterLock, State<P>>,
-        after: Option<Collect<P>>,
+        collects: bool,
     ) -> Writing<'a, P> {
         self.turn.store(self.turn.load(Relaxed) + 1, Release);
-        Writing { space: self, state, _after: after }
+        Writing { space: self, state, _after: After { space: self, collects } }
     }
     /// A page-aligned, non-empty range of `len` bytes at `start`, in the usable part.
     fn check_range(&self, start: VirtAddr, len: u64) -> Result<VirtRange, MapError> {
@@ -188,16 +189,23 @@ impl<P: Platform> AddressSpace<P> {
 struct Writing<'a, P: Platform> {
     space: &'a AddressSpace<P>,
     state: LockGuard<'a, P, P::WriterLock, State<P>>,
-    /// Dropped last, unlocked; a fault that grows a stack does not collect.
-    _after: Option<Collect<P>>,
+    /// Dropped last, unlocked.
+    _after: After<'a, P>,
 }
 
-/// Dropped, it frees what mapping calls retired: as long as there is much of it and its grace period is over.
-struct Collect<P: Platform>(&'static P);
+/// Dropped, it wakes who waited for the call, and frees what mapping calls retired: as long as there is much of it and
+/// its grace period is over.
+struct After<'a, P: Platform> {
+    space: &'a AddressSpace<P>,
+    /// Not after a fault that grew a stack.
+    collects: bool,
+}
 
-impl<P: Platform> Drop for Collect<P> {
+impl<P: Platform> Drop for After<'_, P> {
     fn drop(&mut self) {
-        while self.0.vm().collect(self.0, COLLECT) >= COLLECT {}
+        let p = self.space.p;
+        p.ready(writer_key(self.space));
+        while self.collects && p.vm().collect(p, COLLECT) >= COLLECT {}
     }
 }
 

@@ -1,10 +1,13 @@
-//! Atomics (loom's when models are built), locks over the platform's, and the epoch.
+//! Atomics (loom's when models are built), locks over the platform's, the epoch, and waiting.
 
 pub mod epoch;
 mod lock;
+mod wait;
 
 pub(crate) use lock::held;
 pub use lock::{Lock, LockGuard, RawLock, Spin, SpinGuard, Writer};
+pub(crate) use wait::Bells;
+pub use wait::{Awaited, Wait};
 
 /// The atomics the library is written with: loom's under `cfg(loom)`, `core`'s otherwise.
 pub mod atomic {
@@ -16,5 +19,34 @@ pub mod atomic {
     /// Counters that decide nothing: never modelled, so that they do not widen a model's state.
     pub mod plain {
         pub use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
+    }
+}
+
+/// A value that those touch in turn who agree on it by other means, which loom checks.
+pub(crate) mod cell {
+    #[cfg(not(loom))]
+    use core::cell::UnsafeCell;
+    #[cfg(loom)]
+    use loom::cell::UnsafeCell;
+
+    pub(crate) struct Cell<T>(UnsafeCell<T>);
+
+    impl<T> Cell<T> {
+        pub fn new(value: T) -> Self {
+            Cell(UnsafeCell::new(value))
+        }
+        /// # Safety
+        /// Nobody else touches the value meanwhile.
+        #[inline]
+        pub unsafe fn with_mut<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+            #[cfg(not(loom))]
+            let at = self.0.get();
+            // SAFETY: the caller's promise.
+            #[cfg(not(loom))]
+            return f(unsafe { &mut *at });
+            // SAFETY: the caller's promise.
+            #[cfg(loom)]
+            self.0.with_mut(|at| f(unsafe { &mut *at }))
+        }
     }
 }

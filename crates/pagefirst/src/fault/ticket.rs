@@ -1,0 +1,100 @@
+//! What a blocked fault waits for.
+
+use crate::frame::{Frame, FrameFlags};
+use crate::platform::Platform;
+use crate::space::AddressSpace;
+use crate::sync::{Awaited, Bells, Wait};
+use crate::types::Pfn;
+use core::fmt;
+
+/// What a blocked fault, or another call, waits for. Holds nothing but a reference to it.
+///
+/// Three ways to wait:
+/// - `ticket.await` gives the ticket back when it is ready; so does polling [`Wait`] with any waker.
+/// - A kernel with wait queues of its own keeps them by [`key`](Ticket::key), looks at [`is_ready`](Ticket::is_ready)
+///   with its queue locked, sleeps, and wakes the queue in [`Platform::ready`].
+/// - Looking at `is_ready` again and again.
+///
+/// The ticket is kept until the retried call has returned: as long, the page that was waited for stays, so that the
+/// call finds it (unless the file was cut before it).
+#[must_use = "dropped, the page that was waited for may go before it is mapped"]
+pub struct Ticket<'a, P: Platform>(pub(crate) For<'a, P>);
+
+pub(crate) enum For<'a, P: Platform> {
+    /// The mapping call that was at work in this turn.
+    Writer(&'a AddressSpace<P>, u64),
+    /// This page to be read.
+    Page(Frame<P>),
+}
+
+/// What is rung when this page was read, or could not be.
+pub(crate) fn page_key(page: Pfn) -> u64 {
+    u64::from(page.0) << 1
+}
+
+/// What is rung when a mapping call has ended. By the root of the page tables, which is no page of a file.
+pub(crate) fn writer_key<P: Platform>(space: &AddressSpace<P>) -> u64 {
+    page_key(space.page_table().root_frame())
+}
+
+impl<P: Platform> Ticket<'_, P> {
+    /// Whether the call may come again.
+    pub fn is_ready(&self) -> bool {
+        match &self.0 {
+            For::Writer(space, turn) => space.turn() != *turn,
+            For::Page(page) => !page.meta().flags().contains(FrameFlags::FILLING),
+        }
+    }
+    /// What [`Platform::ready`] is called with when it is ready, and perhaps at other times.
+    pub fn key(&self) -> u64 {
+        match &self.0 {
+            For::Writer(space, _) => writer_key(space),
+            For::Page(page) => page_key(page.pfn()),
+        }
+    }
+    fn platform(&self) -> &'static P {
+        match &self.0 {
+            For::Writer(space, _) => space.platform(),
+            For::Page(page) => page.platform(),
+        }
+    }
+}
+
+impl<P: Platform> Awaited for Ticket<'_, P> {
+    fn is_ready(&self) -> bool {
+        Ticket::is_ready(self)
+    }
+    fn key(&self) -> u64 {
+        Ticket::key(self)
+    }
+    fn bells(&self) -> &Bells {
+        &self.platform().vm().bells
+    }
+    fn undisturbed<T>(&self, f: impl FnOnce() -> T) -> T {
+        let p = self.platform();
+        p.enter();
+        let answer = f();
+        p.leave();
+        answer
+    }
+    fn relax(&self) {
+        self.platform().relax();
+    }
+}
+
+impl<'a, P: Platform> IntoFuture for Ticket<'a, P> {
+    type Output = Self;
+    type IntoFuture = Wait<Self>;
+    fn into_future(self) -> Wait<Self> {
+        Wait::new(self)
+    }
+}
+
+impl<P: Platform> fmt::Debug for Ticket<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            For::Writer(_, turn) => write!(f, "mapping call {turn}"),
+            For::Page(page) => write!(f, "{page:?} being read"),
+        }
+    }
+}
