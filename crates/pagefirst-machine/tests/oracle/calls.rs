@@ -172,6 +172,10 @@ impl Space {
         let (on, off) = match advice {
             Advice::Huge => (VmaFlags::HUGE, VmaFlags::NO_HUGE),
             Advice::NoHuge => (VmaFlags::NO_HUGE, VmaFlags::HUGE),
+            Advice::DontFork => (VmaFlags::DONT_FORK, VmaFlags::empty()),
+            Advice::DoFork => (VmaFlags::empty(), VmaFlags::DONT_FORK),
+            Advice::WipeOnFork => (VmaFlags::WIPE_ON_FORK, VmaFlags::empty()),
+            Advice::KeepOnFork => (VmaFlags::empty(), VmaFlags::WIPE_ON_FORK),
         };
         let mut next = self.areas.clone();
         if next.change(range.clone(), |area| Area { flags: (area.flags - off) | on, ..area }) {

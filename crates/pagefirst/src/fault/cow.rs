@@ -87,7 +87,8 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         Look::Need(Need::Settle)
     }
 
-    /// The flush of a copy that was stored read-only is done: makes it writable, if it is still there and may be.
+    /// The flush of a copy that was stored read-only is done: makes it writable, if it is still there and may be. It may
+    /// not if a fork has shared it since.
     #[cold]
     pub(super) fn settle_copy(&mut self) -> Look<'a, P> {
         let table = self.space.page_table();
@@ -98,6 +99,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             && let Walk::Seen(slot) | Walk::Huge(slot) = table.walk(self.pin, self.addr)
             && P::Format::frame(slot.raw(), slot.level()) == Some(copy.pfn())
             && let Ok(mut slot) = slot.lock(|| !vma.is_retired())
+            && (copy.is_exclusive() || cfg!(mutant = "settle_shared_copy"))
         {
             slot.widen(WRITTEN);
             huge = slot.level() > 0;

@@ -3,14 +3,14 @@
 use super::{Bus, FaultError, For, Outcome, Ticket, huge};
 use crate::arch::Format;
 use crate::file::{FileCache, ReadError};
-use crate::frame::{Frame, Part};
+use crate::frame::{Frame, FrameMeta, Part};
 use crate::mem::Shared;
 use crate::platform::Platform;
 use crate::space::{AddressSpace, Grown};
 use crate::sync::atomic::Relaxed;
 use crate::table::{Pass, Reserve, Stock};
 use crate::tlb::{Gather, SmallGather};
-use crate::types::{NoMemory, VirtAddr, VirtRange};
+use crate::types::{NoMemory, Pfn, VirtAddr, VirtRange};
 
 /// What is missing.
 pub(crate) enum Need<P: Platform> {
@@ -24,6 +24,8 @@ pub(crate) enum Need<P: Platform> {
     Page(Shared<P, FileCache<P>>, u64),
     /// So many tables.
     Tables(u8),
+    /// The huge page at the address in small ones: there is no other for a copy.
+    Split,
     /// A flush of what an entry at this level, or a huge page, spans around the address: something that maps it in the
     /// other size was taken out and is not flushed yet. See [`Refused::Unflushed`](crate::table::Refused::Unflushed).
     FlushBefore(u64, u8),
@@ -96,6 +98,19 @@ impl<'a, P: Platform> Hand<'a, P> {
         }
     }
 
+    /// Whether a copy of what an entry at `level` maps at `pfn` is in hand.
+    pub fn has_copy(&self, pfn: Pfn, level: u8) -> bool {
+        let fits = |fresh: &Fresh<P>| {
+            fresh.level == level && fresh.copy_of.as_ref().is_some_and(|of| of.pfn() == pfn)
+        };
+        self.fresh.as_ref().is_some_and(fits)
+    }
+    /// How many references to this page are in hand.
+    pub fn references_to(&self, page: &FrameMeta) -> u32 {
+        let held = self.held.as_ref().map(|held| &held.page);
+        let is_it = |part: &&Part<P>| core::ptr::eq(part.folio().meta(), page);
+        [held, self.copied()].into_iter().flatten().filter(is_it).count() as u32
+    }
     /// What a copy is in hand of.
     pub fn copied(&self) -> Option<&Part<P>> {
         self.fresh.as_ref()?.copy_of.as_ref()
@@ -137,13 +152,15 @@ impl<'a, P: Platform> Hand<'a, P> {
     /// held.
     #[inline]
     pub fn copy_now(&mut self, p: &'static P, source: Part<P>) -> Result<(), Need<P>> {
+        debug_assert_eq!(source.order(), 0);
         let Ok(page) = Frame::new(p) else { return Err(Need::Copy(source)) };
         self.copy(page, source);
         Ok(())
     }
     fn copy(&mut self, mut page: Frame<P>, source: Part<P>) {
         page.copy_of(&source);
-        self.fresh = Some(Fresh { page, copy_of: Some(source), level: 0 });
+        let level = source.order() / P::Format::BITS as u8;
+        self.fresh = Some(Fresh { page, copy_of: Some(source), level });
     }
 
     /// Gets what is missing, unpinned and unlocked.
@@ -168,10 +185,12 @@ impl<'a, P: Platform> Hand<'a, P> {
             Need::FlushBefore(taken, level) => {
                 self.gather.flush_before(P::Format::span_of(addr, level.max(huge::LEVEL)), taken);
             }
-            Need::Copy(source) => {
+            Need::Copy(source) if source.order() == 0 => {
                 let page = self.page(p)?;
                 self.copy(page, source);
             }
+            Need::Copy(source) => self.huge_copy(space, source),
+            Need::Split => self.split(space, addr)?,
             Need::Page(file, index) => self.read(p, &file, index)?,
             Need::Tables(n) => self.tables(p, n)?,
             Need::Flush(seen) => {
@@ -209,6 +228,34 @@ impl<'a, P: Platform> Hand<'a, P> {
         }
     }
 
+    #[cold]
+    fn huge_copy(&mut self, space: &AddressSpace<P>, source: Part<P>) {
+        self.fresh = None;
+        match Frame::block(space.platform(), source.order()) {
+            Ok(page) => self.copy(page, source),
+            Err(NoMemory) => self.fall_back(space),
+        }
+    }
+
+    #[cold]
+    fn split(&mut self, space: &'a AddressSpace<P>, addr: VirtAddr) -> Result<(), Outcome<'a, P>> {
+        match space.split_huge(addr) {
+            Some(Ok(())) => Ok(()),
+            Some(Err(NoMemory)) => Err(Outcome::Error(FaultError::NoMemory)),
+            None => self.wait_for_writer(space),
+        }
+    }
+
+    /// A mapping call is at work.
+    fn wait_for_writer(&self, space: &'a AddressSpace<P>) -> Result<(), Outcome<'a, P>> {
+        let turn = space.turn();
+        if turn % 2 == 1 {
+            return Err(Outcome::Blocked(Ticket(For::Writer(space, turn))));
+        }
+        space.platform().relax();
+        Ok(())
+    }
+
     /// A huge page was wanted and none can be had.
     #[cold]
     fn fall_back(&mut self, space: &AddressSpace<P>) {
@@ -244,13 +291,7 @@ impl<'a, P: Platform> Hand<'a, P> {
             Grown::Again => {}
             Grown::No => self.grown = true,
             Grown::NoMemory => return Err(Outcome::Error(FaultError::NoMemory)),
-            Grown::Busy => {
-                let turn = space.turn();
-                if turn % 2 == 1 {
-                    return Err(Outcome::Blocked(Ticket(For::Writer(space, turn))));
-                }
-                space.platform().relax();
-            }
+            Grown::Busy => return self.wait_for_writer(space),
         }
         Ok(())
     }

@@ -1,4 +1,10 @@
 //! A write to a page that is mapped read-only.
+//!
+//! Private memory that is exclusive is made writable where it is. What is not was shared by a fork: it is made exclusive
+//! again, and writable, if by now nothing but this mapping refers to it, no more references than are known; a reference
+//! may be somebody's who reads by it, after the process that it was taken from has unmapped the page (CVE-2020-29374).
+//! Otherwise it is copied. A huge page that is shared is copied whole if a huge page can be had, and if not its entry is
+//! split, and the small page copied.
 
 use super::hand::{Need, Why};
 use super::{Bus, Fault, FaultError, Look, Outcome};
@@ -37,7 +43,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     /// The page is made writable where it is.
     #[inline]
     fn reuse(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>, pfn: Pfn) -> Look<'a, P> {
-        let Ok(mut slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
+        let Ok(slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
         if let Some(look) = self.flushes(&slot, pfn) {
             return look;
         }
@@ -54,9 +60,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             }
             meta.set(FrameFlags::DIRTY);
         }
-        slot.widen(Attrs::WRITE | Attrs::ACCESSED | Attrs::DIRTY);
-        slot.tally(FaultKind::Reuse);
-        Look::mapped(self.hand.major, slot.level() > 0, 0)
+        self.widen(slot)
     }
 
     /// A cleared page takes the place of a zero page.
@@ -78,17 +82,31 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         }
     }
 
-    /// A copy takes the place of a page that others see.
+    /// A copy takes the place of a page that others see, unless nobody does any more.
     #[inline]
     fn unshare(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>, pfn: Pfn) -> Look<'a, P> {
         let Ok(slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
         if let Some(look) = self.flushes(&slot, pfn) {
             return look;
         }
-        if self.hand.copied().is_none_or(|source| source.pfn() != pfn) {
-            return self.held(&slot, pfn).map_or(Look::Again, |page| Look::Need(Need::Copy(page)));
+        let (p, level) = (self.pin.platform(), slot.level());
+        let meta = p.meta(head_of(p, pfn));
+        if meta.flags().contains(FrameFlags::ANON) && meta.try_reuse(self.hand.references_to(meta)) {
+            return self.widen(slot);
         }
-        self.replace(vma, slot, pfn)
+        if self.hand.has_copy(pfn, level) {
+            return self.replace(vma, slot, pfn);
+        }
+        if level > 0 && self.hand.small {
+            return Look::Need(Need::Split);
+        }
+        self.held(&slot, pfn).map_or(Look::Again, |page| Look::Need(Need::Copy(page)))
+    }
+
+    fn widen(&self, mut slot: Slot<'f, P, Locked<'f, P>>) -> Look<'a, P> {
+        slot.widen(Attrs::WRITE | Attrs::ACCESSED | Attrs::DIRTY);
+        slot.tally(FaultKind::Reuse);
+        Look::mapped(self.hand.major, slot.level() > 0, 0)
     }
 
     /// What the locked slot maps, at `pfn`, and a reference to it: it is mapped, so it is not free.

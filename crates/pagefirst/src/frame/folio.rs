@@ -117,6 +117,18 @@ impl<P: Platform> Part<P> {
     pub fn order(&self) -> u8 {
         self.order
     }
+    /// Whether it is private memory that nobody else can reach by a mapping.
+    pub fn is_exclusive(&self) -> bool {
+        self.folio.meta().flags().contains(FrameFlags::ANON | FrameFlags::EXCLUSIVE)
+    }
+    /// Its index in its owner.
+    pub fn index(&self) -> u64 {
+        self.folio.meta().index() + (self.first.0 - self.folio.pfn().0) as u64
+    }
+    /// One of its frames.
+    pub fn small(&self, i: u32) -> Part<P> {
+        Part { folio: self.folio.another(), first: self.first.add(i), order: 0 }
+    }
     /// The numbers of all its frames.
     pub fn frames(&self) -> impl Iterator<Item = Pfn> + use<P> {
         let first = self.first;

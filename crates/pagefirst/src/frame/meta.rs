@@ -3,7 +3,7 @@
 //! References and map counts share one atomic word, so that taking a mapping is one read-modify-write. Both
 //! saturate: a count that reaches its limit is never moved again, and the frame is never freed.
 
-use crate::sync::atomic::{AcqRel, AtomicPtr, AtomicU32, AtomicU64, Relaxed};
+use crate::sync::atomic::{AcqRel, AtomicPtr, AtomicU32, AtomicU64, Relaxed, SeqCst, fence};
 use core::sync::atomic::Ordering;
 
 bitflags::bitflags! {
@@ -41,6 +41,8 @@ bitflags::bitflags! {
     }
 }
 
+/// The most pins that are counted: what the low half of a link holds.
+const MAX_PINS: u32 = 0xffff;
 const REF: u64 = 1;
 const MAP: u64 = 1 << 32;
 const LIMIT: u32 = 1 << 31;
@@ -181,6 +183,49 @@ impl FrameMeta {
         let taken = self.take((REF + MAP) * n as u64);
         debug_assert!(taken, "mapped and free");
     }
+    /// Takes a mapping of a page of private memory for another space, which makes it one that is shared: exclusive no more.
+    /// False, with nothing changed, if it is pinned. Called under the lock of the table whose entry maps it here.
+    #[inline]
+    pub(crate) fn try_share(&self) -> bool {
+        if self.flags().contains(FrameFlags::EXCLUSIVE) {
+            if self.pins() > 0 && !cfg!(mutant = "fork_shares_pinned") {
+                return false;
+            }
+            self.clear(FrameFlags::EXCLUSIVE);
+            // Entries of one folio may be in several tables: who pins it by another looks at the flag after it counted.
+            if self.order() > 0 {
+                fence(SeqCst);
+                if self.pins() > 0 {
+                    self.set(FrameFlags::EXCLUSIVE);
+                    return false;
+                }
+            }
+        }
+        self.take(REF + MAP)
+    }
+    /// Makes a page of private memory exclusive if nothing refers to it but one mapping, whose table the caller has
+    /// locked, and `held` references of the caller's. Meanwhile nobody can take another: whoever comes later, to read it,
+    /// finds a page that its one owner may write.
+    #[must_use]
+    pub(crate) fn try_reuse(&self, held: u32) -> bool {
+        let expected = REF * (1 + held as u64) + MAP;
+        if cfg!(mutant = "reuse_by_map_count") {
+            if self.counts().maps != 1 {
+                return false;
+            }
+        } else if self.counts.compare_exchange(expected, 0, AcqRel, Relaxed).is_err() {
+            return false;
+        }
+        self.set(FrameFlags::EXCLUSIVE);
+        if !cfg!(mutant = "reuse_by_map_count") {
+            self.counts.store(expected, Ordering::Release);
+        }
+        true
+    }
+    /// Pins, on the head of what is pinned.
+    pub(crate) fn pins(&self) -> u32 {
+        self.link.load(Relaxed) & MAX_PINS
+    }
     /// Counts the first mapping of a page that the caller owns alone, whose reference becomes the mapping's. Others may
     /// have taken it for the page it was before, and will let go of it: their counts are few.
     #[inline]
@@ -270,6 +315,22 @@ mod tests {
         assert!(!m.unmap_many(1));
         assert!(m.put());
         assert_eq!(m.counts(), Counts { refs: 0, maps: 0 });
+    }
+
+    #[test]
+    fn r12_a_page_is_reused_by_its_last_mapping_alone() {
+        let m = FrameMeta::default();
+        m.reset(FrameFlags::ANON | FrameFlags::EXCLUSIVE, 0);
+        m.adopt();
+        m.map_first();
+        assert!(m.try_share());
+        assert_eq!((m.counts(), m.flags()), (Counts { refs: 2, maps: 2 }, FrameFlags::ANON));
+        assert!(!m.try_reuse(0));
+        assert!(m.try_get() && !m.unmap_many(1), "unmapped by the other, and read by somebody");
+        assert!(!m.try_reuse(0));
+        assert!(m.try_reuse(1), "by the one who reuses it");
+        assert_eq!((m.counts(), m.pins()), (Counts { refs: 2, maps: 1 }, 0));
+        assert!(m.flags().contains(FrameFlags::EXCLUSIVE));
     }
 
     #[test]

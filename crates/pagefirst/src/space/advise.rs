@@ -1,7 +1,7 @@
 //! Advice.
 
 use super::change::Change;
-use super::{AddressSpace, MapError, Vma, VmaFlags};
+use super::{AddressSpace, Backing, MapError, Vma, VmaFlags};
 use crate::platform::Platform;
 use crate::table::Pass;
 use crate::tlb::Gather;
@@ -19,13 +19,23 @@ pub enum Advice {
     /// Huge pages are not wanted (`MADV_NOHUGEPAGE`). Those that are there stay, but for those that reach beyond the
     /// range: they are split.
     NoHuge,
+    /// The child of a fork does not get the mapping (`MADV_DONTFORK`): for memory that a device is about to write to.
+    DontFork,
+    /// It does, which is the rule (`MADV_DOFORK`).
+    DoFork,
+    /// The child of a fork finds the mapping empty (`MADV_WIPEONFORK`): for secrets, and seeds of random numbers. Private
+    /// anonymous memory only.
+    WipeOnFork,
+    /// It finds what its parent had, which is the rule (`MADV_KEEPONFORK`).
+    KeepOnFork,
 }
 
 impl<P: Platform> AddressSpace<P> {
     /// Takes advice on `len` bytes from `start`, rounded up to whole pages. It becomes a property of the mappings.
     ///
     /// # Errors
-    /// [`MapError`], [`NotMapped`](MapError::NotMapped) with the first hole among them; nothing has changed then.
+    /// [`MapError`], [`NotMapped`](MapError::NotMapped) with the first hole among them, [`Invalid`](MapError::Invalid) for
+    /// memory that cannot be wiped; nothing has changed then.
     pub fn advise(&self, start: VirtAddr, len: u64, advice: Advice) -> Result<(), MapError> {
         let range = self.check_range(start, len)?;
         let mut writing = self.write();
@@ -33,7 +43,17 @@ impl<P: Platform> AddressSpace<P> {
         let advised = |flags: VmaFlags| match advice {
             Advice::Huge => (flags - VmaFlags::NO_HUGE) | VmaFlags::HUGE,
             Advice::NoHuge => (flags - VmaFlags::HUGE) | VmaFlags::NO_HUGE,
+            Advice::DontFork => flags | VmaFlags::DONT_FORK,
+            Advice::DoFork => flags - VmaFlags::DONT_FORK,
+            Advice::WipeOnFork => flags | VmaFlags::WIPE_ON_FORK,
+            Advice::KeepOnFork => flags - VmaFlags::WIPE_ON_FORK,
         };
+        let of_file = |vma: &Vma<P>| !vma.is_private() || !matches!(vma.backing, Backing::Anonymous);
+        if advice == Advice::WipeOnFork
+            && let Some(vma) = self.tree.overlapping(range).find(|vma| of_file(vma))
+        {
+            return Err(MapError::Invalid(vma.range.intersect(range)));
+        }
         if self.tree.overlapping(range).all(|vma| advised(vma.flags) == vma.flags) {
             return Ok(());
         }

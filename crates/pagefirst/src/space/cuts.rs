@@ -6,6 +6,7 @@ use crate::arch::Format;
 use crate::platform::Platform;
 use crate::sync::epoch::Pin;
 use crate::table::Stock;
+use crate::tlb::Gather;
 use crate::types::{NoMemory, VirtAddr};
 
 impl<P: Platform> AddressSpace<P> {
@@ -17,6 +18,18 @@ impl<P: Platform> AddressSpace<P> {
             at.iter().map(|at| self.tables_for_cut(&pin, *at)).sum()
         };
         Stock::new(self.p, tables)
+    }
+
+    /// Splits the huge page at `addr`, if there is one still, for a fault: with nothing locked or pinned. `None` while a
+    /// mapping call is at work.
+    pub(crate) fn split_huge(&self, addr: VirtAddr) -> Option<Result<(), NoMemory>> {
+        let _writing = self.try_write()?;
+        let mut cuts = match Stock::new(self.p, 1) {
+            Ok(cuts) => cuts,
+            Err(error) => return Some(Err(error)),
+        };
+        self.table.split(addr, &mut cuts, &mut Gather::new(&self.table));
+        Some(Ok(()))
     }
 
     fn tables_for_cut(&self, pin: &Pin<P>, at: VirtAddr) -> u64 {

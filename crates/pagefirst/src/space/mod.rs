@@ -10,6 +10,8 @@
 //! | mapping call | | the writer lock | both zap; idempotent |
 //! | DontNeed | | | idempotent |
 //!
+//! Fork is a mapping call that takes nothing away: it holds faults up and then lets them go on (`fork`).
+//!
 //! User copies (`user`) are neither: they use entries that are there, and go by their table's lock alone.
 
 mod advise;
@@ -17,6 +19,7 @@ mod brk;
 mod change;
 mod cuts;
 mod error;
+mod fork;
 mod map;
 mod physical;
 mod protect;
@@ -91,6 +94,16 @@ impl<P: Platform> AddressSpace<P> {
         let tree = VmaTree::new();
         let reserve = tree.reserve(p, 0)?;
         let state = State { bytes: 0, heap: VirtRange::default(), reserve };
+        AddressSpace::with(p, policy, random_gap(p, policy.random_gap), tree, state)
+    }
+    /// A space with these mappings.
+    fn with(
+        p: &'static P,
+        policy: Policy,
+        gap: u64,
+        tree: VmaTree<P>,
+        state: State<P>,
+    ) -> Result<Self, NoMemory> {
         Ok(AddressSpace {
             p,
             table: PageTable::new(p)?,
@@ -98,7 +111,7 @@ impl<P: Platform> AddressSpace<P> {
             writer: Writer::ranked(0, state),
             turn: AtomicU64::new(0),
             policy,
-            gap: random_gap(p, policy.random_gap),
+            gap,
             failures: Failures::default(),
         })
     }

@@ -16,7 +16,7 @@ use crate::types::{PAGE_SHIFT, Pfn, Prot, VirtAddr, VirtRange};
 bitflags::bitflags! {
     /// Properties of a mapping beside its rights.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
-    pub struct VmaFlags: u8 {
+    pub struct VmaFlags: u16 {
         /// Writes go to the file, not to a private copy.
         const SHARED = 1;
         /// A stack: grows down on a fault below it, with a guard gap kept free.
@@ -29,6 +29,10 @@ bitflags::bitflags! {
         const HUGE = 16;
         /// Huge pages are not wanted ([`Advice::NoHuge`](super::Advice::NoHuge)).
         const NO_HUGE = 32;
+        /// Not in the child of a fork ([`Advice::DontFork`](super::Advice::DontFork)).
+        const DONT_FORK = 64;
+        /// Empty in the child of a fork ([`Advice::WipeOnFork`](super::Advice::WipeOnFork)).
+        const WIPE_ON_FORK = 128;
     }
 }
 
@@ -80,9 +84,13 @@ impl<P: Platform> Vma<P> {
         debug_assert!(!range.is_empty());
         Vma { id, range, prot, flags, backing, retired: AtomicU32::new(0) }
     }
-    /// Announces that what the mapping shows is being taken away or changed; for ever.
+    /// Announces that what the mapping shows is being taken away or changed; for ever, but for a fork.
     pub(crate) fn retire(&self) {
         self.retired.store(1, Release);
+    }
+    /// Takes it back: nothing was taken away or changed.
+    pub(crate) fn resume(&self) {
+        self.retired.store(0, Release);
     }
     /// Whether that was announced.
     pub fn is_retired(&self) -> bool {

@@ -6,6 +6,7 @@
 //! | `slot` | the lock-free walk and the typed states of a slot | 1 |
 //! | `reserve` | tables owned and not yet published; the caches of zeroed tables | |
 //! | `publish` | `install`: the only way an entry comes into being | 1 |
+//! | `leaf` | a leaf table filled before it is published | 1 |
 //! | `range` | visit every deepest live table of a range, unlink what died | 2, 3 |
 //! | `mapper` | frames that an embedder maps itself, not counted | 1, 2 |
 //! | `edit` | change one entry that is there | 1 |
@@ -22,6 +23,7 @@
 
 mod account;
 mod edit;
+mod leaf;
 mod mapper;
 mod publish;
 mod range;
@@ -36,6 +38,7 @@ mod model;
 
 pub use account::Tables;
 pub(crate) use edit::Accessed;
+pub(crate) use leaf::NewLeaf;
 pub use mapper::{FramesError, Mapper, Translation};
 pub(crate) use publish::install;
 #[cfg(feature = "__baseline")]

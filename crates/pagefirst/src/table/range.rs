@@ -9,7 +9,7 @@
 //! A huge page is an entry like others, of a table further up. One that reaches beyond the range is split first.
 
 use super::record::{Guard, Table};
-use super::{PageTable, Stock, retire, split};
+use super::{PageTable, Stock, retire};
 use crate::arch::Format;
 use crate::platform::{Note, Platform};
 use crate::sync::epoch::Pin;
@@ -98,13 +98,7 @@ impl<P: Platform> PageTable<P> {
         gather: &mut Gather<'_, P>,
     ) {
         while !range.is_empty() {
-            let flow = {
-                let pin = Pin::new(self.platform());
-                let mut descent = Descent { space: self, visitor, gather, flow: Flow::Done };
-                descent.table(self.root(&pin), VirtAddr(0), range);
-                descent.flow
-            };
-            match flow {
+            match self.descend(range, visitor, gather) {
                 Flow::Done => return,
                 Flow::Full(at) => {
                     gather.flush();
@@ -112,11 +106,26 @@ impl<P: Platform> PageTable<P> {
                     range.start = at;
                 }
                 Flow::Split(at) => {
-                    split::split(self, at, cuts, gather);
+                    self.split(at, cuts, gather);
                     range.start = at;
                 }
             }
         }
+    }
+}
+
+impl<P: Platform> PageTable<P> {
+    /// Visits `range`, which is not empty, until the visitor cannot go on: what it says then is seen to by the caller.
+    pub(crate) fn descend<V: Visitor<P>>(
+        &self,
+        range: VirtRange,
+        visitor: &mut V,
+        gather: &mut Gather<'_, P>,
+    ) -> Flow {
+        let pin = Pin::new(self.platform());
+        let mut descent = Descent { space: self, visitor, gather, flow: Flow::Done };
+        descent.table(self.root(&pin), VirtAddr(0), range);
+        descent.flow
     }
 }
 

@@ -21,34 +21,29 @@ use crate::sync::epoch::Pin;
 use crate::tlb::Gather;
 use crate::types::{Pfn, VirtAddr};
 
-/// Splits the huge page mapped at `at`, if there is one, with a table of `cuts`. Called by the space's writer, with no
-/// lock and no pin held.
-pub(super) fn split<P: Platform>(
-    space: &PageTable<P>,
-    at: VirtAddr,
-    cuts: &mut Stock<P>,
-    gather: &mut Gather<'_, P>,
-) {
-    let p = space.platform();
-    let Some(table) = cuts.take() else {
-        unreachable!("a huge page is cut at {at} and no table was reserved")
-    };
-    let Some((level, old)) = announce(space, at, table) else { return cuts.put(table) };
-    gather.touch(P::Format::span_of(at, level));
-    gather.flush();
-
-    let counted = Counted::of(p, old, level);
-    let pieces = Pieces::of(p, old, level);
-    let mut guard = Guard::private(p, table, level - 1, false);
-    for i in 0..P::Format::ENTRIES {
-        set(&mut guard, i, NewEntry { raw: pieces.entry(p, i), counted });
-    }
-    drop(guard);
-    publish(space, at, table, counted);
-    pieces.settle(p);
-}
-
 impl<P: Platform> PageTable<P> {
+    /// Splits the huge page mapped at `at`, if there is one, with a table of `cuts`. Called by the space's writer, with no
+    /// lock and no pin held.
+    pub(crate) fn split(&self, at: VirtAddr, cuts: &mut Stock<P>, gather: &mut Gather<'_, P>) {
+        let p = self.platform();
+        let Some(table) = cuts.take() else {
+            unreachable!("a huge page is cut at {at} and no table was reserved")
+        };
+        let Some((level, old)) = announce(self, at, table) else { return cuts.put(table) };
+        gather.touch(P::Format::span_of(at, level));
+        gather.flush();
+
+        let counted = Counted::of(p, old, level);
+        let pieces = Pieces::of(p, old, level);
+        let mut guard = Guard::private(p, table, level - 1, false);
+        for i in 0..P::Format::ENTRIES {
+            set(&mut guard, i, NewEntry { raw: pieces.entry(p, i), counted });
+        }
+        drop(guard);
+        publish(self, at, table, counted);
+        pieces.settle(p);
+    }
+
     /// The tables that it takes to cut what is mapped at `at`: one for each level of a huge page that `at` is inside of.
     pub(crate) fn tables_to_cut(&self, pin: &Pin<P>, at: VirtAddr) -> u64 {
         match self.walk(pin, at) {

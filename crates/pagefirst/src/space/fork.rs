@@ -1,0 +1,330 @@
+//! Fork: a space that shows what this one shows, its private memory shared until one of the two writes to it.
+//!
+//! The parent's writer lock is held. The child gets VMAs of its own. Faults in the parent are held up from the first entry
+//! on until the flush at the end is done: so what the child sees of private memory is one moment's, and nobody copies, or
+//! makes writable, a page to which a CPU may still have a writable translation. (User copies are not held up: they go
+//! by the entries, as the MMU does.)
+//!
+//! Then the entries of private mappings, table by table. Under the lock of the parent's table, each page of private memory
+//! gets a reference and a mapping more, and stops being exclusive; its entry is made read-only, and the same entry goes
+//! into a leaf table that nobody else sees yet ([`NewLeaf`]). Without the lock, that is then published in the child.
+//! Zero pages and pages of files are left out: the child faults them in again. A pinned page stays the parent's,
+//! exclusive and writable, for a device may write to it; the child gets a copy at once.
+//!
+//! Memory can run out at every step. Then the child goes, and the parent is as it was, but that entries may be read-only
+//! and pages not exclusive: the next write makes them so again, with no copy (`fault::wp`).
+//!
+//! | | fork |
+//! |---|---|
+//! | fault in the parent | its table's lock: before, its entry is copied; after, it finds the VMA held up |
+//! | write by a CPU with a translation from before the flush | to the page that is shared: the child, which does not run yet, sees it too |
+//! | write fault in the parent that was at work before | the page it copied is held, so it is not reused; a copy that fork shared stays read-only |
+//! | mapping call, discard, fork in the parent | the writer lock |
+//! | pin | the table's lock: a pinned page is copied, and one that is shared is made exclusive again before it is pinned |
+//! | exit of either | map counts and references fall after their flush; the last one reuses the page |
+
+use super::tree::{MAX_NEW, VmaTree};
+use super::{AddressSpace, MapError, State, Vma, VmaFlags};
+use crate::arch::{Attrs, Format};
+use crate::frame::{Frame, FrameFlags, Part, head_of};
+use crate::platform::Platform;
+use crate::table::{Counted, Flow, Guard, NewEntry, NewLeaf, PageTable, Reserve, Visitor};
+use crate::tlb::{Gather, NOTHING, SmallGather};
+use crate::types::{NoMemory, PAGE_SIZE, VirtAddr, VirtRange};
+
+const EVERYTHING: VirtRange = VirtRange { start: VirtAddr(0), end: VirtAddr(u64::MAX) };
+
+impl<P: Platform> AddressSpace<P> {
+    /// Makes a space like this one: the same mappings, limits, heap and policy, but for mappings advised
+    /// [`DontFork`](super::Advice::DontFork). Private memory is shared, page by page, until it is written to; that of
+    /// mappings advised [`WipeOnFork`](super::Advice::WipeOnFork) the child finds empty.
+    ///
+    /// Faults in this space are [`Blocked`](crate::fault::Outcome::Blocked) meanwhile.
+    ///
+    /// ```
+    /// use pagefirst::policy::Policy;
+    /// use pagefirst::space::{AddressSpace, Map};
+    /// use pagefirst::types::Prot;
+    /// use pagefirst_machine::{Config, Machine};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let machine: &'static Machine = Machine::new(Config::default());
+    /// let parent = AddressSpace::new(machine, Policy::default())?;
+    /// let at = parent.map(Map::anonymous(4096, Prot::READ | Prot::WRITE))?.range.start;
+    /// parent.copy_out(at, b"before")?;
+    /// let child = parent.fork()?;
+    /// parent.copy_out(at, b"parent")?;
+    /// let mut seen = [0; 6];
+    /// child.copy_in(at, &mut seen)?;
+    /// assert_eq!(&seen, b"before");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`MapError::NoMemory`]; there is no child then, and nothing that this space shows has changed.
+    pub fn fork(&self) -> Result<AddressSpace<P>, MapError> {
+        let writing = self.write();
+        let (tree, bytes) = self.child_mappings()?;
+        let state = State { bytes, heap: writing.state.heap, reserve: tree.reserve(self.p, 0)? };
+        let child = AddressSpace::with(self.p, self.policy, self.gap, tree, state)?;
+        let _held_up = HeldUp::new(self);
+        // Dropped before that: the flush comes first.
+        let mut gather = Gather::new(&self.table);
+        let mut copier = Copier::new(&child.table);
+        for vma in child.tree.overlapping(EVERYTHING) {
+            if vma.is_private() && !vma.flags.contains(VmaFlags::WIPE_ON_FORK) {
+                copier.copy(&self.table, vma.range, &mut gather)?;
+            }
+        }
+        drop(copier);
+        Ok(child)
+    }
+
+    /// The child's mappings, and their bytes.
+    fn child_mappings(&self) -> Result<(VmaTree<P>, u64), NoMemory> {
+        let (p, tree, mut bytes) = (self.p, VmaTree::new(), 0);
+        let mut reserve = tree.reserve(p, MAX_NEW)?;
+        let mut inherited = self
+            .tree
+            .overlapping(EVERYTHING)
+            .filter(|vma| !vma.flags.contains(VmaFlags::DONT_FORK))
+            .peekable();
+        while inherited.peek().is_some() {
+            let (mut new, mut n, mut range) = ([const { None }; MAX_NEW], 0, NOTHING);
+            for vma in inherited.by_ref().take(MAX_NEW) {
+                let slot = p.vm().or_drain(p, || p.vm().vmas.reserve())?;
+                let id = p.vm().new_id();
+                new[n] = Some(slot.fill(Vma::new(id, vma.range, vma.prot, vma.flags, vma.backing.clone())));
+                n += 1;
+                range = range.union(vma.range);
+                bytes += vma.range.len();
+            }
+            reserve.refill(p, &tree, n)?;
+            tree.replace(range, &mut new[..n], &mut reserve);
+        }
+        Ok((tree, bytes))
+    }
+}
+
+/// While it lives, faults in the space's mappings wait for the mapping call that made it.
+struct HeldUp<'a, P: Platform>(&'a AddressSpace<P>);
+
+impl<'a, P: Platform> HeldUp<'a, P> {
+    fn new(space: &'a AddressSpace<P>) -> Self {
+        space.tree.overlapping(EVERYTHING).for_each(|vma| vma.retire());
+        HeldUp(space)
+    }
+}
+
+impl<P: Platform> Drop for HeldUp<'_, P> {
+    fn drop(&mut self) {
+        self.0.tree.overlapping(EVERYTHING).for_each(|vma| vma.resume());
+    }
+}
+
+/// What must be had before the copying goes on.
+enum Want<P: Platform> {
+    /// A leaf table, with those above it; what was filled is published first.
+    Tables,
+    /// A copy of what is pinned, mapped at this address with these attributes.
+    Copy(VirtAddr, Part<P>, Attrs),
+}
+
+/// Copies the entries of one space to another, which nobody uses yet.
+pub(crate) struct Copier<'a, P: Platform> {
+    p: &'static P,
+    child: &'a PageTable<P>,
+    /// Nothing that was mapped in the child is taken out.
+    gather: SmallGather<'a, P>,
+    reserve: Reserve<P>,
+    /// The leaf table that is being filled.
+    leaf: Option<NewLeaf<P>>,
+    /// A huge page's entry on its way to the child: its address, its level, its bits.
+    huge: Option<(VirtAddr, u8, u64)>,
+    /// A copy, and what it is a copy of.
+    copy: Option<(Frame<P>, Part<P>)>,
+    want: Want<P>,
+}
+
+fn read_only<F: Format>(raw: u64) -> u64 {
+    F::with_attrs(raw, F::attrs(raw) - Attrs::WRITE)
+}
+
+impl<'a, P: Platform> Copier<'a, P> {
+    pub fn new(child: &'a PageTable<P>) -> Self {
+        let p = child.platform();
+        Copier {
+            p,
+            child,
+            gather: Gather::small(child),
+            reserve: Reserve::new(p),
+            leaf: None,
+            huge: None,
+            copy: None,
+            want: Want::Tables,
+        }
+    }
+
+    /// Copies the entries in `range` of the parent. What must be flushed there is in `gather`.
+    pub fn copy(
+        &mut self,
+        parent: &PageTable<P>,
+        mut range: VirtRange,
+        gather: &mut Gather<'_, P>,
+    ) -> Result<(), NoMemory> {
+        while let Flow::Full(at) = parent.descend(range, self, gather) {
+            range.start = self.prepare(at)?;
+            if range.is_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+    /// Gets what is missing, with nothing locked or pinned, to go on at `at`; tells where to go on.
+    fn prepare(&mut self, at: VirtAddr) -> Result<VirtAddr, NoMemory> {
+        match core::mem::replace(&mut self.want, Want::Tables) {
+            Want::Tables => self.tables().map(|()| at),
+            Want::Copy(va, part, attrs) => self.copy_pinned(va, part, attrs).map(|end| end.unwrap_or(at)),
+        }
+    }
+    fn tables(&mut self) -> Result<(), NoMemory> {
+        self.publish();
+        let (p, reserve) = (self.p, &mut self.reserve);
+        p.vm().or_drain(p, || reserve.refill(P::Format::LEVELS - 1))
+    }
+    /// The reserve had tables for it before it was begun.
+    fn publish(&mut self) {
+        if let Some(leaf) = self.leaf.take() {
+            leaf.publish(self.child, &mut self.reserve, &mut self.gather);
+        }
+        if let Some((va, level, raw)) = self.huge.take() {
+            let entry = NewEntry { raw, counted: Counted::Anon };
+            self.child.put(va, level, entry, &mut self.reserve, &mut self.gather);
+        }
+    }
+
+    /// Whether there are tables for the entry of a page at `va`, in a table at `level`.
+    fn is_ready(&self, va: VirtAddr, level: u8) -> bool {
+        let is_open = self.leaf.as_ref().is_some_and(|leaf| level == 0 && leaf.base() == base::<P>(va));
+        let idle = self.leaf.is_none() && self.huge.is_none();
+        is_open || idle && self.reserve.len() >= P::Format::LEVELS - 1
+    }
+
+    /// Puts an entry for a page whose mapping is counted into what becomes the child's.
+    #[inline]
+    fn put(&mut self, va: VirtAddr, level: u8, raw: u64) {
+        if level > 0 {
+            self.huge = Some((va, level, raw));
+            return;
+        }
+        let (p, reserve) = (self.p, &mut self.reserve);
+        let leaf = match &mut self.leaf {
+            Some(leaf) => leaf,
+            none => none.insert(NewLeaf::open(p, base::<P>(va), reserve).expect("`is_ready` counted them")),
+        };
+        leaf.set(va, raw);
+    }
+
+    /// A copy of what is pinned. Where no huge page can be had for it, it is copied to small ones, and the answer is where
+    /// to go on.
+    #[cold]
+    fn copy_pinned(
+        &mut self,
+        va: VirtAddr,
+        part: Part<P>,
+        attrs: Attrs,
+    ) -> Result<Option<VirtAddr>, NoMemory> {
+        let p = self.p;
+        let frame = match part.order() {
+            0 => p.vm().frame(p).map(Some)?,
+            order => Frame::block(p, order).ok(),
+        };
+        if let Some(mut frame) = frame {
+            frame.copy_of(&part);
+            self.copy = Some((frame, part));
+            return Ok(None);
+        }
+        self.tables()?;
+        let mut at = va;
+        for i in 0..1 << part.order() {
+            let mut frame = p.vm().frame(p)?;
+            let small = part.small(i);
+            frame.copy_of(&small);
+            self.put_copy(at, 0, frame, &small, attrs);
+            at = VirtAddr(at.0 + PAGE_SIZE);
+        }
+        Ok(Some(at))
+    }
+    /// The entry of a page that is the child's alone.
+    #[cold]
+    fn put_copy(&mut self, va: VirtAddr, level: u8, frame: Frame<P>, of: &Part<P>, attrs: Attrs) {
+        if attrs.contains(Attrs::EXEC) {
+            frame.frames().for_each(|pfn| self.p.sync_instructions(pfn));
+        }
+        frame.make_anonymous(of.index());
+        frame.meta().map_first();
+        self.put(va, level, P::Format::leaf(frame.into_held(), level, attrs));
+    }
+}
+
+/// What is filled is published, though it be for a child that cannot be finished: its entries are counted.
+impl<P: Platform> Drop for Copier<'_, P> {
+    fn drop(&mut self) {
+        self.publish();
+    }
+}
+
+impl<P: Platform> Visitor<P> for Copier<'_, P> {
+    #[inline(always)]
+    fn leaf(&mut self, guard: &mut Guard<'_, P>, range: VirtRange, gather: &mut Gather<'_, P>) -> Flow {
+        let (p, level) = (self.p, guard.table().level());
+        if !self.is_ready(range.start, level) {
+            return Flow::Full(range.start);
+        }
+        let (mut va, size) = (range.start, P::Format::span(level));
+        let mut touched = NOTHING;
+        let mut flow = Flow::Done;
+        let mut left = guard.entries();
+        for index in P::Format::slots(range, level) {
+            let raw = guard.entry(index);
+            left -= (raw != 0) as u64;
+            if let Some(pfn) = P::Format::frame(raw, level)
+                && !P::Format::attrs(raw).contains(Attrs::SPECIAL)
+                && let meta = p.meta(head_of(p, pfn))
+                && meta.flags().contains(FrameFlags::ANON)
+            {
+                let attrs = P::Format::attrs(raw);
+                if meta.try_share() {
+                    let mut raw = raw;
+                    if attrs.contains(Attrs::WRITE) {
+                        raw = read_only::<P::Format>(guard.update(index, read_only::<P::Format>));
+                        touched = VirtRange { start: touched.start.min(va), end: VirtAddr(va.0 + size) };
+                    }
+                    self.put(va, level, raw);
+                } else if let Some((frame, of)) = self.copy.take_if(|(_, of)| of.pfn() == pfn) {
+                    self.put_copy(va, level, frame, &of, attrs);
+                } else {
+                    let part = Part::try_get(p, pfn, P::Format::BITS as u8 * level);
+                    self.want = part.map_or(Want::Tables, |part| Want::Copy(va, part, attrs));
+                    flow = Flow::Full(va);
+                    break;
+                }
+            }
+            if left == 0 {
+                break;
+            }
+            va.0 += size;
+        }
+        gather.touch(touched);
+        flow
+    }
+    fn splits(&self, _: VirtRange, _: VirtRange) -> bool {
+        false
+    }
+}
+
+/// The first address of the leaf table for `va`.
+fn base<P: Platform>(va: VirtAddr) -> VirtAddr {
+    P::Format::span_of(va, 1).start
+}

@@ -1,0 +1,87 @@
+//! A table for small pages that is filled before anybody sees it, entry by entry, and then published whole: the copy of
+//! another space's. It comes into the tables as every entry does, by [`install`].
+
+use super::publish::{Batch, NewEntry, install, set};
+use super::record::{Counted, FaultKind, Guard};
+use super::slot::Walk;
+use super::{PageTable, Reserve};
+use crate::arch::Format;
+use crate::platform::Platform;
+use crate::sync::epoch::Pin;
+use crate::tlb::Gather;
+use crate::types::VirtAddr;
+
+/// A table for small pages in the making. It is opened for an entry, and ends published.
+#[must_use = "its entries are counted"]
+pub(crate) struct NewLeaf<P: Platform> {
+    guard: Guard<'static, P>,
+    base: VirtAddr,
+}
+
+impl<P: Platform> NewLeaf<P> {
+    /// One for the addresses from `base` on; `None` when the reserve has no table.
+    pub fn open(p: &'static P, base: VirtAddr, reserve: &mut Reserve<P>) -> Option<Self> {
+        Some(NewLeaf { guard: Guard::private(p, reserve.take()?, 0, false), base })
+    }
+    /// Its first address.
+    pub fn base(&self) -> VirtAddr {
+        self.base
+    }
+    /// Puts in the entry of a page of private memory; its mapping is counted.
+    #[inline]
+    pub fn set(&mut self, va: VirtAddr, raw: u64) {
+        set(&mut self.guard, P::Format::index(va, 0), NewEntry { raw, counted: Counted::Anon });
+    }
+    /// Makes it visible in a space that nobody else uses, with what tables are missing above it, which are in `reserve`.
+    pub fn publish(self, space: &PageTable<P>, reserve: &mut Reserve<P>, gather: &mut Gather<'_, P>) {
+        let NewLeaf { guard, base } = self;
+        debug_assert!(guard.entries() > 0, "no table without an entry");
+        let raw = P::Format::table(guard.table().pfn());
+        drop(guard);
+        space.put(base, 1, NewEntry { raw, counted: Counted::Nothing }, reserve, gather);
+        space.count_published(0, 1);
+    }
+}
+
+/// An entry that rests on nothing that could go away.
+struct One {
+    va: VirtAddr,
+    level: u8,
+    entry: Option<NewEntry>,
+}
+
+impl Batch for One {
+    fn va(&self) -> VirtAddr {
+        self.va
+    }
+    fn level(&self) -> u8 {
+        self.level
+    }
+    fn is_current(&self) -> bool {
+        true
+    }
+    fn entry(&mut self, _: VirtAddr) -> Option<NewEntry> {
+        self.entry.take()
+    }
+    fn kind(&self) -> Option<FaultKind> {
+        None
+    }
+}
+
+impl<P: Platform> PageTable<P> {
+    /// Installs an entry at `level` in a space that nobody else uses, where nothing is mapped.
+    pub(crate) fn put(
+        &self,
+        va: VirtAddr,
+        level: u8,
+        entry: NewEntry,
+        reserve: &mut Reserve<P>,
+        gather: &mut Gather<'_, P>,
+    ) {
+        let pin = Pin::new(self.p);
+        let Walk::Nothing(slot) = self.walk(&pin, va) else { unreachable!("something is mapped at {va}") };
+        let mut batch = One { va, level, entry: Some(entry) };
+        let done = install(self, &pin, slot, &mut batch, reserve, gather);
+        assert!(done.is_ok(), "nothing is in the way at {va}: {done:?}");
+    }
+}
