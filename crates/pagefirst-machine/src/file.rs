@@ -1,6 +1,6 @@
 //! Files for the machine's file mappings: in memory, or on the host's disk.
 
-use pagefirst::file::{File, FillGuard, Io, IoError};
+use pagefirst::file::{File, FillGuard, Hint, Io, IoError, Shmem, ShmemHuge};
 use pagefirst::types::PAGE_SIZE;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +28,8 @@ struct Inner {
     id: u64,
     body: Body,
     tracks_writes: bool,
+    /// Which folios it wants.
+    folios: Shmem,
     failing: Mutex<BTreeSet<u64>>,
     reads: AtomicU64,
     writes: AtomicU64,
@@ -39,6 +41,8 @@ enum Body {
     Memory { stored: Mutex<Stored>, unwritten: Unwritten },
     /// A file of the host.
     Host(std::fs::File),
+    /// Memory and nothing else.
+    Shmem,
 }
 
 enum Unwritten {
@@ -58,7 +62,8 @@ impl MachineFile {
         let id = NEXT.fetch_add(1, Relaxed);
         let failing = Mutex::default();
         let (reads, writes) = (AtomicU64::new(0), AtomicU64::new(0));
-        MachineFile(Arc::new(Inner { id, body, tracks_writes, failing, reads, writes }))
+        let folios = Shmem::new(id, ShmemHuge::Never);
+        MachineFile(Arc::new(Inner { id, body, tracks_writes, folios, failing, reads, writes }))
     }
 
     /// In memory, zero until written. It does not track writes.
@@ -82,6 +87,31 @@ impl MachineFile {
         Self::pattern(move |at| usize::try_from(at).ok().and_then(|i| bytes.get(i).copied()).unwrap_or(0))
     }
 
+    /// A memory file ([`Shmem`]).
+    pub fn shmem(huge: ShmemHuge) -> Self {
+        let mut file = Self::new(Body::Shmem, false);
+        file.inner().folios = Shmem::new(file.id(), huge);
+        file
+    }
+
+    /// The same file, fresh, with folios of at most 2^`order` pages. One that never had any has them within its size.
+    ///
+    /// # Panics
+    /// When the file was cloned before: that is settled when it is made.
+    #[must_use]
+    pub fn with_folios(mut self, order: u8) -> Self {
+        let huge = match self.0.folios.huge() {
+            ShmemHuge::Never => ShmemHuge::WithinSize,
+            huge => huge,
+        };
+        self.inner().folios = Shmem::new(self.0.id, huge).with_order(order);
+        self
+    }
+
+    fn inner(&mut self) -> &mut Inner {
+        Arc::get_mut(&mut self.0).expect("a file not cloned yet")
+    }
+
     /// A file of the host, read and written at offsets. It tracks writes.
     pub fn host(file: std::fs::File) -> Self {
         Self::new(Body::Host(file), true)
@@ -93,7 +123,7 @@ impl MachineFile {
     /// When the file was cloned before: that is settled when it is made.
     #[must_use]
     pub fn with_tracking(mut self, tracks_writes: bool) -> Self {
-        Arc::get_mut(&mut self.0).expect("a file not cloned yet").tracks_writes = tracks_writes;
+        self.inner().tracks_writes = tracks_writes;
         self
     }
 
@@ -121,7 +151,7 @@ impl MachineFile {
     pub fn stored(&self, index: u64) -> Vec<u8> {
         match &self.0.body {
             Body::Memory { stored, .. } => stored.lock().pages.get(&index).cloned().unwrap_or_default(),
-            Body::Host(_) => Vec::new(),
+            Body::Host(_) | Body::Shmem => Vec::new(),
         }
     }
 
@@ -142,7 +172,7 @@ impl MachineFile {
                 Ok(())
             }
             Body::Host(file) if file.metadata()?.len() > size => file.set_len(size),
-            Body::Host(_) => Ok(()),
+            Body::Host(_) | Body::Shmem => Ok(()),
         }
     }
 }
@@ -159,6 +189,7 @@ impl fmt::Debug for MachineFile {
         let kind = match &self.0.body {
             Body::Memory { .. } => "in memory",
             Body::Host(_) => "of the host",
+            Body::Shmem => "that is memory",
         };
         write!(f, "file {} {kind}", self.0.id)
     }
@@ -203,6 +234,7 @@ impl File for MachineFile {
                 }
                 Io::Ready
             }
+            Body::Shmem => self.0.folios.read(index, page),
         }
     }
 
@@ -214,10 +246,19 @@ impl File for MachineFile {
                 Ok(())
             }
             Body::Host(file) => file.write_all_at(bytes, index * PAGE_SIZE).map_err(|_| IoError),
+            Body::Shmem => self.0.folios.write(index, bytes),
         }
     }
 
     fn tracks_writes(&self) -> bool {
         self.0.tracks_writes
+    }
+
+    fn folio_order(&self, index: u64, size: u64, hint: Hint) -> u8 {
+        self.0.folios.folio_order(index, size, hint)
+    }
+
+    fn is_stored(&self) -> bool {
+        !matches!(self.0.body, Body::Shmem)
     }
 }

@@ -28,10 +28,10 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         slot: Slot<'f, P, Nothing>,
     ) -> Look<'a, P> {
         let index = vma.index_of(self.addr);
-        let is_it = |page: &Part<P>| file.is_attached(page.folio().meta(), index);
+        let is_it = |page: &Part<P>| file.has(page, index);
         if !self.hand.copied().is_some_and(is_it) {
             let p = self.pin.platform();
-            let page = file.cursor(self.pin).look(index).and_then(|pfn| Part::try_get(p, pfn, 0));
+            let page = file.cursor(self.pin).look(index).and_then(|found| Part::try_get(p, found.pfn, 0));
             let Some(page) = page.filter(is_it) else { return self.not_there(vma, file) };
             if let Err(need) = self.hand.copy_now(p, page) {
                 return Look::Need(need);

@@ -33,15 +33,16 @@ impl<P: Platform> Pages<'_, P> {
     #[inline(always)]
     fn mapped(&mut self, va: VirtAddr, attrs: Attrs, flags: FrameFlags) -> Option<NewEntry> {
         let index = (va.0 >> PAGE_SHIFT).wrapping_add(self.offset);
-        let pfn = self.pages.look(index)?;
+        let found = self.pages.look(index)?;
+        let (folio, pfn) = (found.folio(), found.pfn);
         // The mapping is counted before the page is validated: who takes it away looks at the count after it
         // announced so (protocol 2).
-        let meta = self.p.meta(pfn);
+        let meta = self.p.meta(folio);
         if !meta.try_map() {
             return None;
         }
-        if !self.file.is_attached(meta, index) {
-            frame::unmap(self.p, pfn);
+        if !self.file.is_attached(folio, pfn, index) {
+            frame::unmap(self.p, folio);
             return None;
         }
         if !flags.is_empty() {
@@ -89,7 +90,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let (p, va, index) = (self.pin.platform(), self.addr.page(), vma.index_of(self.addr));
         let mut pages = file.cursor(self.pin);
         // What is there is validated under the lock. What is not, or not as it has to be, has its reasons.
-        if !pages.look(index).is_some_and(|pfn| file.is_attached(p.meta(pfn), index)) {
+        if !pages.look(index).is_some_and(|found| file.is_attached(found.folio(), found.pfn, index)) {
             return self.not_there(vma, file);
         }
         let (policy, write) = (self.space.policy(), self.access == Access::Write);
@@ -121,7 +122,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             Lookup::Page(_) => Look::Again,
             Lookup::Filling(page) => Look::Done(Outcome::Blocked(Ticket(For::Page(page)))),
             Lookup::BeyondEnd => Look::error(FaultError::Bus(Bus::BeyondEnd)),
-            Lookup::Missing => Look::Need(Need::Page(file.clone(), index)),
+            Lookup::Missing => Look::Need(Need::Page(file.clone(), index, vma.hint())),
         }
     }
 }

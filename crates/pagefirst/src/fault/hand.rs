@@ -2,7 +2,7 @@
 
 use super::{Bus, FaultError, For, Outcome, Ticket, huge};
 use crate::arch::Format;
-use crate::file::{FileCache, ReadError};
+use crate::file::{FileCache, Hint, ReadError};
 use crate::frame::{Frame, FrameMeta, Part};
 use crate::mem::Shared;
 use crate::platform::Platform;
@@ -21,7 +21,7 @@ pub(crate) enum Need<P: Platform> {
     /// A copy of this page.
     Copy(Part<P>),
     /// This page of a file.
-    Page(Shared<P, FileCache<P>>, u64),
+    Page(Shared<P, FileCache<P>>, u64, Hint),
     /// So many tables.
     Tables(u8),
     /// The huge page at the address in small ones: there is no other for a copy.
@@ -191,7 +191,7 @@ impl<'a, P: Platform> Hand<'a, P> {
             }
             Need::Copy(source) => self.huge_copy(space, source),
             Need::Split => self.split(space, addr)?,
-            Need::Page(file, index) => self.read(p, &file, index)?,
+            Need::Page(file, index, hint) => self.read(space, &file, index, hint)?,
             Need::Tables(n) => self.tables(p, n)?,
             Need::Flush(seen) => {
                 let level = seen.order() / P::Format::BITS as u8;
@@ -270,10 +270,21 @@ impl<'a, P: Platform> Hand<'a, P> {
     }
 
     #[cold]
-    fn read(&mut self, p: &'static P, file: &FileCache<P>, index: u64) -> Result<(), Outcome<'a, P>> {
-        match file.read(p, index) {
+    fn read(
+        &mut self,
+        space: &AddressSpace<P>,
+        file: &FileCache<P>,
+        index: u64,
+        hint: Hint,
+    ) -> Result<(), Outcome<'a, P>> {
+        let mut short = false;
+        let read = file.read_hinted(space.platform(), index, hint, &mut short);
+        if short {
+            space.failures.no_huge.fetch_add(1, Relaxed);
+        }
+        match read {
             Ok(page) => {
-                self.hold(page.into(), Why::Read);
+                self.hold(page, Why::Read);
                 self.major = true;
                 Ok(())
             }

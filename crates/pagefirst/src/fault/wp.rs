@@ -55,7 +55,8 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             }
         } else if let Backing::File { file, .. } = &vma.backing {
             // The file may have shrunk since the page was mapped.
-            if !file.is_attached(meta, vma.index_of(self.addr)) {
+            let page = pfn.add(P::Format::pages_into(self.addr, slot.level()));
+            if !file.is_attached(head_of(p, pfn), page, vma.index_of(self.addr)) {
                 return Look::error(FaultError::Bus(Bus::BeyondEnd));
             }
             meta.set(FrameFlags::DIRTY);

@@ -1,14 +1,14 @@
 //! The cache of one file: look-ups, and the validation of a fault. Neither takes a lock.
 
 use super::File as _;
-use super::index::{Cursor, Cut, Index, Writer};
-use crate::frame::{Frame, FrameFlags, FrameMeta};
+use super::index::{Cursor, Cut, Found, Index, Writer};
+use crate::frame::{self, Frame, FrameFlags, FrameMeta, Part};
 use crate::mem::{Pooled, Shared};
 use crate::platform::Platform;
 use crate::sync::Spin;
 use crate::sync::atomic::{Acquire, AtomicU64};
 use crate::sync::epoch::Pin;
-use crate::types::{NoMemory, PAGE_SIZE};
+use crate::types::{NoMemory, PAGE_SIZE, Pfn};
 use core::fmt;
 
 /// The pages of a file that are in memory. It goes away with its last [`Shared`], and its pages with it.
@@ -26,8 +26,8 @@ impl<P: Platform> Pooled for FileCache<P> {}
 /// What a look-up found.
 pub(crate) enum Lookup<P: Platform> {
     /// The page, up to date and attached at that moment.
-    Page(Frame<P>),
-    /// The page, which another is reading in.
+    Page(Part<P>),
+    /// The page's folio, which another is reading in.
     Filling(Frame<P>),
     /// A page in which hardware reported a memory error.
     Poisoned,
@@ -74,9 +74,9 @@ impl<P: Platform> FileCache<P> {
     pub(crate) fn owner(&self) -> *mut () {
         core::ptr::from_ref(self).cast_mut().cast()
     }
-    /// Whether the frame is this cache's page at `index`. Its owner is set after its index, and read before.
-    fn owns(&self, meta: &FrameMeta, index: u64) -> bool {
-        meta.owner() == self.owner() && meta.index() == index
+    /// Whether a folio is this cache's, the first page of it at `index`. Its owner is set after its index, and read before.
+    fn owns(&self, folio: &FrameMeta, index: u64) -> bool {
+        folio.owner() == self.owner() && folio.index() == index
     }
 
     /// Looks the page at `index` up.
@@ -89,21 +89,22 @@ impl<P: Platform> FileCache<P> {
                 return Lookup::BeyondEnd;
             }
             let Some(slot) = self.index.slot(pin, index) else { return Lookup::Missing };
-            let Some(pfn) = slot.load() else { return Lookup::Missing };
-            if let Some(frame) = p.meta(pfn).try_get().then(|| Frame::from_held(p, pfn))
-                && slot.load() == Some(pfn)
-                && self.owns(frame.meta(), index)
+            let Some(found) = slot.load() else { return Lookup::Missing };
+            if let Some(folio) = Frame::try_get(p, found.folio())
+                && slot.load() == Some(found)
+                && folio.order() == found.order
+                && self.owns(folio.meta(), found.indexes(index).start)
             {
-                let flags = frame.meta().flags();
-                if flags.contains(FrameFlags::POISON) {
+                let state =
+                    folio.meta().flags() & (FrameFlags::UP_TO_DATE | FrameFlags::FILLING | FrameFlags::GOING);
+                if p.meta(found.pfn).flags().contains(FrameFlags::POISON) {
                     return Lookup::Poisoned;
                 }
-                let state = flags & (FrameFlags::UP_TO_DATE | FrameFlags::FILLING | FrameFlags::GOING);
                 if state - FrameFlags::FILLING == FrameFlags::UP_TO_DATE {
-                    return Lookup::Page(frame);
+                    return Lookup::Page(Part::of(folio, found.pfn));
                 }
                 if state == FrameFlags::FILLING {
-                    return Lookup::Filling(frame);
+                    return Lookup::Filling(folio);
                 }
             }
             // It is being taken out: a few instructions of whoever holds the lock.
@@ -111,17 +112,50 @@ impl<P: Platform> FileCache<P> {
         }
     }
 
-    /// Whether the frame is this file's page at `index`, and may be mapped.
+    /// Whether the frame `pfn` of a folio is this file's page at `index`, and may be mapped.
     ///
-    /// Called under the table's lock with the page's map count raised before (protocol 1), so that whoever takes
+    /// Called under the table's lock with the folio's map count raised before (protocol 1), so that whoever takes
     /// pages away sees the mapping, or this sees that it is being taken away. The size comes first: a size that
     /// has grown again is stored after the pages from before were taken out.
     #[inline]
-    pub(crate) fn is_attached(&self, meta: &FrameMeta, index: u64) -> bool {
-        let valid = FrameFlags::FILE | FrameFlags::UP_TO_DATE;
+    pub(crate) fn is_attached(&self, folio: Pfn, pfn: Pfn, index: u64) -> bool {
+        let meta = self.p.meta(folio);
         index * PAGE_SIZE < self.size()
-            && self.owns(meta, index)
-            && meta.flags() & (valid | FrameFlags::GOING | FrameFlags::POISON) == valid
+            && meta.owner() == self.owner()
+            && (meta.index() == index && meta.is_single_with(LOOKED_FOR | FrameFlags::POISON, VALID)
+                || self.is_part(folio, pfn, index))
+    }
+    /// The same for a page of a folio of several.
+    #[cold]
+    fn is_part(&self, folio: Pfn, pfn: Pfn, index: u64) -> bool {
+        let (part, found) = (pfn.0.wrapping_sub(folio.0), Found { pfn, order: self.p.meta(folio).order() });
+        let indexes = found.indexes(index);
+        found.order > 0
+            && found.folio() == folio
+            && index - indexes.start == part as u64
+            && self.is_folio_attached(folio, indexes.start)
+            && !self.p.meta(pfn).flags().contains(FrameFlags::POISON)
+    }
+    /// Whether a folio is this file's, the first page of it at `index`, and its pages may be mapped that lie below the
+    /// size, unless hardware reported an error in them.
+    pub(crate) fn is_folio_attached(&self, folio: Pfn, index: u64) -> bool {
+        let meta = self.p.meta(folio);
+        self.owns(meta, index) && meta.flags() & LOOKED_FOR == VALID
+    }
+    /// Whether 2^order pages may be mapped as one, by an entry for a huge page: all of them part of this folio, from `pfn` and
+    /// `index` on, below the size, none of them with an error that hardware reported.
+    pub(crate) fn is_span_attached(&self, folio: Pfn, pfn: Pfn, index: u64, order: u8) -> bool {
+        let meta = self.p.meta(folio);
+        let part = (pfn.0 - folio.0) as u64;
+        // As for a page, the size comes first.
+        index + (1 << order) <= pages_of(self.size())
+            && meta.order() >= order
+            && index.checked_sub(part).is_some_and(|first| self.is_folio_attached(folio, first))
+            && !meta.flags().intersects(FrameFlags::HURT | FrameFlags::POISON)
+    }
+    /// [`is_attached`](Self::is_attached) for a page that is referred to.
+    pub(crate) fn has(&self, page: &Part<P>, index: u64) -> bool {
+        self.is_attached(page.folio().pfn(), page.pfn(), index)
     }
 
     /// A cursor to look at pages one after the other.
@@ -134,58 +168,74 @@ impl<P: Platform> FileCache<P> {
         Cursor::new(&self.index, pin)
     }
 
-    /// Makes a frame that nobody else refers to a page of this file, not attached yet.
-    pub(super) fn prepare(&self, frame: &Frame<P>, index: u64, state: FrameFlags) {
-        let meta = frame.meta();
+    /// Makes a folio that nobody else refers to one of this file, not attached yet.
+    pub(super) fn prepare(&self, folio: &Frame<P>, index: u64, state: FrameFlags) {
+        let (meta, order) = (folio.meta(), folio.order());
+        debug_assert!(index.is_multiple_of(1 << order));
         meta.set_index(index);
         meta.set_owner(self.owner());
-        meta.reset(FrameFlags::FILE | state, 0);
+        meta.reset(FrameFlags::FILE | state, order);
+        frame::link_tails(self.p, folio.pfn());
     }
 
-    /// Takes the page at `index` out; it is `GOING`, so nobody maps it any more.
-    pub(super) fn detach(&self, w: &mut Writer, index: u64, meta: &FrameMeta) -> Option<Out<P>> {
-        debug_assert!(meta.flags().contains(FrameFlags::GOING) && self.owns(meta, index));
-        meta.clear(FrameFlags::UP_TO_DATE);
-        meta.set_owner(core::ptr::null_mut());
-        let (pfn, cut) = self.index.remove(w, index)?;
-        Some(Out { page: Frame::from_held(self.p, pfn), cut })
+    /// Takes a folio out, the first page of it at `index`; it is `GOING`, so nobody maps it any more.
+    pub(super) fn detach(&self, w: &mut Writer, index: u64, folio: &FrameMeta, outs: &mut Outs<P>) {
+        debug_assert!(folio.flags().contains(FrameFlags::GOING) && self.owns(folio, index));
+        folio.clear(FrameFlags::UP_TO_DATE);
+        folio.set_owner(core::ptr::null_mut());
+        let found = self.index.remove(w, index, &mut outs.cut);
+        debug_assert!(found.is_some_and(|found| found.order == folio.order()));
+        if let Some(found) = found {
+            outs.push(Frame::from_held(self.p, found.pfn));
+        }
+    }
+
+    /// Makes a folio into small pages, if only the cache refers to it; the first page of it is at `index`.
+    #[must_use]
+    pub(super) fn split(&self, w: &mut Writer, index: u64, folio: Found) -> bool {
+        let split = frame::split_cached(self.p, folio.pfn);
+        if split {
+            self.index.split(w, index, folio);
+        }
+        split
     }
 }
 
-/// A page taken out, with the cache's reference; dropped with no lock held.
-#[must_use]
-pub(super) struct Out<P: Platform> {
-    #[expect(dead_code, reason = "owned until it is dropped")]
-    page: Frame<P>,
-    #[expect(dead_code, reason = "owned until it is dropped")]
-    cut: Cut<P>,
-}
+/// What the flags of a folio say whose pages may be mapped.
+const VALID: FrameFlags = FrameFlags::FILE.union(FrameFlags::UP_TO_DATE);
+const LOOKED_FOR: FrameFlags = VALID.union(FrameFlags::GOING);
 
 /// How many pages are looked at in one locked section, at most.
 pub(super) const LOOKED_AT: usize = 64;
 /// How many pages are taken out in one locked section, at most.
 const BATCH: usize = 16;
 
-/// Pages taken out in one locked section.
+/// Folios taken out in one locked section, with the cache's references, and nodes of the index; dropped with no lock
+/// held.
+#[must_use]
 pub(super) struct Outs<P: Platform> {
-    outs: [Option<Out<P>>; BATCH],
+    folios: [Option<Frame<P>>; BATCH],
     len: usize,
+    pages: u64,
+    cut: Cut<P>,
 }
 
 impl<P: Platform> Outs<P> {
     pub const fn new() -> Self {
-        Outs { outs: [const { None }; BATCH], len: 0 }
+        Outs { folios: [const { None }; BATCH], len: 0, pages: 0, cut: Cut::new() }
     }
     pub const fn is_full(&self) -> bool {
-        self.len == BATCH
+        self.len == BATCH || !self.cut.has_room()
     }
-    pub const fn len(&self) -> usize {
-        self.len
+    /// Small pages taken out.
+    pub const fn pages(&self) -> u64 {
+        self.pages
     }
-    /// Keeps a page; there must be room.
-    pub fn push(&mut self, out: Option<Out<P>>) {
-        debug_assert!(out.is_some() && !self.is_full());
-        self.outs[self.len] = out;
+    /// Keeps a folio; there must be room.
+    fn push(&mut self, folio: Frame<P>) {
+        debug_assert!(self.len < BATCH);
+        self.pages += 1 << folio.order();
+        self.folios[self.len] = Some(folio);
         self.len += 1;
     }
 }
@@ -193,12 +243,12 @@ impl<P: Platform> Outs<P> {
 impl<P: Platform> Drop for FileCache<P> {
     fn drop(&mut self) {
         let p = self.p;
-        self.index.empty(|pfn| {
-            let meta = p.meta(pfn);
+        self.index.empty(|folio| {
+            let meta = p.meta(folio);
             meta.set(FrameFlags::GOING);
             meta.clear(FrameFlags::UP_TO_DATE);
             meta.set_owner(core::ptr::null_mut());
-            drop(Frame::from_held(p, pfn));
+            drop(Frame::from_held(p, folio));
         });
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! Nodes have 64 slots; a leaf's hold frame numbers, the others' hold links. The tree is as high as its largest
 //! index asks for, no node of it is empty, and its top node never has its first child alone. [`Writer`] is the
-//! proof that the cache's lock is held. Huge folios will use the upper half of a leaf's words, and slots of inner
-//! nodes, for their order.
+//! proof that the cache's lock is held.
+//!
+//! A large folio has a slot for each of its small pages, with the page's own frame and the folio's order in it; so what
+//! makes it into small pages needs no node (`docs/decisions/010`). Folios lie at multiples of their size in the file.
 //!
 //! | | look up, scan | insert | remove |
 //! |---|---|---|---|
@@ -13,13 +15,19 @@
 //!
 //! "Not there" is an answer a reader may get while a writer is at work; only a writer knows.
 
-use crate::mem::{Link, Pooled, Reserved, Shared};
+use crate::mem::{Link, Pooled, Shared};
 use crate::platform::Platform;
 use crate::sync::atomic::plain;
 use crate::sync::atomic::{Acquire, AtomicU64, Relaxed, Release};
 use crate::sync::epoch::Pin;
-use crate::types::{NoMemory, Pfn};
-use core::ops::ControlFlow::{self, Continue};
+use crate::types::Pfn;
+use core::ops::ControlFlow::{self, Break, Continue};
+
+mod parts;
+
+pub(crate) use parts::Found;
+use parts::Run;
+pub(super) use parts::{Cut, Nodes, Short};
 
 const BITS: u32 = 6;
 const SLOTS: usize = 1 << BITS;
@@ -27,8 +35,13 @@ const SLOTS: usize = 1 << BITS;
 pub(super) const LAST_INDEX: u64 = u64::MAX >> crate::types::PAGE_SHIFT;
 /// The height that holds it.
 const LEVELS: usize = LAST_INDEX.ilog2() as usize / BITS as usize + 1;
-/// The most nodes one insert needs: a tree of one leaf grows to full height, with a branch of its own for the new page.
-const MOST: usize = 2 * (LEVELS - 1);
+/// log2 of the pages of the largest folio.
+pub const MAX_FOLIO_ORDER: u8 = 9;
+/// The leaves it fills.
+const LEAVES: usize = (1 << MAX_FOLIO_ORDER) / SLOTS;
+/// The most nodes one insert needs: a tree of one leaf grows to full height, with a branch of its own for the new page,
+/// and leaves beside it.
+const MOST: usize = 2 * (LEVELS - 1) + LEAVES - 1;
 
 /// A node of a cache's index.
 pub struct CacheNode<P: Platform> {
@@ -49,10 +62,10 @@ enum Slots<P: Platform> {
 }
 
 impl<P: Platform> CacheNode<P> {
-    fn leaf(index: u64, pfn: Pfn) -> Self {
+    fn leaf(run: Run) -> Self {
         let slots: [_; SLOTS] = core::array::from_fn(|_| AtomicU64::new(0));
-        slots[slot_of(index, 0)].store(pfn.0 as u64, Relaxed);
-        CacheNode { shift: 0, used: plain::AtomicU32::new(1), slots: Slots::Leaf(slots) }
+        run.store(&slots);
+        CacheNode { shift: 0, used: plain::AtomicU32::new(run.len as u32), slots: Slots::Leaf(slots) }
     }
     fn inner(shift: u32, index: u64, mut child: Option<Shared<P, CacheNode<P>>>) -> Self {
         let at = slot_of(index, shift);
@@ -79,10 +92,6 @@ fn top_shift(index: u64) -> u32 {
     index.max(1).ilog2() / BITS * BITS
 }
 
-fn to_pfn(word: u64) -> Option<Pfn> {
-    (word != 0).then_some(Pfn(word as u32))
-}
-
 /// Possession proves that the cache's lock is held.
 pub(super) struct Writer {
     pages: u64,
@@ -99,45 +108,7 @@ impl Writer {
     }
 }
 
-/// Nodes for an insert, reserved before the lock is taken.
-pub(super) struct Nodes<P: Platform> {
-    nodes: [Option<Reserved<P, CacheNode<P>>>; MOST],
-    len: usize,
-}
-
-/// An insert needs as many nodes as given: drop the lock, reserve, again.
-pub(super) struct Short(pub usize);
-
-impl<P: Platform> Nodes<P> {
-    pub const fn new() -> Self {
-        Nodes { nodes: [const { None }; MOST], len: 0 }
-    }
-    /// Sees that there are `n`. Called unpinned, with no lock held.
-    pub fn reserve(&mut self, p: &'static P, n: usize) -> Result<(), NoMemory> {
-        while self.len < n {
-            self.nodes[self.len] = Some(p.vm().or_drain(p, || p.vm().cache_nodes.reserve())?);
-            self.len += 1;
-        }
-        Ok(())
-    }
-    fn make(&mut self, node: CacheNode<P>) -> Option<Shared<P, CacheNode<P>>> {
-        self.len = self.len.checked_sub(1)?;
-        Some(self.nodes[self.len].take()?.fill(node))
-    }
-    /// A chain of nodes of its own that holds one page, its top at `shift`.
-    fn chain(&mut self, shift: u32, index: u64, pfn: Pfn) -> Option<Shared<P, CacheNode<P>>> {
-        let mut at = self.make(CacheNode::leaf(index, pfn))?;
-        for shift in (BITS..=shift).step_by(BITS as usize) {
-            at = self.make(CacheNode::inner(shift, index, Some(at)))?;
-        }
-        Some(at)
-    }
-}
-
-/// What a removal cut off; dropped with no lock held.
-pub(super) type Cut<P> = [Option<Shared<P, CacheNode<P>>>; 2];
-
-/// Where a page is to be put.
+/// Where a run is to be put.
 enum Place<'a, P: Platform> {
     /// There is no tree.
     Nowhere,
@@ -145,8 +116,8 @@ enum Place<'a, P: Platform> {
     Above(&'a CacheNode<P>),
     /// Below a slot of this inner node, which is empty.
     Below(&'a CacheNode<P>, &'a Link<P, CacheNode<P>>),
-    /// Into this slot of a leaf.
-    Slot(&'a CacheNode<P>, &'a AtomicU64),
+    /// Into this leaf.
+    Leaf(&'a CacheNode<P>, &'a Leaf),
 }
 
 /// The tree.
@@ -179,29 +150,30 @@ impl<P: Platform> Index<P> {
         Some(Slot(&self.leaf(pin, index)?[slot_of(index, 0)]))
     }
 
-    /// Calls `f` on the pages from `first` to `last`, in order.
+    /// Calls `f` on the folios of which there are pages from `first` to `last`, in order: with the first such page of
+    /// each.
     pub fn scan<'e, B>(
         &'e self,
         pin: &'e Pin<P>,
-        first: u64,
+        mut first: u64,
         last: u64,
-        f: &mut impl FnMut(u64, Pfn) -> ControlFlow<B>,
+        f: &mut impl FnMut(u64, Found) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
         let follow = |link: &'e Link<P, CacheNode<P>>| link.load(pin);
         match self.top.load(pin) {
-            Some(top) => scan(top, 0, first, last, &follow, f),
+            Some(top) => scan(top, 0, &mut first, last, &follow, f),
             None => Continue(()),
         }
     }
 
-    /// Takes every page out, for a cache that is going away.
+    /// Takes every folio out, for a cache that is going away.
     pub fn empty(&mut self, mut f: impl FnMut(Pfn)) {
-        let mut each = |_, pfn| {
-            f(pfn);
+        let mut each = |_, found: Found| {
+            f(found.folio());
             Continue::<()>(())
         };
         if let Some(top) = self.top.get() {
-            let _ = scan(top, 0, 0, LAST_INDEX, &|link| link.get(), &mut each);
+            let _ = scan(top, 0, &mut 0, LAST_INDEX, &|link| link.get(), &mut each);
         }
     }
 
@@ -212,7 +184,7 @@ impl<P: Platform> Index<P> {
         }
         loop {
             match &node.slots {
-                Slots::Leaf(slots) => return Place::Slot(node, &slots[slot_of(index, 0)]),
+                Slots::Leaf(slots) => return Place::Leaf(node, slots),
                 Slots::Inner(links) => {
                     let link = &links[slot_of(index, node.shift)];
                     match link.get() {
@@ -225,100 +197,170 @@ impl<P: Platform> Index<P> {
     }
 
     /// The page at `index`.
-    pub fn get(&self, _: &Writer, index: u64) -> Option<Pfn> {
+    pub fn get(&self, _: &Writer, index: u64) -> Option<Found> {
         match self.place(index) {
-            Place::Slot(_, slot) => to_pfn(slot.load(Acquire)),
+            Place::Leaf(_, slots) => Found::of(slots[slot_of(index, 0)].load(Acquire)),
             _ => None,
         }
     }
 
-    /// Puts a page where none is. On failure nothing has changed.
-    pub fn insert(&self, w: &mut Writer, index: u64, pfn: Pfn, nodes: &mut Nodes<P>) -> Result<(), Short> {
-        debug_assert!(index <= LAST_INDEX && pfn.0 != 0);
-        let place = self.place(index);
+    /// The order of the largest folio, at most of order `most`, that has room and holds the page at `index`; `None` when
+    /// that is there.
+    pub fn room(&self, _: &Writer, index: u64, most: u8) -> Option<u8> {
+        let mut order = most;
+        let mut each = |at: u64, found: Found| {
+            if found.indexes(at).contains(&index) {
+                return Break(());
+            }
+            // Aligned: any folio that holds both is larger than what differs.
+            order = order.min((at ^ index).ilog2() as u8);
+            Continue(())
+        };
+        let first = index >> most << most;
+        let last = first | ((1 << most) - 1);
+        let stopped =
+            self.top.get().map(|top| scan(top, 0, &mut { first }, last, &|link| link.get(), &mut each));
+        if stopped.is_some_and(|flow| flow.is_break()) { None } else { Some(order) }
+    }
+
+    /// Nodes needed to put a run at `index`.
+    fn need(&self, index: u64) -> usize {
         let level = |shift: u32| (shift / BITS) as usize;
-        let need = match place {
+        match self.place(index) {
             Place::Nowhere => level(top_shift(index)) + 1,
             Place::Above(top) => level(top_shift(index) - top.shift) + level(top_shift(index)),
             Place::Below(node, _) => level(node.shift),
-            Place::Slot(..) => 0,
-        };
+            Place::Leaf(..) => 0,
+        }
+    }
+
+    /// Puts a folio where there is room, its first page at `index`. On failure nothing has changed.
+    pub fn insert(
+        &self,
+        w: &mut Writer,
+        index: u64,
+        folio: Found,
+        nodes: &mut Nodes<P>,
+    ) -> Result<(), Short> {
+        let pages = 1 << folio.order;
+        debug_assert!(index + pages as u64 - 1 <= LAST_INDEX && folio.pfn.0 != 0);
+        debug_assert!(folio.order <= MAX_FOLIO_ORDER && index.is_multiple_of(pages as u64));
+        let len = pages.min(SLOTS);
+        let at = |leaf: usize| index + (leaf * SLOTS) as u64;
+        // The last leaf first: then the tree reaches all of them, and the node above them is there.
+        let last = pages / len - 1;
+        let missing = (0..last).filter(|leaf| !matches!(self.place(at(*leaf)), Place::Leaf(..))).count();
+        let need = self.need(at(last)) + missing;
         if nodes.len < need {
             return Err(Short(need));
         }
-        let short = || Short(need);
+        for leaf in (0..=last).rev() {
+            let first = Found { pfn: folio.pfn.add((leaf * SLOTS) as u32), ..folio };
+            self.put(Run { index: at(leaf), first, len }, nodes).ok_or(Short(need))?;
+        }
+        w.pages += pages as u64;
+        Ok(())
+    }
+
+    /// Puts a run into its leaf; there are nodes enough.
+    fn put(&self, run: Run, nodes: &mut Nodes<P>) -> Option<()> {
+        let index = run.index;
         // A link replaced below is an empty one, or one whose node lives on in the new tree: nothing goes to limbo.
-        match place {
+        match self.place(index) {
             Place::Nowhere => {
-                let top = nodes.chain(top_shift(index), index, pfn).ok_or_else(short)?;
+                let top = nodes.chain(top_shift(index), run)?;
                 drop(self.top.replace(Some(top)));
             }
             Place::Above(old) => {
                 let shift = top_shift(index);
-                let branch = nodes.chain(shift - BITS, index, pfn).ok_or_else(short)?;
-                let mut spine = self.top.share().ok_or_else(short)?;
+                let branch = nodes.chain(shift - BITS, run)?;
+                let mut spine = self.top.share()?;
                 for shift in (old.shift + BITS..shift).step_by(BITS as usize) {
-                    spine = nodes.make(CacheNode::inner(shift, 0, Some(spine))).ok_or_else(short)?;
+                    spine = nodes.make(CacheNode::inner(shift, 0, Some(spine)))?;
                 }
                 let top = CacheNode::inner(shift, index, Some(branch));
                 top.count(1);
                 if let Slots::Inner(links) = &top.slots {
                     drop(links[0].replace(Some(spine)));
                 }
-                drop(self.top.replace(Some(nodes.make(top).ok_or_else(short)?)));
+                drop(self.top.replace(Some(nodes.make(top)?)));
             }
             Place::Below(node, link) => {
-                let branch = nodes.chain(node.shift - BITS, index, pfn).ok_or_else(short)?;
+                let branch = nodes.chain(node.shift - BITS, run)?;
                 drop(link.replace(Some(branch)));
                 node.count(1);
             }
-            Place::Slot(leaf, slot) => {
-                debug_assert_eq!(slot.load(Relaxed), 0, "two pages at one index");
-                slot.store(pfn.0 as u64, Release);
-                leaf.count(1);
+            Place::Leaf(leaf, slots) => {
+                run.store(slots);
+                leaf.count(run.len as i32);
             }
         }
-        w.pages += 1;
-        Ok(())
+        Some(())
     }
 
-    /// Takes the page at `index` out, and the nodes that would be empty without it.
-    pub fn remove(&self, w: &mut Writer, index: u64) -> Option<(Pfn, Cut<P>)> {
-        let mut node = self.top.get().filter(|top| top.reaches(index))?;
+    /// Makes the slots of a folio, whose first page is at `index`, those of so many small pages.
+    pub fn split(&self, _: &Writer, index: u64, folio: Found) {
+        for i in 0..1 << folio.order {
+            let small = Found { pfn: folio.pfn.add(i), order: 0 };
+            if let Place::Leaf(_, slots) = self.place(index + i as u64) {
+                slots[slot_of(index + i as u64, 0)].store(small.word(), Release);
+            }
+        }
+    }
+
+    /// Takes the folio out whose first page is at `index`, and the nodes that would be empty without it.
+    pub fn remove(&self, w: &mut Writer, index: u64, cut: &mut Cut<P>) -> Option<Found> {
+        let folio = self.get(w, index)?;
+        debug_assert_eq!(folio.indexes(index).start, index);
+        let mut node = self.top.get()?;
         let (mut link, mut parent) = (&self.top, None);
-        // The highest node that holds this page alone: the link to it, and the node that has the link.
+        // The lowest node that holds all of it, and how many of its slots.
+        let lowest = if folio.order as u32 > BITS { BITS } else { 0 };
+        let slots = 1 << (folio.order as u32 - lowest);
+        // The highest node that holds this folio alone: the link to it, and the node that has the link.
         let mut alone = None;
-        let slot = loop {
-            match (node.used(), alone) {
-                (1, None) => alone = Some((link, parent)),
-                (1, Some(_)) => {}
-                _ => alone = None,
+        loop {
+            let all = if node.shift == lowest { slots } else { 1 };
+            match alone {
+                _ if node.used() != all => alone = None,
+                None => alone = Some((link, parent)),
+                Some(_) => {}
             }
             match &node.slots {
-                Slots::Leaf(slots) => break &slots[slot_of(index, 0)],
-                Slots::Inner(links) => {
+                Slots::Inner(links) if node.shift > lowest => {
                     (link, parent) = (&links[slot_of(index, node.shift)], Some(node));
                     node = link.get()?;
                 }
+                _ => break,
             }
-        };
-        let pfn = to_pfn(slot.load(Acquire))?;
-        // Emptied even in a leaf that is cut off: readers may be there still.
-        slot.store(0, Release);
-        w.pages -= 1;
-        let cut = match alone {
+        }
+        // Emptied even in leaves that are cut off: readers may be there still.
+        let first = slot_of(index, lowest);
+        match &node.slots {
+            Slots::Leaf(leaf) => empty(&leaf[first..][..slots as usize]),
+            Slots::Inner(links) => {
+                for link in &links[first..][..slots as usize] {
+                    if let Some(Slots::Leaf(leaf)) = link.get().map(|leaf| &leaf.slots) {
+                        empty(leaf);
+                    }
+                    if alone.is_none() {
+                        cut.push(link.replace(None));
+                    }
+                }
+            }
+        }
+        w.pages -= 1 << folio.order;
+        match alone {
             Some((link, parent)) => {
                 if let Some(parent) = parent {
                     parent.count(-1);
                 }
-                link.replace(None)
+                cut.push(link.replace(None));
             }
-            None => {
-                node.count(-1);
-                None
-            }
-        };
-        Some((pfn, [cut, self.lower()]))
+            None => node.count(-(slots as i32)),
+        }
+        cut.push(self.lower());
+        Some(folio)
     }
 
     /// Takes off the top what has its first child alone.
@@ -341,9 +383,13 @@ pub(super) struct Slot<'e>(&'e AtomicU64);
 
 impl Slot<'_> {
     #[inline]
-    pub fn load(self) -> Option<Pfn> {
-        to_pfn(self.0.load(Acquire))
+    pub fn load(self) -> Option<Found> {
+        Found::of(self.0.load(Acquire))
     }
+}
+
+fn empty(slots: &[AtomicU64]) {
+    slots.iter().for_each(|slot| slot.store(0, Release));
 }
 
 /// Looks pages up one after the other; those of one leaf by one walk.
@@ -362,7 +408,7 @@ impl<'e, P: Platform> Cursor<'e, P> {
     }
     /// The frame in the slot for `index`: the page's at that moment, perhaps not up to date. Nothing is held for it.
     #[inline]
-    pub fn look(&mut self, index: u64) -> Option<Pfn> {
+    pub fn look(&mut self, index: u64) -> Option<Found> {
         if self.at != index >> BITS {
             self.at = index >> BITS;
             self.leaf = self.index.leaf(self.pin, index);
@@ -374,10 +420,11 @@ impl<'e, P: Platform> Cursor<'e, P> {
 fn scan<'n, P: Platform, B>(
     node: &'n CacheNode<P>,
     base: u64,
-    first: u64,
+    // The first index not looked at yet.
+    first: &mut u64,
     last: u64,
     follow: &impl Fn(&'n Link<P, CacheNode<P>>) -> Option<&'n CacheNode<P>>,
-    f: &mut impl FnMut(u64, Pfn) -> ControlFlow<B>,
+    f: &mut impl FnMut(u64, Found) -> ControlFlow<B>,
 ) -> ControlFlow<B> {
     if last < base {
         return Continue(());
@@ -388,8 +435,11 @@ fn scan<'n, P: Platform, B>(
         let at = base + (i << node.shift);
         match &node.slots {
             Slots::Leaf(slots) => {
-                if let Some(pfn) = to_pfn(slots[i as usize].load(Acquire)) {
-                    f(at, pfn)?;
+                if at >= *first
+                    && let Some(found) = Found::of(slots[i as usize].load(Acquire))
+                {
+                    *first = found.indexes(at).end;
+                    f(at, found)?;
                 }
             }
             Slots::Inner(links) => {

@@ -1,21 +1,32 @@
 //! Reading and writing files through the cache, write-back, and dropping what nobody uses.
 
-use super::File as _;
 use super::cache::{FileCache, LOOKED_AT, Lookup, Outs, pages_of};
 use super::error::{IoError, ReadError, SizeError, WriteBackError, WriteError};
-use super::index::{LAST_INDEX, Nodes, Short};
+use super::index::{Found, LAST_INDEX, MAX_FOLIO_ORDER, Nodes, Short};
 use super::size::Left;
-use crate::frame::{Frame, FrameFlags, bytes};
+use super::{File as _, Hint};
+use crate::frame::{Frame, FrameFlags, Part, bytes, words};
 use crate::platform::Platform;
 use crate::sync::atomic::{Relaxed, Release};
 use crate::sync::epoch::Pin;
-use crate::types::PAGE_SIZE;
+use crate::types::{NoMemory, PAGE_SIZE};
 use core::ops::ControlFlow::{Break, Continue};
 
 /// The page of a byte, the byte's place in it, and how many of `most` bytes from there lie in it.
 fn part(at: u64, most: usize) -> (u64, usize, usize) {
     let (index, from) = (at / PAGE_SIZE, (at % PAGE_SIZE) as usize);
     (index, from, most.min(PAGE_SIZE as usize - from))
+}
+
+/// What came of an attempt to append.
+enum Appended {
+    Yes,
+    /// The page is not beyond the end any more.
+    No,
+    /// So many nodes are needed.
+    Short(usize),
+    /// Look again.
+    Again,
 }
 
 impl<P: Platform> FileCache<P> {
@@ -31,13 +42,13 @@ impl<P: Platform> FileCache<P> {
             let Some(below) = self.size().checked_sub(at).filter(|below| *below > 0) else { break };
             let most = usize::try_from(below).unwrap_or(usize::MAX).min(to.len() - done);
             let (index, from, n) = part(at, most);
-            let frame = match self.read(p, index) {
-                Ok(frame) => frame,
+            let page = match self.read(p, index) {
+                Ok(page) => page,
                 Err(ReadError::BeyondEnd) => break,
                 Err(_) if done > 0 => break,
                 Err(e) => return Err(e),
             };
-            bytes::read(frame.words(), from, &mut to[done..done + n]);
+            bytes::read(page.words(), from, &mut to[done..done + n]);
             done += n;
         }
         Ok(done)
@@ -76,17 +87,17 @@ impl<P: Platform> FileCache<P> {
                 }
                 continue;
             }
-            let frame = match self.read(p, index) {
-                Ok(frame) => frame,
+            let page = match self.read(p, index) {
+                Ok(page) => page,
                 Err(ReadError::BeyondEnd) => continue,
                 Err(e) => return Err(e.into()),
             };
             // Grown first: growing zeroes what was beyond the end.
             self.grow_to(p, end)?;
-            bytes::write(frame.words(), place, from);
-            frame.meta().set(FrameFlags::DIRTY);
+            bytes::write(page.words(), place, from);
+            page.meta().set(FrameFlags::DIRTY);
             // A shrink that came between has taken the page out: what was written is gone with it.
-            if self.is_attached(frame.meta(), index) {
+            if self.has(&page, index) {
                 return Ok(());
             }
         }
@@ -115,37 +126,88 @@ impl<P: Platform> FileCache<P> {
     /// its contents in the moment in which the file grows. False when the page is not beyond the end any more.
     fn append(&self, p: &'static P, at: u64, from: &[u8]) -> Result<bool, WriteError<P>> {
         let (index, place, _) = part(at, from.len());
-        let mut frame = p.vm().frame(p)?;
-        frame.clear();
-        frame.bytes()[place..place + from.len()].copy_from_slice(from);
-        // Valid only once it is in the index: a stale neighbour of a fault may have this frame's number.
-        self.prepare(&frame, index, FrameFlags::DIRTY);
+        let size = at + from.len() as u64;
         let mut nodes = Nodes::new();
-        let mut need = 0;
+        let mut spare = None;
+        let mut most = MAX_FOLIO_ORDER;
         loop {
-            nodes.reserve(p, need)?;
-            let mut outs = Outs::new();
-            // Not the last reference wherever it goes, so it may be dropped under the lock.
-            let held = frame.another();
-            let pin = Pin::new(p);
-            let mut w = self.writer.lock(p);
-            if index < pages_of(self.size.load(Relaxed)) {
-                return Ok(false);
+            let order = self.order_for(p, index, size, Hint::None, most).unwrap_or(0);
+            let first = index >> order << order;
+            let folio = match spare.take_if(|spare: &mut Frame<P>| spare.order() == order) {
+                Some(folio) => folio,
+                None => match self.cleared(p, order) {
+                    Ok(mut folio) => {
+                        let bytes = folio.bytes_of((index - first) as u32);
+                        bytes[place..place + from.len()].copy_from_slice(from);
+                        // Valid only once it is in the index: a stale neighbour of a fault may have its number.
+                        self.prepare(&folio, first, FrameFlags::DIRTY);
+                        folio
+                    }
+                    Err(NoMemory) if order > 0 => {
+                        most = order - 1;
+                        continue;
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+            };
+            match self.try_append(p, at, from, &folio, &mut nodes)? {
+                Appended::Yes => return Ok(true),
+                Appended::No => return Ok(false),
+                Appended::Short(n) => match nodes.reserve(p, n) {
+                    Ok(()) => spare = Some(folio),
+                    Err(NoMemory) if order > 0 => most = 0,
+                    Err(error) => return Err(error.into()),
+                },
+                Appended::Again => spare = Some(folio),
             }
-            match self.clear_beyond(p, &pin, &mut w, &mut outs) {
-                Ok(()) => {}
-                Err(Left::More(_)) => continue,
-                Err(Left::Mapped(index)) => return Err(SizeError::StillMapped { index }.into()),
+        }
+    }
+
+    /// Puts a folio there that has these bytes; if one across the end has the page already, all zero, the bytes go there.
+    fn try_append(
+        &self,
+        p: &'static P,
+        at: u64,
+        from: &[u8],
+        folio: &Frame<P>,
+        nodes: &mut Nodes<P>,
+    ) -> Result<Appended, WriteError<P>> {
+        let (index, place, _) = part(at, from.len());
+        let mut outs = Outs::new();
+        // Not the last reference wherever it goes, so it may be dropped under the lock.
+        let held = folio.another();
+        let found = Found { pfn: held.pfn(), order: held.order() };
+        let pin = Pin::new(p);
+        let mut w = self.writer.lock(p);
+        if index < pages_of(self.size.load(Relaxed)) {
+            return Ok(Appended::No);
+        }
+        match self.clear_beyond(p, &pin, &mut w, &mut outs) {
+            Ok(()) => {}
+            Err(Left::More(_)) => return Ok(Appended::Again),
+            Err(Left::Mapped(index)) => return Err(SizeError::StillMapped { index }.into()),
+        }
+        if let Some(there) = self.index.get(&w, index) {
+            let meta = p.meta(there.folio());
+            if !meta.flags().contains(FrameFlags::UP_TO_DATE) {
+                let reading = Frame::try_get(p, there.folio());
+                drop((w, pin));
+                return reading.map_or(Ok(Appended::Again), |folio| Err(ReadError::Filling(folio).into()));
             }
-            if let Err(Short(n)) = self.index.insert(&mut w, index, held.pfn(), &mut nodes) {
-                need = n;
-                continue;
+            bytes::write(words(p, there.pfn), place, from);
+            meta.set(FrameFlags::DIRTY);
+        } else {
+            if self.index.room(&w, index, found.order) != Some(found.order) {
+                return Ok(Appended::Again);
+            }
+            if let Err(Short(n)) = self.index.insert(&mut w, found.indexes(index).start, found, nodes) {
+                return Ok(Appended::Short(n));
             }
             held.into_held();
-            frame.meta().set(FrameFlags::UP_TO_DATE);
-            self.size.store(at + from.len() as u64, Release);
-            return Ok(true);
+            folio.meta().set(FrameFlags::UP_TO_DATE);
         }
+        self.size.store(at + from.len() as u64, Release);
+        Ok(Appended::Yes)
     }
 
     /// Stores the dirty pages, as far as they lie below the size; returns how many. Called unpinned, with no lock
@@ -157,55 +219,62 @@ impl<P: Platform> FileCache<P> {
     /// [`WriteBackError`]; what was not stored is dirty still.
     pub fn write_back(&self, p: &'static P) -> Result<u64, WriteBackError> {
         let mut stored = 0;
+        if !self.file.is_stored() {
+            return Ok(stored);
+        }
         let mut failed = Ok(());
         let mut next = 0;
         let mut copy = None;
-        while let Some((index, frame)) = self.next_dirty(p, next) {
+        while let Some(folio) = self.next_dirty(p, next) {
             let copy = match &mut copy {
                 Some(copy) => copy,
                 None => copy.insert(p.vm().frame(p)?),
             };
-            match self.store(index, &frame, copy) {
-                Ok(true) => stored += 1,
-                Ok(false) => {}
-                Err(e) => failed = Err(e.into()),
+            next = folio.meta().index() + (1 << folio.order());
+            if let Err(e) = self.store(&folio, copy, &mut stored) {
+                failed = Err(e.into());
             }
-            next = index + 1;
         }
         failed.map(|()| stored)
     }
 
-    /// The first dirty page from `first` on.
-    fn next_dirty(&self, p: &'static P, first: u64) -> Option<(u64, Frame<P>)> {
+    /// The first dirty folio from `first` on.
+    fn next_dirty(&self, p: &'static P, first: u64) -> Option<Frame<P>> {
         let pin = Pin::new(p);
-        let dirty = |pfn| p.meta(pfn).flags().contains(FrameFlags::DIRTY);
-        let found = self.index.scan(&pin, first, LAST_INDEX, &mut |index, pfn| {
-            if dirty(pfn)
-                && let Lookup::Page(frame) = self.lookup(p, &pin, index)
-                && dirty(frame.pfn())
+        let dirty = |folio| p.meta(folio).flags().contains(FrameFlags::DIRTY);
+        let found = self.index.scan(&pin, first, LAST_INDEX, &mut |index, found| {
+            if dirty(found.folio())
+                && let Lookup::Page(page) = self.lookup(p, &pin, index)
+                && dirty(page.folio().pfn())
             {
-                return Break((index, frame));
+                return Break(page.into());
             }
             Continue(())
         });
         found.break_value()
     }
 
-    /// Stores one page, by way of a copy: it may be written to meanwhile.
-    fn store(&self, index: u64, frame: &Frame<P>, copy: &mut Frame<P>) -> Result<bool, IoError> {
-        let meta = frame.meta();
+    /// Stores the pages of a folio, by way of copies: they may be written to meanwhile.
+    fn store(&self, folio: &Frame<P>, copy: &mut Frame<P>, stored: &mut u64) -> Result<(), IoError> {
+        let meta = folio.meta();
+        let mut result = Ok(());
         // Cleared before it is read: who writes after that, sets it again.
         meta.clear(FrameFlags::DIRTY);
-        copy.copy_from(frame);
-        let below = self.size().saturating_sub(index * PAGE_SIZE).min(PAGE_SIZE) as usize;
-        let result = match below {
-            0 => Ok(()),
-            below => self.file.write(index, &copy.bytes()[..below]),
-        };
+        for (index, pfn) in (meta.index()..).zip(folio.frames()) {
+            let below = self.size().saturating_sub(index * PAGE_SIZE).min(PAGE_SIZE) as usize;
+            if below == 0 {
+                break;
+            }
+            copy.copy_of(&Part::of(folio.another(), pfn));
+            match self.file.write(index, &copy.bytes()[..below]) {
+                Ok(()) => *stored += 1,
+                Err(error) => result = Err(error),
+            }
+        }
         if result.is_err() || meta.maps_ordered() > 0 {
             meta.set(FrameFlags::DIRTY);
         }
-        result.map(|()| below > 0)
+        result
     }
 
     /// Drops the pages that nobody maps or refers to and that need not be stored; returns how many. Called unpinned,
@@ -218,29 +287,31 @@ impl<P: Platform> FileCache<P> {
             let pin = Pin::new(p);
             let mut w = self.writer.lock(p);
             let end = pages_of(self.size.load(Relaxed));
-            let stopped = self.index.scan(&pin, next, LAST_INDEX, &mut |index, pfn| {
+            let stopped = self.index.scan(&pin, next, LAST_INDEX, &mut |index, found| {
                 if outs.is_full() || left == 0 {
                     return Break(index);
                 }
                 left -= 1;
-                let meta = p.meta(pfn);
+                let (meta, indexes) = (p.meta(found.folio()), found.indexes(index));
                 if meta.flags().contains(FrameFlags::POISON) || !meta.freeze() {
                     return Continue(());
                 }
                 // Read only now that nobody can write to it any more. Beyond the end nothing is stored.
                 let is_dirty = meta.flags().contains(FrameFlags::DIRTY) && !cfg!(mutant = "evict_dirty");
-                if is_dirty && index < end {
+                if is_dirty && indexes.start < end {
                     meta.thaw();
-                    return Continue(());
+                    // What of it lies beyond the end goes when it is by itself.
+                    let whole = Found { pfn: found.folio(), ..found };
+                    let cut = end < indexes.end && self.split(&mut w, indexes.start, whole);
+                    return if cut { Break(end) } else { Continue(()) };
                 }
                 meta.set(FrameFlags::GOING);
-                let out = self.detach(&mut w, index, meta);
+                self.detach(&mut w, indexes.start, meta, &mut outs);
                 meta.thaw();
-                outs.push(out);
                 Continue(())
             });
             drop((w, pin));
-            dropped += outs.len() as u64;
+            dropped += outs.pages();
             match stopped {
                 Break(index) => next = index,
                 Continue(()) => return dropped,

@@ -26,13 +26,18 @@
 //! **Contents never return.** Growing, under the lock, first zeroes the old last page beyond the end and takes out
 //! every page beyond it; one that is still mapped refuses the growth. Only then is the size stored.
 //!
-//! Pages are single frames yet. Dropped pages that hardware reported as bad are freed like others.
+//! **Folios** of several pages are attached, read in and taken out whole: their first frame has the metadata, and each
+//! page its slot in the index. Only a folio that nobody maps or refers to becomes small pages (its count is frozen
+//! meanwhile, as for evict): at a shrink, where it reaches beyond the end. What of a folio lies beyond the end is zero.
+//!
+//! Dropped pages that hardware reported as bad are freed like others.
 
 mod cache;
 mod error;
 mod fill;
 mod index;
 mod io;
+mod shmem;
 mod size;
 #[cfg(all(test, not(loom)))]
 mod test;
@@ -40,8 +45,9 @@ mod test;
 pub use cache::FileCache;
 pub(crate) use cache::Lookup;
 pub use error::{IoError, ReadError, SizeError, WriteBackError, WriteError};
-pub use index::CacheNode;
 pub(crate) use index::Cursor;
+pub use index::{CacheNode, MAX_FOLIO_ORDER};
+pub use shmem::{Shmem, ShmemHuge};
 
 use core::fmt;
 use core::ops::{Deref, DerefMut};
@@ -66,6 +72,31 @@ pub trait File: Clone + Eq + Send + Sync + 'static {
     /// Whether shared pages are mapped read-only until they are written, so that it is known which to store (a file
     /// on a disk), or writable from the first (a file in memory).
     fn tracks_writes(&self) -> bool;
+    /// log2 of the number of pages of the folio to make for the page at `index`, which is not in memory, of a file of
+    /// `size` bytes: at most [`MAX_FOLIO_ORDER`]. A folio lies at a multiple of its size in the file, so the order says
+    /// which pages are in it. The library makes a smaller one where pages are there already, where memory is short, and
+    /// where one of the pages cannot be read.
+    ///
+    /// A folio of 2 MiB can be mapped by one entry. Whatever the order, no page is mapped that lies beyond the end.
+    fn folio_order(&self, _index: u64, _size: u64, _hint: Hint) -> u8 {
+        0
+    }
+    /// Whether pages can be stored and read again. What is written to a file that cannot, stays in memory.
+    fn is_stored(&self) -> bool {
+        true
+    }
+}
+
+/// What is known about a page that is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Hint {
+    /// Nothing.
+    #[default]
+    None,
+    /// It is wanted for a mapping that was advised to have huge pages ([`Advice::Huge`](crate::space::Advice::Huge)).
+    Huge,
+    /// It is wanted for a mapping that was advised to have none ([`Advice::NoHuge`](crate::space::Advice::NoHuge)).
+    Small,
 }
 
 /// How a read ended. Files whose reads end later will add a variant.

@@ -6,7 +6,7 @@
 
 use super::cache::{FileCache, LOOKED_AT, Outs, pages_of};
 use super::error::SizeError;
-use super::index::{LAST_INDEX, Writer};
+use super::index::{Found, LAST_INDEX, Writer};
 use crate::frame::{FrameFlags, bytes, words};
 use crate::platform::Platform;
 use crate::sync::atomic::{Relaxed, Release};
@@ -73,19 +73,25 @@ impl<P: Platform> FileCache<P> {
     }
 
     /// The file has shrunk to `size`: its last page ends there. If it is being read in it goes, for what is read may
-    /// be from before; its reader notices.
+    /// be from before; its reader notices. A large folio that reaches beyond becomes small pages, or if somebody maps it or
+    /// refers to it, what of it lies beyond is zeroed.
     fn cut_last(&self, p: &'static P, w: &mut Writer, size: u64, outs: &mut Outs<P>) {
         let (index, at) = (size / PAGE_SIZE, (size % PAGE_SIZE) as usize);
-        if at == 0 {
+        let Some(found) = self.index.get(w, index) else { return };
+        let (folio, indexes) = (p.meta(found.folio()), found.indexes(index));
+        if at == 0 && indexes.start == index {
             return;
         }
-        let Some(pfn) = self.index.get(w, index) else { return };
-        let meta = p.meta(pfn);
-        if meta.flags().contains(FrameFlags::FILLING) && !meta.flags().contains(FrameFlags::UP_TO_DATE) {
-            meta.set(FrameFlags::GOING);
-            outs.push(self.detach(w, index, meta));
-        } else {
-            bytes::zero_from(words(p, pfn), at);
+        if folio.flags().contains(FrameFlags::FILLING) && !folio.flags().contains(FrameFlags::UP_TO_DATE) {
+            folio.set(FrameFlags::GOING);
+            self.detach(w, indexes.start, folio, outs);
+            return;
+        }
+        bytes::zero_from(words(p, found.pfn), at);
+        let whole = Found { pfn: found.folio(), ..found };
+        if found.order > 0 && !self.split(w, indexes.start, whole) {
+            let beyond = 1..(indexes.end - index) as u32;
+            beyond.for_each(|i| bytes::zero_from(words(p, found.pfn.add(i)), 0));
         }
     }
 
@@ -103,10 +109,10 @@ impl<P: Platform> FileCache<P> {
         let at = (size % PAGE_SIZE) as usize;
         // A page that is being read in is zeroed by its reader: it was inserted with this size, or a smaller one.
         if at != 0
-            && let Some(pfn) = self.index.get(w, size / PAGE_SIZE)
-            && p.meta(pfn).flags().contains(FrameFlags::UP_TO_DATE)
+            && let Some(found) = self.index.get(w, size / PAGE_SIZE)
+            && p.meta(found.folio()).flags().contains(FrameFlags::UP_TO_DATE)
         {
-            bytes::zero_from(words(p, pfn), at);
+            bytes::zero_from(words(p, found.pfn), at);
         }
         Ok(())
     }
@@ -126,18 +132,22 @@ impl<P: Platform> FileCache<P> {
             Mapped::Skip { from } => from.max(end),
         };
         let mut left = LOOKED_AT;
-        let end = self.index.scan(pin, first, LAST_INDEX, &mut |index, pfn| {
+        let stopped = self.index.scan(pin, first, LAST_INDEX, &mut |index, found| {
             if outs.is_full() || left == 0 {
                 return Break(Left::More(index));
             }
             left -= 1;
-            let meta = p.meta(pfn);
+            // What of a folio across the end lies beyond it is zero, and stays.
+            if found.indexes(index).start < end {
+                return Continue(());
+            }
+            let meta = p.meta(found.folio());
             meta.set(FrameFlags::GOING);
             let filling =
                 meta.flags() & (FrameFlags::FILLING | FrameFlags::UP_TO_DATE) == FrameFlags::FILLING;
             // One that is filling cannot be mapped: whoever raised its count will find it invalid.
             if filling || meta.maps_ordered() == 0 {
-                outs.push(self.detach(w, index, meta));
+                self.detach(w, index, meta, outs);
                 return Continue(());
             }
             meta.clear(FrameFlags::GOING);
@@ -146,7 +156,7 @@ impl<P: Platform> FileCache<P> {
                 Mapped::Skip { .. } => Continue(()),
             }
         });
-        match end {
+        match stopped {
             Break(left) => Err(left),
             Continue(()) => Ok(()),
         }

@@ -5,8 +5,9 @@
 //! are marked, and name their head. Until the folio is freed, or becomes so many small pages, that does not change; so
 //! whoever keeps the folio (by a reference, or by the lock of a table that maps it) is told the right head.
 
-use super::{Frame, FrameFlags, FrameMeta};
+use super::{Frame, FrameFlags, FrameMeta, WORDS, words};
 use crate::platform::Platform;
+use crate::sync::atomic::plain;
 use crate::types::Pfn;
 
 /// The head of the folio that this frame is part of; the frame itself unless it is a tail.
@@ -31,7 +32,7 @@ pub(crate) fn head_and_flags<P: Platform>(p: &'static P, pfn: Pfn) -> (Pfn, Fram
 
 /// The first frame of the block of 2^order frames that `pfn` is in.
 #[inline]
-const fn first_of(pfn: Pfn, order: u8) -> Pfn {
+pub(crate) const fn first_of(pfn: Pfn, order: u8) -> Pfn {
     Pfn(pfn.0 >> order << order)
 }
 
@@ -64,7 +65,6 @@ pub(crate) fn split<P: Platform>(p: &'static P, folio: Pfn) -> bool {
 
 /// Makes a folio of a file that only its cache refers to into so many small pages, each referred to by the cache; false,
 /// with nothing changed, if it is mapped or somebody else holds a reference. Under the cache's lock.
-#[expect(dead_code, reason = "for large folios of files")]
 #[must_use]
 pub(crate) fn split_cached<P: Platform>(p: &'static P, folio: Pfn) -> bool {
     debug_assert!(p.meta(folio).flags().contains(FrameFlags::FILE));
@@ -105,9 +105,21 @@ impl<P: Platform> Part<P> {
         // A head that it has had before says nothing of it now.
         (head_of(p, first) == folio.pfn()).then_some(Part { folio, first, order })
     }
+    /// A small page of a folio.
+    pub fn of(folio: Frame<P>, page: Pfn) -> Self {
+        Part { folio, first: page, order: 0 }
+    }
+    /// The contents of its first page, which others may use at the same time.
+    pub fn words(&self) -> &[plain::AtomicU64; WORDS] {
+        words(self.folio.platform(), self.first)
+    }
     /// The folio.
     pub fn folio(&self) -> &Frame<P> {
         &self.folio
+    }
+    /// The folio's metadata.
+    pub fn meta(&self) -> &'static FrameMeta {
+        self.folio.meta()
     }
     /// Its first frame.
     pub fn pfn(&self) -> Pfn {

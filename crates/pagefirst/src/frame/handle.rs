@@ -108,33 +108,28 @@ impl<P: Platform> Frame<P> {
             unsafe { self.p.clear_page(pfn) }
         }
     }
-    /// Copies the contents of another folio of the same order. Runs unlocked, and unpinned unless it is small.
+    /// Copies the contents of what an entry maps, of the same order. Runs unlocked, and unpinned unless it is small.
     ///
     /// User code may write to `from` meanwhile (a shared file page): such a racing copy is torn exactly as it
     /// would be on hardware.
-    pub(crate) fn copy_from(&mut self, from: &Frame<P>) {
+    pub(crate) fn copy_of(&mut self, from: &Part<P>) {
         debug_assert_eq!(self.order(), from.order());
         for (to, from) in self.frames().zip(from.frames()) {
             // SAFETY: as in `clear`; `from` is referred to by its handle, and is another folio than one owned alone.
             unsafe { self.p.copy_page(to, from) }
         }
     }
-    /// The same for what an entry maps.
-    pub(crate) fn copy_of(&mut self, from: &Part<P>) {
-        debug_assert_eq!(self.order(), from.order());
-        for (to, from) in self.frames().zip(from.frames()) {
-            // SAFETY: as in `copy_from`: the part's folio is referred to by its handle.
-            unsafe { self.p.copy_page(to, from) }
-        }
-    }
-    /// The frame's contents, for pages that others may use at the same time.
-    pub(crate) fn words(&self) -> &[plain::AtomicU64; WORDS] {
-        words(self.p, self.pfn)
-    }
     /// The frame's bytes; for a frame that is not yet mapped or shared.
     pub(crate) fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: as in `clear`; the lifetime is bound to the exclusive handle.
-        unsafe { core::slice::from_raw_parts_mut(self.p.page(self.pfn).as_ptr(), PAGE_SIZE as usize) }
+        self.bytes_of(0)
+    }
+    /// The bytes of the folio's small page with this number; for a folio that is not yet mapped or shared.
+    pub(crate) fn bytes_of(&mut self, page: u32) -> &mut [u8] {
+        assert!(page >> self.order() == 0);
+        // SAFETY: as in `clear`, for a frame of the folio; the lifetime is bound to the exclusive handle.
+        unsafe {
+            core::slice::from_raw_parts_mut(self.p.page(self.pfn.add(page)).as_ptr(), PAGE_SIZE as usize)
+        }
     }
     /// Marks the folio as private memory, reachable through one mapping.
     pub(crate) fn make_anonymous(&self, index: u64) {

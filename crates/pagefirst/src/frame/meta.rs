@@ -173,11 +173,6 @@ impl FrameMeta {
     pub(crate) fn try_map(&self) -> bool {
         self.take(REF + MAP)
     }
-    /// The same, so many times at once.
-    #[expect(dead_code, reason = "for large folios of files")]
-    pub(crate) fn try_map_many(&self, n: u32) -> bool {
-        self.take((REF + MAP) * n as u64)
-    }
     /// Takes so many references and mappings more of a folio that the caller has a mapping of.
     pub(crate) fn map_more(&self, n: u32) {
         let taken = self.take((REF + MAP) * n as u64);
@@ -271,7 +266,6 @@ impl FrameMeta {
         (FrameFlags::from_bits_retain(word & 0xffff), (word >> 16) as u8)
     }
     /// Whether the frame is a folio by itself, and has `on` of the flags in `of`.
-    #[expect(dead_code, reason = "for large folios of files")]
     #[inline]
     pub(crate) fn is_single_with(&self, of: FrameFlags, on: FrameFlags) -> bool {
         const ORDER: u32 = !0xffff;

@@ -15,7 +15,7 @@ mod meta;
 
 pub use buddy::{Frames, MAX_ORDER, Region};
 pub use folio::head_of;
-pub(crate) use folio::{Part, head_and_flags, link_tails, split};
+pub(crate) use folio::{Part, first_of, head_and_flags, link_tails, split, split_cached};
 pub use handle::Frame;
 pub(crate) use handle::{WORDS, clear_page, copy_page, words};
 pub use meta::{Counts, FrameFlags, FrameMeta};

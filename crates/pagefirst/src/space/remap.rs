@@ -317,7 +317,13 @@ impl<P: Platform> Batch for One<'_, P> {
         let counted = Counted::of(self.p, raw, self.level);
         if counted == Counted::File
             && let Some(pfn) = P::Format::frame(raw, self.level)
-            && !self.file.is_some_and(|f| f.is_attached(self.p.meta(pfn), self.index))
+            && !self.file.is_some_and(|f| {
+                let (folio, order) = (frame::head_of(self.p, pfn), P::Format::BITS as u8 * self.level);
+                match order {
+                    0 => f.is_attached(folio, pfn, self.index),
+                    order => f.is_span_attached(folio, pfn, self.index, order),
+                }
+            })
         {
             return None;
         }

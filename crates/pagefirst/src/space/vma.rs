@@ -6,7 +6,7 @@
 use super::Physical;
 use crate::arch::Format;
 use crate::fault::HUGE_LEVEL;
-use crate::file::{File, FileCache};
+use crate::file::{File, FileCache, Hint};
 use crate::mem::{Pooled, Shared};
 use crate::platform::Platform;
 use crate::policy::HugePolicy;
@@ -128,6 +128,14 @@ impl<P: Platform> Vma<P> {
         wanted
             && matches!(self.backing, Backing::Anonymous)
             && (self.range.covers(span) || cfg!(mutant = "huge_past_mapping"))
+    }
+    /// What a file is told of pages that are wanted for it.
+    pub(crate) fn hint(&self) -> Hint {
+        match () {
+            _ if self.flags.contains(VmaFlags::HUGE) => Hint::Huge,
+            _ if self.flags.contains(VmaFlags::NO_HUGE) => Hint::Small,
+            _ => Hint::None,
+        }
     }
     /// The index in the file of the page at `va`; for anonymous memory the address's page number, for physical memory the
     /// frame's.

@@ -1,10 +1,10 @@
 //! What look-ups find, what reads and writes show, what is stored and what is dropped.
 
 use super::super::cache::Lookup;
-use super::super::index::Nodes;
+use super::super::index::{Cut, Found, Nodes};
 use super::super::{ReadError, WriteBackError, WriteError};
 use super::{Disk, FileCache, IoError, Machine, PAGE, PAGE_SIZE, Random, Relaxed, WATCH, machine, std};
-use crate::frame::{self, Frame, FrameFlags};
+use crate::frame::{self, Frame, FrameFlags, Part};
 use crate::mem::Shared;
 use crate::platform::Platform as _;
 use crate::sync::epoch::Pin;
@@ -24,16 +24,16 @@ pub(super) fn around(p: &'static Machine, cache: &Cache, first: u64, last: u64) 
     let pin = Pin::new(p);
     let mut cursor = cache.cursor(&pin);
     let mut is_offered = |index: &u64| {
-        let Some(pfn) = cursor.look(*index) else { return false };
+        let Some(pfn) = cursor.look(*index).map(|found| found.pfn) else { return false };
         assert!(p.meta(pfn).try_map());
-        let attached = cache.is_attached(p.meta(pfn), *index);
+        let attached = cache.is_attached(pfn, pfn, *index);
         frame::unmap(p, pfn);
         attached
     };
     (first..=last).filter(&mut is_offered).collect()
 }
-fn first_word(p: &'static Machine, frame: &Frame<Machine>) -> u64 {
-    p.cells(frame.pfn())[0].load(Relaxed)
+fn first_word(p: &'static Machine, page: &Part<Machine>) -> u64 {
+    p.cells(page.pfn())[0].load(Relaxed)
 }
 
 #[test]
@@ -45,7 +45,10 @@ fn a_page_is_read_once() {
         assert!(matches!(look(p, &cache, index), Lookup::Missing));
         let page = cache.read(p, index).unwrap();
         assert_eq!(first_word(p, &page), index);
-        assert!(cache.is_attached(page.meta(), index) && !cache.is_attached(page.meta(), index + 1));
+        assert!(
+            cache.is_attached(page.pfn(), page.pfn(), index)
+                && !cache.is_attached(page.pfn(), page.pfn(), index + 1)
+        );
         assert!(matches!(look(p, &cache, index), Lookup::Page(same) if same.pfn() == page.pfn()));
         assert_eq!(cache.read(p, index).unwrap().pfn(), page.pfn());
     }
@@ -101,7 +104,7 @@ fn c47_lookup_skips_pages_not_up_to_date() {
     let (inner, flag) = (cache.clone(), seen.clone());
     disk.on_read(move |index| {
         let Lookup::Filling(page) = look(p, &inner, index) else { panic!("it is being read in") };
-        assert!(!inner.is_attached(page.meta(), index));
+        assert!(!inner.is_attached(page.pfn(), page.pfn(), index));
         assert!(matches!(inner.read(p, index), Err(ReadError::Filling(same)) if same.pfn() == page.pfn()));
         assert_eq!(around(p, &inner, 0, 10), [4, 6]);
         assert_eq!(inner.evict(p), 2, "not the one that is being read in");
@@ -113,11 +116,11 @@ fn c47_lookup_skips_pages_not_up_to_date() {
     // Poisoned, or on its way out: neither mapped nor offered.
     page.meta().set(FrameFlags::GOING);
     assert_eq!(around(p, &cache, 0, 10), []);
-    assert!(!cache.is_attached(page.meta(), 5));
+    assert!(!cache.is_attached(page.pfn(), page.pfn(), 5));
     page.meta().clear(FrameFlags::GOING);
     page.meta().set(FrameFlags::POISON);
     assert_eq!(around(p, &cache, 0, 10), []);
-    assert!(!cache.is_attached(page.meta(), 5));
+    assert!(!cache.is_attached(page.pfn(), page.pfn(), 5));
     assert!(matches!(look(p, &cache, 5), Lookup::Poisoned));
     assert!(matches!(cache.read(p, 5), Err(ReadError::Poisoned)));
     drop(page);
@@ -184,7 +187,7 @@ fn a_failed_read_leaves_nothing() {
     assert!(
         flags.contains(FrameFlags::FAILED) && !flags.intersects(FrameFlags::FILLING | FrameFlags::UP_TO_DATE)
     );
-    assert!(!cache.is_attached(page.meta(), 200));
+    assert!(!cache.is_attached(page.pfn(), page.pfn(), 200));
     drop(page);
     disk.no_hook();
     assert!(matches!(look(p, &cache, 200), Lookup::Missing));
@@ -320,8 +323,9 @@ fn a_frame_that_is_not_the_page_is_not_found() {
         other.meta().reset(FrameFlags::FILE | FrameFlags::UP_TO_DATE, 0);
         other.meta().set_owner(owner);
         other.meta().set_index(index);
-        assert!(cache.index.insert(&mut cache.writer.lock(p), 5, other.pfn(), &mut nodes).is_ok());
-        assert!(!cache.is_attached(other.meta(), 5));
+        let found = Found { pfn: other.pfn(), order: 0 };
+        assert!(cache.index.insert(&mut cache.writer.lock(p), 5, found, &mut nodes).is_ok());
+        assert!(!cache.is_attached(other.pfn(), other.pfn(), 5));
         assert_eq!(around(p, &cache, 0, 10), [4]);
         std::thread::scope(|s| {
             let looker = s.spawn(|| {
@@ -331,7 +335,7 @@ fn a_frame_that_is_not_the_page_is_not_found() {
             while other.meta().counts().refs == 1 && !looker.is_finished() {
                 std::thread::yield_now();
             }
-            assert!(cache.index.remove(&mut cache.writer.lock(p), 5).is_some());
+            assert!(cache.index.remove(&mut cache.writer.lock(p), 5, &mut Cut::new()).is_some());
         });
     }
     drop((other, cache));

@@ -116,7 +116,8 @@ fn a_node_fits_its_slab() {
     nodes.reserve(p, 7).unwrap();
     p.vm.drain(p);
     assert_eq!(p.vm.held(p).frames, 2, "seven nodes a frame");
-    assert!(index.insert(&mut w, 1 << 36, crate::types::Pfn(1), &mut nodes).is_ok());
+    let found = super::super::index::Found { pfn: crate::types::Pfn(1), order: 0 };
+    assert!(index.insert(&mut w, 1 << 36, found, &mut nodes).is_ok());
     index.empty(|_| {});
     drop((index, nodes));
     p.assert_empty();

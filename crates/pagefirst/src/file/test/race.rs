@@ -46,7 +46,7 @@ fn map(p: &'static Machine, cache: &Cache, index: u64) -> Option<Pfn> {
     if !p.meta(pfn).try_map() {
         return None;
     }
-    if cache.is_attached(p.meta(pfn), index) {
+    if cache.is_attached(pfn, pfn, index) {
         return Some(pfn);
     }
     frame::unmap(p, pfn);
@@ -100,17 +100,17 @@ fn r13_readers_against_eviction_and_reading_in() {
                 assert_eq!(p.cells(pfn)[0].load(Relaxed), index);
                 p.relax();
                 assert_eq!(p.cells(pfn)[511].load(Relaxed), index, "a mapped page stays");
-                assert!(cache.is_attached(p.meta(pfn), index));
+                assert!(cache.is_attached(pfn, pfn, index));
                 frame::unmap(p, pfn);
             }
             let pin = Pin::new(p);
             let mut cursor = cache.cursor(&pin);
-            let seen = (0..60 << 8).filter_map(|index| Some((index, cursor.look(index)?)));
+            let seen = (0..60 << 8).filter_map(|index| Some((index, cursor.look(index)?.pfn)));
             let seen: Vec<_> = seen.collect();
             drop(pin);
             for (index, pfn) in seen {
                 if p.meta(pfn).try_map() {
-                    if cache.is_attached(p.meta(pfn), index) {
+                    if cache.is_attached(pfn, pfn, index) {
                         assert_eq!(p.cells(pfn)[9].load(Relaxed), index);
                     }
                     frame::unmap(p, pfn);

@@ -14,7 +14,7 @@ use std::vec;
 /// Maps a page as a fault does.
 fn map(p: &'static Machine, cache: &Cache, index: u64) -> Pfn {
     let page = cache.read(p, index).unwrap();
-    assert!(page.meta().try_map() && cache.is_attached(page.meta(), index));
+    assert!(page.meta().try_map() && cache.is_attached(page.pfn(), page.pfn(), index));
     page.pfn()
 }
 
@@ -90,7 +90,7 @@ fn r13_a_page_mapped_beyond_the_end_is_invalid_and_refuses_growth() {
     cache.set_size(p, PAGE_SIZE + 1).unwrap();
     disk.truncate(PAGE_SIZE + 1);
     assert_eq!(cache.pages(), 2 + 3, "those mapped are left");
-    assert!(!cache.is_attached(p.meta(mapped[1]), 3));
+    assert!(!cache.is_attached(mapped[1], mapped[1], 3));
     assert!(matches!(look(p, &cache, 3), Lookup::BeyondEnd));
     assert_eq!(around(p, &cache, 0, 200), [0, 1]);
     assert_eq!(cache.evict(p), 2);
@@ -143,7 +143,7 @@ fn r13_what_is_read_while_the_file_shrinks_is_not_seen() {
         let page = cache.read(p, 1).unwrap();
         assert_eq!(disk.reads(), reads);
         assert_eq!(pages.load(Relaxed), 2 - reads, "taken out at once, or left alone");
-        assert!(cache.is_attached(page.meta(), 1));
+        assert!(cache.is_attached(page.pfn(), page.pfn(), 1));
         for (i, cell) in p.cells(page.pfn()).iter().enumerate() {
             let below = PAGE_SIZE + i as u64 * 8 < shrunk;
             assert_eq!(cell.load(Relaxed), below as u64);
