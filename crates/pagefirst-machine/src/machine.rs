@@ -11,9 +11,12 @@ use crate::shadow::Shadow;
 use crossbeam_utils::CachePadded;
 use pagefirst::arch::{Format, X86_64};
 use pagefirst::frame::Frame;
+use pagefirst::limit::Limit;
+use pagefirst::mem::Shared;
 use pagefirst::platform::MAX_CPUS;
 use pagefirst::types::Pfn;
 use pagefirst::{Held, Local, Vm};
+use parking_lot::Mutex;
 
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -26,6 +29,8 @@ pub(crate) struct Cpu {
     pub counters: Counters,
 }
 
+type LimitOf<F> = Shared<Machine<F>, Limit<Machine<F>>>;
+
 /// A machine with page tables of format `F`, on which pagefirst runs: [`Platform`](pagefirst::platform::Platform).
 ///
 /// Threads are its CPUs: the first use of the machine makes a thread a CPU until the thread ends.
@@ -35,6 +40,8 @@ pub struct Machine<F: Format = X86_64> {
     pub(crate) vm: Vm<Machine<F>>,
     pub(crate) locals: Box<[Local<Machine<F>>]>,
     pub(crate) cpus: Box<[CachePadded<Cpu>]>,
+    /// By CPU, whom what the files' reads and writes bring in is charged to.
+    pub(crate) limits: Box<[Mutex<Option<LimitOf<F>>>]>,
     pub(crate) set: CpuSet,
     pub(crate) random: AtomicU64,
     /// As `random`, for how late shootdowns arrive.
@@ -68,6 +75,7 @@ impl<F: Format> Machine<F> {
             vm: Vm::new(),
             locals: (0..config.cpus).map(|_| Local::new()).collect(),
             cpus: (0..config.cpus).map(cpu).collect(),
+            limits: (0..config.cpus).map(|_| Mutex::default()).collect(),
             set: CpuSet::new(config.cpus),
             random: AtomicU64::new(config.seed),
             lateness: AtomicU64::new(config.seed),
@@ -91,6 +99,11 @@ impl<F: Format> Machine<F> {
     /// What the machine was built from.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Charges what this CPU's reads and writes of files bring in to a limit, or to none.
+    pub fn charge_to(&'static self, limit: Option<LimitOf<F>>) {
+        *self.limits[self.this_cpu()].lock() = limit;
     }
 
     /// Gives up the CPU number of this thread, which it would otherwise keep until it ends.

@@ -8,6 +8,8 @@ use crate::lock::{self, SpinLock, WriterLock};
 use crate::machine::Machine;
 use pagefirst::arch::Format;
 use pagefirst::frame::FrameMeta;
+use pagefirst::limit::Limit;
+use pagefirst::mem::Shared;
 use pagefirst::platform::{Note, Platform};
 use pagefirst::tlb::Flush;
 use pagefirst::types::{Pfn, VirtAddr, VirtRange};
@@ -60,6 +62,10 @@ unsafe impl<F: Format> Platform for Machine<F> {
 
     fn is_memory(&'static self, pfn: Pfn) -> bool {
         self.arena.is_memory(pfn)
+    }
+
+    fn limit(&'static self) -> Option<Shared<Self, Limit<Self>>> {
+        self.limits[self.this_cpu()].lock().clone()
     }
 
     fn kernel_half(&'static self, root: Pfn) {

@@ -7,6 +7,7 @@ use kit::*;
 use pagefirst::Held;
 use pagefirst::arch::{Format, X86_64};
 use pagefirst::fault::{Bus, FaultError, Segv};
+use pagefirst::limit::Limit;
 use pagefirst::policy::{Policy, TablePolicy};
 use pagefirst::space::Map;
 use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
@@ -71,10 +72,12 @@ fn done_after_discards_table_bytes_are_where_they_began() -> Result {
 fn tables_of_failures(tables: TablePolicy) -> Result<Vec<(FaultError, u64)>> {
     let machine = roomy();
     let mut counted = Vec::new();
+    let limit = Limit::new(machine, None, 0)?;
     let errors = [
         FaultError::Bus(Bus::BeyondEnd),
         FaultError::Bus(Bus::Io),
         FaultError::NoMemory,
+        FaultError::OverLimit(limit.id()),
         FaultError::Segv(Segv::Access),
     ];
     for error in errors {
@@ -91,10 +94,11 @@ fn tables_of_failures(tables: TablePolicy) -> Result<Vec<(FaultError, u64)>> {
                 file.set_size(machine, 0)?;
                 (private(&file, 0, pages, R), Access::Read)
             }
-            FaultError::NoMemory => (anonymous(pages, RW), Access::Write),
+            FaultError::NoMemory | FaultError::OverLimit(_) => (anonymous(pages, RW), Access::Write),
             FaultError::Segv(_) => (anonymous(pages, R), Access::Write),
         };
         s.map(at(BASE, map))?;
+        s.set_limit(matches!(error, FaultError::OverLimit(_)).then(|| limit.clone()));
         let kept = if error == FaultError::NoMemory { machine.leave_free(0) } else { Vec::new() };
         let before = machine.counts();
         for i in 0..FAULTS {
@@ -104,15 +108,16 @@ fn tables_of_failures(tables: TablePolicy) -> Result<Vec<(FaultError, u64)>> {
         drop(kept);
         check(&s);
         drop((s, file));
-        machine.nothing_left()?;
     }
+    drop(limit);
+    machine.nothing_left()?;
     Ok(counted)
 }
 
 #[test]
 fn done_ten_thousand_faults_that_fail_allocate_no_table() -> Result {
     let counted = tables_of_failures(TablePolicy::Postponed)?;
-    assert_eq!(counted.len(), 4);
+    assert_eq!(counted.len(), 5);
     assert!(counted.iter().all(|(_, tables)| *tables == 0), "{counted:?}");
     Ok(())
 }
@@ -123,7 +128,7 @@ fn done_with_tables_upfront_the_difference_shows() -> Result {
     let all = FAULTS + (FAULTS * LEAF).div_ceil(1 << 30) + 1;
     for (error, tables) in tables_of_failures(TablePolicy::Upfront)? {
         let expected = match error {
-            FaultError::Bus(_) => all,
+            FaultError::Bus(_) | FaultError::OverLimit(_) => all,
             // Refused before there was anything to do, and without memory for a table there is none.
             FaultError::Segv(_) | FaultError::NoMemory => 0,
         };
@@ -134,10 +139,14 @@ fn done_with_tables_upfront_the_difference_shows() -> Result {
 
 #[test]
 fn done_with_tables_as_linux_keeps_them_what_linux_keeps_is_there() -> Result {
-    // Of faults that fail only the tables above stay.
+    // Of faults that fail, the tables stay that were there before the page was asked for: of files those above.
     let above = (FAULTS * LEAF).div_ceil(1 << 30) + 1;
     for (error, tables) in tables_of_failures(TablePolicy::Linux)? {
-        let expected = if matches!(error, FaultError::Bus(_)) { above } else { 0 };
+        let expected = match error {
+            FaultError::Bus(_) => above,
+            FaultError::OverLimit(_) => FAULTS + above,
+            FaultError::Segv(_) | FaultError::NoMemory => 0,
+        };
         assert_eq!(tables, expected, "{error:?}");
     }
     // Measured on Linux 6.18 for 4,096 ranges of 2 MiB with one page touched in each: what was discarded page by page

@@ -17,6 +17,7 @@ pub(crate) struct Failures {
     pub segv: AtomicU64,
     pub bus: AtomicU64,
     pub no_memory: AtomicU64,
+    pub over_limit: AtomicU64,
     pub no_huge: AtomicU64,
 }
 
@@ -26,6 +27,7 @@ impl Failures {
             FaultError::Segv(Segv::NotMapped | Segv::Access | Segv::NonCanonical) => &self.segv,
             FaultError::Bus(Bus::BeyondEnd | Bus::Poison | Bus::Io) => &self.bus,
             FaultError::NoMemory => &self.no_memory,
+            FaultError::OverLimit(_) => &self.over_limit,
         };
         at.fetch_add(1, Relaxed);
     }
@@ -66,6 +68,8 @@ pub struct Faults {
     pub bus: u64,
     /// Memory was out.
     pub no_memory: u64,
+    /// A limit was reached.
+    pub over_limit: u64,
 }
 
 impl Faults {
@@ -146,6 +150,7 @@ impl<P: Platform> AddressSpace<P> {
                 blocked: f.blocked.load(Relaxed),
                 segv: f.segv.load(Relaxed),
                 bus: f.bus.load(Relaxed),
+                over_limit: f.over_limit.load(Relaxed),
                 no_memory: f.no_memory.load(Relaxed),
             },
             around: t.of(FaultKind::Around),

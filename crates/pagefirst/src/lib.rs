@@ -61,6 +61,7 @@ pub mod arch;
 pub mod fault;
 pub mod file;
 pub mod frame;
+pub mod limit;
 pub mod mem;
 pub mod platform;
 pub mod policy;

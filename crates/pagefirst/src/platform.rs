@@ -7,6 +7,8 @@
 use crate::arch::Format;
 use crate::file::File;
 use crate::frame::{self, FrameMeta};
+use crate::limit::Limit;
+use crate::mem::Shared;
 use crate::sync::RawLock;
 use crate::sync::atomic::AtomicU64;
 use crate::tlb::Flush;
@@ -111,6 +113,12 @@ pub unsafe trait Platform: Sync + Sized + 'static {
     unsafe fn copy_page(&'static self, to: Pfn, from: Pfn) {
         // SAFETY: the caller's promise.
         unsafe { frame::copy_page(self, to, from) }
+    }
+
+    /// The limit of the program that this CPU runs: whom pages are charged to that its reads and writes of files bring in.
+    #[inline]
+    fn limit(&'static self) -> Option<Shared<Self, Limit<Self>>> {
+        None
     }
 
     /// Fills in the part of a new root table that lies beyond [`Format::USER_END`], before any CPU uses the table: a

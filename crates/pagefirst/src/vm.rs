@@ -2,6 +2,7 @@
 
 use crate::file::{CacheNode, FileCache};
 use crate::frame::{self, Frame, FrameCache, FrameFlags, Frames, Region};
+use crate::limit::{self, Limit};
 use crate::mem::{Limbo, Pool, Slab};
 use crate::platform::Platform;
 use crate::space::{TreeNode, Vma};
@@ -58,6 +59,8 @@ pub struct Vm<P: Platform> {
     pub(crate) files: Pool<P, FileCache<P>>,
     pub(crate) cache_nodes: Pool<P, CacheNode<P>>,
     pub(crate) bells: Bells,
+    pub(crate) limits: Pool<P, Limit<P>>,
+    pub(crate) limit_records: limit::Records<P>,
     zero: plain::AtomicU32,
     /// The huge zero page; 0 while there is none. One reference is ours.
     huge_zero: AtomicU32,
@@ -72,7 +75,7 @@ pub struct Held {
     pub frames: u64,
     /// Page tables, alive, reserved or in limbo; those in caches not included.
     pub tables: u64,
-    /// Slab objects: VMAs, tree nodes, files and nodes of their caches.
+    /// Slab objects: VMAs, tree nodes, files and nodes of their caches, limits.
     pub objects: u64,
     /// Frames in per-CPU caches.
     pub cached_frames: u64,
@@ -95,6 +98,8 @@ impl<P: Platform> Vm<P> {
             files: Pool::new(),
             cache_nodes: Pool::new(),
             bells: Bells::new(),
+            limits: Pool::new(),
+            limit_records: limit::Records::new(),
             zero: plain::AtomicU32::new(0),
             huge_zero: AtomicU32::new(0),
             next_id: plain::AtomicU64::new(1),
@@ -115,6 +120,7 @@ impl<P: Platform> Vm<P> {
         self.nodes.init(p);
         self.files.init(p);
         self.cache_nodes.init(p);
+        self.limits.init(p);
         for region in regions {
             self.frames.add(p, *region);
         }
@@ -185,6 +191,7 @@ impl<P: Platform> Vm<P> {
             + self.nodes.collect(now, most)
             + self.files.collect(now, most)
             + self.cache_nodes.collect(now, most)
+            + self.limits.collect(now, most)
             + crate::table::collect(p, now, most)
     }
 
@@ -194,6 +201,7 @@ impl<P: Platform> Vm<P> {
             + self.nodes.in_limbo()
             + self.files.in_limbo()
             + self.cache_nodes.in_limbo()
+            + self.limits.in_limbo()
             + self.tables_in_limbo.len(p)
     }
 
@@ -225,10 +233,13 @@ impl<P: Platform> Vm<P> {
         }
         let huge_zero = self.drop_huge_zero(p);
         let tables = crate::table::drain(p);
+        limit::drain(p);
         let slabs = self.vmas.trim()
             + self.nodes.trim()
             + self.files.trim()
             + self.cache_nodes.trim()
+            + self.limits.trim()
+            + self.limit_records.trim(p)
             + self.records.trim(p);
         huge_zero + tables + slabs + frame::drain(p)
     }
@@ -254,7 +265,11 @@ impl<P: Platform> Vm<P> {
     pub fn held(&'static self, p: &'static P) -> Held {
         let cached_frames = frame::cached(p);
         let cached_tables = crate::table::cached(p);
-        let objects = self.vmas.live() + self.nodes.live() + self.files.live() + self.cache_nodes.live();
+        let objects = self.vmas.live()
+            + self.nodes.live()
+            + self.files.live()
+            + self.cache_nodes.live()
+            + self.limits.live();
         Held {
             // Read one after another, so they may disagree while somebody is at work.
             frames: self.frames.total_frames().saturating_sub(self.frames.free_frames() + cached_frames),

@@ -212,6 +212,7 @@ impl Space {
             Err(FaultError::Segv(_)) => self.faults.segv += 1,
             Err(FaultError::Bus(_)) => self.faults.bus += 1,
             Err(FaultError::NoMemory) => self.faults.no_memory += 1,
+            Err(FaultError::OverLimit(_)) => unreachable!("no space has a limit"),
         }
         done
     }

@@ -117,7 +117,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         if self.is_room_for_huge(vma, &slot) {
             return self.huge_page(vma, slot);
         }
-        if !self.hand.clear_now(self.pin.platform(), 0) {
+        if !self.hand.clear_now(self.pin.platform(), self.space.limit_of(self.pin), 0) {
             return Look::Need(Need::Cleared(0));
         }
         self.install_private::<0>(vma, slot, FaultKind::AnonWrite, |_| true)

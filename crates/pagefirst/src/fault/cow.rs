@@ -33,7 +33,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             let p = self.pin.platform();
             let page = file.cursor(self.pin).look(index).and_then(|found| Part::try_get(p, found.pfn, 0));
             let Some(page) = page.filter(is_it) else { return self.not_there(vma, file) };
-            if let Err(need) = self.hand.copy_now(p, page) {
+            if let Err(need) = self.hand.copy_now(p, self.space.limit_of(self.pin), page) {
                 return Look::Need(need);
             }
         }

@@ -4,6 +4,7 @@ use super::{Bus, FaultError, For, Outcome, Ticket, huge};
 use crate::arch::Format;
 use crate::file::{FileCache, Hint, ReadError};
 use crate::frame::{Frame, FrameMeta, Part};
+use crate::limit::{Limit, OverLimit};
 use crate::mem::Shared;
 use crate::platform::Platform;
 use crate::space::{AddressSpace, Grown};
@@ -135,14 +136,30 @@ impl<'a, P: Platform> Hand<'a, P> {
 
     /// Sees that a cleared page for an entry of a table at `level` is in hand, if one can be had at once: a small one, out
     /// of this CPU's cache or the allocator, with nothing drained for it. Pinned, with no lock held.
-    #[inline]
-    pub fn clear_now(&mut self, p: &'static P, level: u8) -> bool {
+    #[inline(always)]
+    pub fn clear_now(&mut self, p: &'static P, limit: Option<&Limit<P>>, level: u8) -> bool {
+        if let Some(limit) = limit {
+            return self.clear_charged(limit, level);
+        }
         if self.has_cleared(level) {
             return true;
         }
         let page = if level == 0 { Frame::new(p).ok() } else { None };
         page.map(|page| self.clear(page)).is_some()
     }
+    /// The same, charged.
+    #[cold]
+    #[inline(never)]
+    fn clear_charged(&mut self, limit: &Limit<P>, level: u8) -> bool {
+        if !self.has_cleared(level)
+            && level == 0
+            && let Ok(page) = limit.frame_now()
+        {
+            self.clear(page);
+        }
+        self.has_cleared(level)
+    }
+    #[inline]
     fn clear(&mut self, mut page: Frame<P>) {
         page.clear();
         self.fresh = Some(Fresh { page, copy_of: None, level: 0 });
@@ -150,13 +167,30 @@ impl<'a, P: Platform> Hand<'a, P> {
 
     /// Sees that a copy of `source` is in hand, if that can be had at once; else what is needed. Pinned, with no lock
     /// held.
-    #[inline]
-    pub fn copy_now(&mut self, p: &'static P, source: Part<P>) -> Result<(), Need<P>> {
+    #[inline(always)]
+    pub fn copy_now(
+        &mut self,
+        p: &'static P,
+        limit: Option<&Limit<P>>,
+        source: Part<P>,
+    ) -> Result<(), Need<P>> {
         debug_assert_eq!(source.order(), 0);
+        if let Some(limit) = limit {
+            return self.copy_charged(limit, source);
+        }
         let Ok(page) = Frame::new(p) else { return Err(Need::Copy(source)) };
         self.copy(page, source);
         Ok(())
     }
+    /// The same, charged.
+    #[cold]
+    #[inline(never)]
+    fn copy_charged(&mut self, limit: &Limit<P>, source: Part<P>) -> Result<(), Need<P>> {
+        let Ok(page) = limit.frame_now() else { return Err(Need::Copy(source)) };
+        self.copy(page, source);
+        Ok(())
+    }
+    #[inline]
     fn copy(&mut self, mut page: Frame<P>, source: Part<P>) {
         page.copy_of(&source);
         let level = source.order() / P::Format::BITS as u8;
@@ -174,7 +208,7 @@ impl<'a, P: Platform> Hand<'a, P> {
         let p = space.platform();
         match need {
             Need::Cleared(0) => {
-                let page = self.page(p)?;
+                let page = self.page(space)?;
                 self.clear(page);
             }
             Need::Cleared(level) => self.huge_page(space, level),
@@ -186,7 +220,7 @@ impl<'a, P: Platform> Hand<'a, P> {
                 self.gather.flush_before(P::Format::span_of(addr, level.max(huge::LEVEL)), taken);
             }
             Need::Copy(source) if source.order() == 0 => {
-                let page = self.page(p)?;
+                let page = self.page(space)?;
                 self.copy(page, source);
             }
             Need::Copy(source) => self.huge_copy(space, source),
@@ -211,29 +245,29 @@ impl<'a, P: Platform> Hand<'a, P> {
 
     /// A page, in place of the one in hand.
     #[inline]
-    fn page(&mut self, p: &'static P) -> Result<Frame<P>, Outcome<'a, P>> {
+    fn page(&mut self, space: &AddressSpace<P>) -> Result<Frame<P>, Outcome<'a, P>> {
         self.fresh = None;
-        p.vm().frame(p).map_err(|_| Outcome::Error(FaultError::NoMemory))
+        space.payer().frame(space.platform()).map_err(|why| Outcome::Error(why.into()))
     }
 
     #[cold]
     fn huge_page(&mut self, space: &AddressSpace<P>, level: u8) {
         self.fresh = None;
-        match Frame::block(space.platform(), P::Format::BITS as u8 * level) {
+        match space.payer().block(space.platform(), P::Format::BITS as u8 * level) {
             Ok(mut page) => {
                 page.clear();
                 self.fresh = Some(Fresh { page, copy_of: None, level });
             }
-            Err(NoMemory) => self.fall_back(space),
+            Err(_) => self.fall_back(space),
         }
     }
 
     #[cold]
     fn huge_copy(&mut self, space: &AddressSpace<P>, source: Part<P>) {
         self.fresh = None;
-        match Frame::block(space.platform(), source.order()) {
+        match space.payer().block(space.platform(), source.order()) {
             Ok(page) => self.copy(page, source),
-            Err(NoMemory) => self.fall_back(space),
+            Err(_) => self.fall_back(space),
         }
     }
 
@@ -278,7 +312,7 @@ impl<'a, P: Platform> Hand<'a, P> {
         hint: Hint,
     ) -> Result<(), Outcome<'a, P>> {
         let mut short = false;
-        let read = file.read_hinted(space.platform(), index, hint, &mut short);
+        let read = file.read_hinted(space.platform(), index, hint, &space.payer(), &mut short);
         if short {
             space.failures.no_huge.fetch_add(1, Relaxed);
         }
@@ -291,6 +325,7 @@ impl<'a, P: Platform> Hand<'a, P> {
             Err(ReadError::BeyondEnd) => Err(Outcome::Error(FaultError::Bus(Bus::BeyondEnd))),
             Err(ReadError::Poisoned) => Err(Outcome::Error(FaultError::Bus(Bus::Poison))),
             Err(ReadError::Io) => Err(Outcome::Error(FaultError::Bus(Bus::Io))),
+            Err(ReadError::OverLimit(OverLimit(id))) => Err(Outcome::Error(FaultError::OverLimit(id))),
             Err(ReadError::NoMemory) => Err(Outcome::Error(FaultError::NoMemory)),
             Err(ReadError::Filling(page)) => Err(Outcome::Blocked(Ticket(For::Page(page)))),
         }

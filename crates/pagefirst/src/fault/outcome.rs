@@ -2,6 +2,7 @@
 
 use super::Ticket;
 use crate::arch::Format;
+use crate::limit::{LimitId, OverLimit, Unavailable};
 use crate::platform::Platform;
 use crate::types::VirtAddr;
 
@@ -50,6 +51,19 @@ pub enum FaultError {
     /// the program; the library neither waits nor kills (X18).
     #[error("out of memory")]
     NoMemory,
+    /// The space's limit, or one above it, which is named here, is reached. The embedder takes memory from whoever shares
+    /// it, raises it, or ends a program; and the access is tried again.
+    #[error("over a limit")]
+    OverLimit(LimitId),
+}
+
+impl From<Unavailable> for FaultError {
+    fn from(why: Unavailable) -> Self {
+        match why {
+            Unavailable::NoMemory => FaultError::NoMemory,
+            Unavailable::OverLimit(OverLimit(id)) => FaultError::OverLimit(id),
+        }
+    }
 }
 
 /// Why an address is refused.
@@ -98,7 +112,8 @@ pub enum Signal {
 }
 
 impl FaultError {
-    /// Linux's signal and `si_code`; `None` for [`NoMemory`](FaultError::NoMemory), which has none.
+    /// Linux's signal and `si_code`; `None` for [`NoMemory`](FaultError::NoMemory) and
+    /// [`OverLimit`](FaultError::OverLimit), which have none.
     /// `asm-generic/siginfo.h`: SEGV_MAPERR 1, SEGV_ACCERR 2, SI_KERNEL 128, BUS_ADRERR 2, BUS_MCEERR_AR 4.
     pub fn signal(self) -> Option<(Signal, i32)> {
         Some(match self {
@@ -107,7 +122,7 @@ impl FaultError {
             FaultError::Segv(Segv::NonCanonical) => (Signal::Segv, 128),
             FaultError::Bus(Bus::BeyondEnd | Bus::Io) => (Signal::Bus, 2),
             FaultError::Bus(Bus::Poison) => (Signal::Bus, 4),
-            FaultError::NoMemory => return None,
+            FaultError::NoMemory | FaultError::OverLimit(_) => return None,
         })
     }
 }

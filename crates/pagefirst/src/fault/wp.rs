@@ -70,7 +70,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let level = slot.level();
         let take_out = level > 0 && self.hand.small;
         // The page first, and then the lock.
-        if !take_out && !self.hand.clear_now(self.pin.platform(), level) {
+        if !take_out && !self.hand.clear_now(self.pin.platform(), self.space.limit_of(self.pin), level) {
             return Look::Need(Need::Cleared(level));
         }
         let Ok(slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };

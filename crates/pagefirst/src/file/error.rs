@@ -1,6 +1,7 @@
 //! Why a call of the page cache failed.
 
 use crate::frame::Frame;
+use crate::limit::{OverLimit, Unavailable};
 use crate::platform::Platform;
 use crate::types::NoMemory;
 use core::fmt;
@@ -22,6 +23,9 @@ pub enum ReadError<P: Platform> {
     /// Hardware reported a memory error in it.
     #[error("memory error in the page")]
     Poisoned,
+    /// A limit is reached.
+    #[error(transparent)]
+    OverLimit(#[from] OverLimit),
     /// No memory is left for it.
     #[error("out of memory")]
     NoMemory,
@@ -36,12 +40,22 @@ impl<P: Platform> From<NoMemory> for ReadError<P> {
     }
 }
 
+impl<P: Platform> From<Unavailable> for ReadError<P> {
+    fn from(why: Unavailable) -> Self {
+        match why {
+            Unavailable::NoMemory => ReadError::NoMemory,
+            Unavailable::OverLimit(over) => ReadError::OverLimit(over),
+        }
+    }
+}
+
 impl<P: Platform> fmt::Debug for ReadError<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ReadError::BeyondEnd => f.write_str("BeyondEnd"),
             ReadError::Io => f.write_str("Io"),
             ReadError::Poisoned => f.write_str("Poisoned"),
+            ReadError::OverLimit(over) => f.debug_tuple("OverLimit").field(over).finish(),
             ReadError::NoMemory => f.write_str("NoMemory"),
             ReadError::Filling(frame) => f.debug_tuple("Filling").field(frame).finish(),
         }
@@ -77,6 +91,12 @@ pub enum WriteError<P: Platform> {
 impl<P: Platform> From<NoMemory> for WriteError<P> {
     fn from(NoMemory: NoMemory) -> Self {
         WriteError::Page(ReadError::NoMemory)
+    }
+}
+
+impl<P: Platform> From<Unavailable> for WriteError<P> {
+    fn from(why: Unavailable) -> Self {
+        WriteError::Page(why.into())
     }
 }
 

@@ -10,6 +10,7 @@ use super::index::{Found, MAX_FOLIO_ORDER, Nodes, Short};
 use super::{File as _, FillGuard, Hint, Io};
 use crate::fault::page_key;
 use crate::frame::{Frame, FrameFlags, Part};
+use crate::limit::{Payer, Unavailable};
 use crate::platform::Platform;
 use crate::sync::atomic::Relaxed;
 use crate::sync::epoch::Pin;
@@ -29,9 +30,9 @@ impl<P: Platform> FileCache<P> {
     /// # Errors
     /// [`ReadError`]; nothing has changed then.
     pub(crate) fn read(&self, p: &'static P, index: u64) -> Result<Part<P>, ReadError<P>> {
-        self.read_hinted(p, index, Hint::None, &mut false)
+        self.read_hinted(p, index, Hint::None, &Payer::Caller, &mut false)
     }
-    /// The same with a hint for the file, which may want a larger folio. `short` says afterwards whether there was no
+    /// The same with a hint for the file, which may want a larger folio, and with who pays. `short` says afterwards whether there was no
     /// memory for one.
     ///
     /// # Errors
@@ -41,6 +42,7 @@ impl<P: Platform> FileCache<P> {
         p: &'static P,
         index: u64,
         hint: Hint,
+        payer: &Payer<'_, P>,
         short: &mut bool,
     ) -> Result<Part<P>, ReadError<P>> {
         let mut nodes = Nodes::new();
@@ -61,13 +63,13 @@ impl<P: Platform> FileCache<P> {
             let Some(order) = self.order_for(p, index, self.size(), hint, most) else { continue };
             let folio = match spare.take_if(|spare: &mut Frame<P>| spare.order() == order) {
                 Some(folio) => folio,
-                None => match self.cleared(p, order) {
+                None => match self.cleared(p, payer, order) {
                     Ok(folio) => folio,
-                    Err(NoMemory) if order > 0 => {
+                    Err(_) if order > 0 => {
                         (*short, most) = (true, order - 1);
                         continue;
                     }
-                    Err(NoMemory) => return Err(ReadError::NoMemory),
+                    Err(why) => return Err(why.into()),
                 },
             };
             let first = index >> order << order;
@@ -110,9 +112,14 @@ impl<P: Platform> FileCache<P> {
         if wanted == 0 { Some(0) } else { self.index.room(&self.writer.lock(p), index, wanted) }
     }
 
-    /// A cleared folio. A small one is had if there is any memory; a larger one if such a block is free.
-    pub(super) fn cleared(&self, p: &'static P, order: u8) -> Result<Frame<P>, NoMemory> {
-        let mut folio = if order == 0 { p.vm().frame(p)? } else { Frame::block(p, order)? };
+    /// A cleared folio, charged. A small one is had if there is any memory; a larger one if such a block is free.
+    pub(super) fn cleared(
+        &self,
+        p: &'static P,
+        payer: &Payer<'_, P>,
+        order: u8,
+    ) -> Result<Frame<P>, Unavailable> {
+        let mut folio = if order == 0 { payer.frame(p)? } else { payer.block(p, order)? };
         folio.clear();
         Ok(folio)
     }

@@ -6,6 +6,7 @@ use super::index::{Found, LAST_INDEX, MAX_FOLIO_ORDER, Nodes, Short};
 use super::size::Left;
 use super::{File as _, Hint};
 use crate::frame::{Frame, FrameFlags, Part, bytes, words};
+use crate::limit::Payer;
 use crate::platform::Platform;
 use crate::sync::atomic::{Relaxed, Release};
 use crate::sync::epoch::Pin;
@@ -135,7 +136,7 @@ impl<P: Platform> FileCache<P> {
             let first = index >> order << order;
             let folio = match spare.take_if(|spare: &mut Frame<P>| spare.order() == order) {
                 Some(folio) => folio,
-                None => match self.cleared(p, order) {
+                None => match self.cleared(p, &Payer::Caller, order) {
                     Ok(mut folio) => {
                         let bytes = folio.bytes_of((index - first) as u32);
                         bytes[place..place + from.len()].copy_from_slice(from);
@@ -143,7 +144,7 @@ impl<P: Platform> FileCache<P> {
                         self.prepare(&folio, first, FrameFlags::DIRTY);
                         folio
                     }
-                    Err(NoMemory) if order > 0 => {
+                    Err(_) if order > 0 => {
                         most = order - 1;
                         continue;
                     }

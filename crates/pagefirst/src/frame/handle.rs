@@ -1,6 +1,6 @@
 //! An owned reference to a frame.
 
-use super::{FrameFlags, FrameMeta, Part, allocate_block, release};
+use super::{FrameFlags, FrameMeta, Part, allocate, allocate_block, release};
 use crate::platform::Platform;
 use crate::sync::atomic::{Relaxed, plain};
 use crate::types::{NoMemory, PAGE_SIZE, Pfn};
@@ -51,8 +51,9 @@ impl<P: Platform> Frame<P> {
     ///
     /// # Errors
     /// [`NoMemory`] when neither this CPU's cache nor the allocator has one; nothing is drained for it.
+    #[inline]
     pub fn new(p: &'static P) -> Result<Self, NoMemory> {
-        Frame::block(p, 0)
+        allocate(p).map(|pfn| Frame { p, pfn })
     }
     /// A folio of 2^order frames owned by the caller alone, its contents unspecified.
     ///

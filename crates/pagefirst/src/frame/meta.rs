@@ -293,6 +293,15 @@ impl FrameMeta {
     pub(crate) fn set_link(&self, link: u32) {
         self.link.store(link, Relaxed);
     }
+    /// The number of the limit that a page is charged to; 0 for none.
+    #[inline]
+    pub(crate) fn limit(&self) -> u16 {
+        (self.link() >> 16) as u16
+    }
+    /// Charges a page that the caller owns alone.
+    pub(crate) fn set_limit(&self, limit: u16) {
+        self.set_link((limit as u32) << 16);
+    }
 }
 
 #[cfg(all(test, not(loom)))]

@@ -20,6 +20,7 @@ pub use handle::Frame;
 pub(crate) use handle::{WORDS, clear_page, copy_page, words};
 pub use meta::{Counts, FrameFlags, FrameMeta};
 
+use crate::limit;
 use crate::platform::{Note, Platform};
 use crate::sync::atomic::Relaxed;
 use crate::sync::atomic::plain::AtomicU32;
@@ -31,11 +32,12 @@ const BATCH: usize = 32;
 pub(crate) struct FrameCache {
     frames: [Pfn; 2 * BATCH],
     len: usize,
+    charged: limit::Stock,
 }
 
 impl FrameCache {
     pub const fn new() -> Self {
-        FrameCache { frames: [Pfn(0); 2 * BATCH], len: 0 }
+        FrameCache { frames: [Pfn(0); 2 * BATCH], len: 0, charged: limit::Stock::new() }
     }
     fn pop(&mut self) -> Option<Pfn> {
         self.len = self.len.checked_sub(1)?;
@@ -112,6 +114,9 @@ fn release_all<P: Platform>(p: &'static P, mut gone: impl Iterator<Item = Pfn>) 
     loop {
         let meta = p.meta(pfn);
         let order = meta.order();
+        if meta.limit() != 0 {
+            cache.charged.keep(p, meta.limit(), 1 << order);
+        }
         p.note(Note::FrameFreed(pfn, order));
         folio::unlink_tails(p, pfn, order);
         meta.reset(FrameFlags::empty(), 0);
@@ -133,6 +138,15 @@ fn release_all<P: Platform>(p: &'static P, mut gone: impl Iterator<Item = Pfn>) 
     local.cached_frames.store(cache.len as u32, Relaxed);
     drop(cache);
     p.leave();
+}
+
+/// Runs `f` on what a CPU has charged in advance.
+pub(crate) fn with_stock<P: Platform, R>(
+    p: &'static P,
+    cpu: usize,
+    f: impl FnOnce(&mut limit::Stock) -> R,
+) -> R {
+    f(&mut p.local(cpu).frames.lock(p).charged)
 }
 
 /// Gives back a folio whose last reference is gone.

@@ -308,6 +308,11 @@ impl<P: Platform, T: 'static> Link<P, T> {
         NonNull::new(self.at.load(Acquire))
             .map(|at| unsafe { &*(&raw const (*at.as_ptr()).value).cast::<T>() })
     }
+    /// Whether it links to nothing.
+    #[inline]
+    pub(crate) fn is_none(&self) -> bool {
+        self.at.load(Relaxed).is_null()
+    }
     /// Another counted reference to what it links to. Whoever calls it keeps writers away (holds the writer's lock,
     /// or owns the link's object before it is published).
     pub(crate) fn share(&self) -> Option<Shared<P, T>> {

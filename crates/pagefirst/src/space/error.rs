@@ -1,6 +1,7 @@
 //! Why a mapping call did nothing.
 
 use crate::fault::FaultError;
+use crate::limit::{LimitId, OverLimit, Unavailable};
 use crate::types::{NoMemory, VirtAddr, VirtRange};
 
 /// Why a mapping call changed nothing, with the range at fault.
@@ -34,6 +35,18 @@ pub enum MapError {
     /// Memory is out.
     #[error("out of memory")]
     NoMemory,
+    /// The space's limit, or one above it, which is named here, is reached.
+    #[error("over a limit")]
+    OverLimit(LimitId),
+}
+
+impl From<Unavailable> for MapError {
+    fn from(why: Unavailable) -> Self {
+        match why {
+            Unavailable::NoMemory => MapError::NoMemory,
+            Unavailable::OverLimit(OverLimit(id)) => MapError::OverLimit(id),
+        }
+    }
 }
 
 impl From<NoMemory> for MapError {
@@ -58,7 +71,8 @@ impl MapError {
             | MapError::NoRoom(_)
             | MapError::TooMany(_)
             | MapError::TooLarge(_)
-            | MapError::NoMemory => ENOMEM,
+            | MapError::NoMemory
+            | MapError::OverLimit(_) => ENOMEM,
         }
     }
 }

@@ -27,6 +27,7 @@ use super::tree::{MAX_NEW, VmaTree};
 use super::{AddressSpace, MapError, State, Vma, VmaFlags};
 use crate::arch::{Attrs, Format};
 use crate::frame::{Frame, FrameFlags, Part, head_of};
+use crate::limit::{Payer, Unavailable};
 use crate::platform::Platform;
 use crate::table::{Counted, Flow, Guard, NewEntry, NewLeaf, PageTable, Reserve, Visitor};
 use crate::tlb::{Gather, NOTHING, SmallGather};
@@ -62,7 +63,7 @@ impl<P: Platform> AddressSpace<P> {
     /// ```
     ///
     /// # Errors
-    /// [`MapError::NoMemory`]; there is no child then, and nothing that this space shows has changed.
+    /// [`MapError::NoMemory`] or [`MapError::OverLimit`]; there is no child then, and nothing that this space shows has changed.
     pub fn fork(&self) -> Result<AddressSpace<P>, MapError> {
         let writing = self.write();
         let (tree, bytes) = self.child_mappings()?;
@@ -71,7 +72,8 @@ impl<P: Platform> AddressSpace<P> {
         let _held_up = HeldUp::new(self);
         // Dropped before that: the flush comes first.
         let mut gather = Gather::new(&self.table);
-        let mut copier = Copier::new(&child.table);
+        drop(child.limit.replace(self.limit.share()));
+        let mut copier = Copier::new(&child.table, child.payer());
         for vma in child.tree.overlapping(EVERYTHING) {
             if vma.is_private() && !vma.flags.contains(VmaFlags::WIPE_ON_FORK) {
                 copier.copy(&self.table, vma.range, &mut gather)?;
@@ -145,6 +147,8 @@ pub(crate) struct Copier<'a, P: Platform> {
     /// A copy, and what it is a copy of.
     copy: Option<(Frame<P>, Part<P>)>,
     want: Want<P>,
+    /// Who pays for copies.
+    payer: Payer<'a, P>,
 }
 
 fn read_only<F: Format>(raw: u64) -> u64 {
@@ -152,7 +156,7 @@ fn read_only<F: Format>(raw: u64) -> u64 {
 }
 
 impl<'a, P: Platform> Copier<'a, P> {
-    pub fn new(child: &'a PageTable<P>) -> Self {
+    pub fn new(child: &'a PageTable<P>, payer: Payer<'a, P>) -> Self {
         let p = child.platform();
         Copier {
             p,
@@ -163,6 +167,7 @@ impl<'a, P: Platform> Copier<'a, P> {
             huge: None,
             copy: None,
             want: Want::Tables,
+            payer,
         }
     }
 
@@ -172,7 +177,7 @@ impl<'a, P: Platform> Copier<'a, P> {
         parent: &PageTable<P>,
         mut range: VirtRange,
         gather: &mut Gather<'_, P>,
-    ) -> Result<(), NoMemory> {
+    ) -> Result<(), Unavailable> {
         while let Flow::Full(at) = parent.descend(range, self, gather) {
             range.start = self.prepare(at)?;
             if range.is_empty() {
@@ -182,9 +187,9 @@ impl<'a, P: Platform> Copier<'a, P> {
         Ok(())
     }
     /// Gets what is missing, with nothing locked or pinned, to go on at `at`; tells where to go on.
-    fn prepare(&mut self, at: VirtAddr) -> Result<VirtAddr, NoMemory> {
+    fn prepare(&mut self, at: VirtAddr) -> Result<VirtAddr, Unavailable> {
         match core::mem::replace(&mut self.want, Want::Tables) {
-            Want::Tables => self.tables().map(|()| at),
+            Want::Tables => Ok(self.tables().map(|()| at)?),
             Want::Copy(va, part, attrs) => self.copy_pinned(va, part, attrs).map(|end| end.unwrap_or(at)),
         }
     }
@@ -234,11 +239,11 @@ impl<'a, P: Platform> Copier<'a, P> {
         va: VirtAddr,
         part: Part<P>,
         attrs: Attrs,
-    ) -> Result<Option<VirtAddr>, NoMemory> {
+    ) -> Result<Option<VirtAddr>, Unavailable> {
         let p = self.p;
         let frame = match part.order() {
-            0 => p.vm().frame(p).map(Some)?,
-            order => Frame::block(p, order).ok(),
+            0 => self.payer.frame(p).map(Some)?,
+            order => self.payer.block(p, order).ok(),
         };
         if let Some(mut frame) = frame {
             frame.copy_of(&part);
@@ -248,7 +253,7 @@ impl<'a, P: Platform> Copier<'a, P> {
         self.tables()?;
         let mut at = va;
         for i in 0..1 << part.order() {
-            let mut frame = p.vm().frame(p)?;
+            let mut frame = self.payer.frame(p)?;
             let small = part.small(i);
             frame.copy_of(&small);
             self.put_copy(at, 0, frame, &small, attrs);

@@ -44,6 +44,8 @@ pub use vma::{Backing, Vma, VmaFlags};
 use crate::account::Failures;
 use crate::arch::Format;
 use crate::fault::writer_key;
+use crate::limit::{Limit, Payer};
+use crate::mem::{Link, Shared};
 use crate::platform::Platform;
 use crate::policy::Policy;
 use crate::sync::atomic::{Acquire, AtomicU64, Relaxed, Release};
@@ -77,6 +79,8 @@ pub struct AddressSpace<P: Platform> {
     policy: Policy,
     /// Bytes left free where placing starts; see [`Policy::random_gap`].
     gap: u64,
+    /// Who pays for what faults bring in.
+    limit: Link<P, Limit<P>>,
     pub(crate) failures: Failures,
 }
 
@@ -112,6 +116,7 @@ impl<P: Platform> AddressSpace<P> {
             turn: AtomicU64::new(0),
             policy,
             gap,
+            limit: Link::new(None),
             failures: Failures::default(),
         })
     }
@@ -126,6 +131,28 @@ impl<P: Platform> AddressSpace<P> {
     /// How the space behaves.
     pub fn policy(&self) -> &Policy {
         &self.policy
+    }
+    /// Charges what faults bring in from now on to this limit, or to none. What is charged already stays where it is.
+    pub fn set_limit(&self, limit: Option<Shared<P, Limit<P>>>) {
+        let before = {
+            let _writer = self.writer.lock(self.p);
+            self.limit.replace(limit)
+        };
+        drop(before);
+    }
+    /// The limit that what faults bring in is charged to.
+    pub fn limit(&self) -> Option<Shared<P, Limit<P>>> {
+        let _writer = self.writer.lock(self.p);
+        self.limit.share()
+    }
+    /// The same, pinned.
+    #[inline]
+    pub(crate) fn limit_of<'e>(&self, pin: &'e Pin<P>) -> Option<&'e Limit<P>> {
+        self.limit.load(pin)
+    }
+    /// Who pays for what a fault brings in.
+    pub(crate) fn payer(&self) -> Payer<'_, P> {
+        Payer::Space(&self.limit)
     }
     /// The addresses that can be mapped.
     pub fn usable(&self) -> VirtRange {

@@ -58,7 +58,7 @@ impl<P: Platform> Why<'_, P> {
         const ENOMEM: i32 = 12;
         const EINVAL: i32 = 22;
         match self {
-            Why::Error(FaultError::NoMemory) => Some(ENOMEM),
+            Why::Error(FaultError::NoMemory | FaultError::OverLimit(_)) => Some(ENOMEM),
             Why::Error(FaultError::Segv(_) | FaultError::Bus(_)) => Some(EFAULT),
             Why::Misaligned => Some(EINVAL),
             Why::Blocked(_) => None,

@@ -87,6 +87,7 @@ fn free<P: Platform>(p: &'static P, tables: &[Pfn]) {
         // SAFETY: taken from this slab in `fresh`; the table is past its grace period or was never published, so
         // nobody reads the record any more.
         unsafe { p.vm().records.give(p, &[record]) };
+        p.meta(*pfn).set_link(0);
     }
     frame::put_all(p, tables);
 }
