@@ -1,15 +1,16 @@
 //! Files for the machine's file mappings: in memory, or on the host's disk.
 
-use pagefirst::file::{File, FillGuard, Hint, Io, IoError, Shmem, ShmemHuge};
+use crate::late::{Device, Late};
+use pagefirst::file::{File, Fill, FillGuard, Hint, Io, IoError, Shmem, ShmemHuge};
 use pagefirst::types::PAGE_SIZE;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
 
 /// A file. Clones are the same file; its size is its cache's.
 ///
@@ -31,6 +32,8 @@ struct Inner {
     /// Which folios it wants.
     folios: Shmem,
     failing: Mutex<BTreeSet<u64>>,
+    /// There if reads end later.
+    late: Option<Device>,
     reads: AtomicU64,
     writes: AtomicU64,
 }
@@ -63,7 +66,7 @@ impl MachineFile {
         let failing = Mutex::default();
         let (reads, writes) = (AtomicU64::new(0), AtomicU64::new(0));
         let folios = Shmem::new(id, ShmemHuge::Never);
-        MachineFile(Arc::new(Inner { id, body, tracks_writes, folios, failing, reads, writes }))
+        MachineFile(Arc::new(Inner { id, body, tracks_writes, folios, failing, late: None, reads, writes }))
     }
 
     /// In memory, zero until written. It does not track writes.
@@ -127,6 +130,53 @@ impl MachineFile {
         self
     }
 
+    /// The same file, fresh, whose reads end later: by another thread, which is one more CPU of the machine, or when
+    /// [`finish`](Self::finish) says so.
+    ///
+    /// # Panics
+    /// When the file was cloned before.
+    #[must_use]
+    pub fn late(mut self, late: Late) -> Self {
+        Arc::get_mut(&mut self.0).expect("a file not cloned yet").late = Some(Device::new(late));
+        self
+    }
+
+    /// The pages whose reads have begun and not ended, of a file whose reads end later.
+    pub fn pending(&self) -> Vec<u64> {
+        self.0.late.as_ref().map(Device::pending).unwrap_or_default()
+    }
+
+    /// Ends the read of this page; false if it has not begun.
+    pub fn finish(&self, index: u64) -> bool {
+        let fill = self.0.late.as_ref().and_then(|device| device.take(index));
+        fill.map(|fill| self.end(index, fill)).is_some()
+    }
+
+    /// Ends the read that began first.
+    pub fn finish_one(&self) -> bool {
+        self.pending().first().is_some_and(|index| self.finish(*index))
+    }
+
+    /// Loses the page of a read that has begun, as a driver's mistake would.
+    pub fn lose(&self, index: u64) {
+        drop(self.0.late.as_ref().and_then(|device| device.take(index)));
+    }
+
+    /// What a thread of the file's does once; false when there is nothing to do.
+    pub(crate) fn work(&self) -> bool {
+        match self.0.late.as_ref().and_then(Device::next) {
+            Some(Ok((index, fill))) => self.end(index, fill),
+            Some(Err(left)) => std::thread::sleep(left),
+            None => return false,
+        }
+        true
+    }
+
+    fn end(&self, index: u64, mut fill: Fill) {
+        let io = self.0.read(index, &mut fill);
+        fill.complete(if io == Io::Ready { Ok(()) } else { Err(IoError) });
+    }
+
     /// Reads of this page fail from now on, or no longer do.
     pub fn fail_reads(&self, index: u64, fail: bool) {
         let mut failing = self.0.failing.lock();
@@ -177,36 +227,14 @@ impl MachineFile {
     }
 }
 
-impl PartialEq for MachineFile {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.id == other.0.id
-    }
-}
-impl Eq for MachineFile {}
-
-impl fmt::Debug for MachineFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match &self.0.body {
-            Body::Memory { .. } => "in memory",
-            Body::Host(_) => "of the host",
-            Body::Shmem => "that is memory",
-        };
-        write!(f, "file {} {kind}", self.0.id)
-    }
-}
-
-impl File for MachineFile {
-    fn id(&self) -> u64 {
-        self.0.id
-    }
-
-    fn read(&self, index: u64, mut page: FillGuard<'_>) -> Io {
-        self.0.reads.fetch_add(1, Relaxed);
-        if self.0.failing.lock().contains(&index) {
+impl Inner {
+    /// Reads a page, zeroed, now.
+    fn read(&self, index: u64, page: &mut [u8]) -> Io {
+        if self.failing.lock().contains(&index) {
             return Io::Error;
         }
         let start = index * PAGE_SIZE;
-        match &self.0.body {
+        match &self.body {
             Body::Memory { stored, unwritten } => {
                 let (known, cut) = {
                     let stored = stored.lock();
@@ -234,7 +262,55 @@ impl File for MachineFile {
                 }
                 Io::Ready
             }
-            Body::Shmem => self.0.folios.read(index, page),
+            // Zeroed already.
+            Body::Shmem => Io::Ready,
+        }
+    }
+}
+
+/// A file that may be gone.
+pub(crate) struct WeakFile(Weak<Inner>);
+
+impl WeakFile {
+    pub fn of(file: &MachineFile) -> Self {
+        WeakFile(Arc::downgrade(&file.0))
+    }
+    pub fn get(&self) -> Option<MachineFile> {
+        self.0.upgrade().map(MachineFile)
+    }
+}
+
+impl PartialEq for MachineFile {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id == other.0.id
+    }
+}
+impl Eq for MachineFile {}
+
+impl fmt::Debug for MachineFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match &self.0.body {
+            Body::Memory { .. } => "in memory",
+            Body::Host(_) => "of the host",
+            Body::Shmem => "that is memory",
+        };
+        write!(f, "file {} {kind}", self.0.id)
+    }
+}
+
+impl File for MachineFile {
+    fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    fn read(&self, index: u64, mut page: FillGuard<'_>) -> Io {
+        self.0.reads.fetch_add(1, Relaxed);
+        match &self.0.late {
+            Some(device) => {
+                device.begin(self, index, page.keep());
+                Io::Pending
+            }
+            None => self.0.read(index, &mut page),
         }
     }
 

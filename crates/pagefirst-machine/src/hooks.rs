@@ -44,6 +44,12 @@ impl<F: Format> Machine<F> {
         unsafe { &*meta }.store(u64::from(maps) << 32 | u64::from(refs), Relaxed);
     }
 
+    /// Interrupts the library at whatever it notes, with the locks it holds there.
+    #[doc(hidden)]
+    pub fn hook_interrupt(&self, interrupt: impl Fn() + Send + Sync + 'static) {
+        assert!(self.interrupt.set(Box::new(interrupt)).is_ok(), "one for a machine");
+    }
+
     /// Forgets every translation, as a CPU may at any time.
     #[doc(hidden)]
     pub fn hook_flush_all(&self, tag: u64) {

@@ -18,6 +18,7 @@ use pagefirst::types::Pfn;
 use pagefirst::{Held, Local, Vm};
 use parking_lot::Mutex;
 
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
@@ -50,8 +51,13 @@ pub struct Machine<F: Format = X86_64> {
     pub(crate) history: History,
     /// Counts shootdowns, so that a translation can be older than one.
     pub(crate) clock: AtomicU64,
+    /// What interrupts do that a test has made come.
+    pub(crate) interrupt: OnceLock<Interrupt>,
     failed: AtomicBool,
 }
+
+/// What an interrupt does.
+pub(crate) type Interrupt = Box<dyn Fn() + Send + Sync>;
 
 impl<F: Format> Machine<F> {
     /// Builds a machine. It lives as long as the program.
@@ -82,6 +88,7 @@ impl<F: Format> Machine<F> {
             shadow,
             history: History::new(),
             clock: AtomicU64::new(1),
+            interrupt: OnceLock::new(),
             failed: AtomicBool::new(false),
             config,
         }));

@@ -151,6 +151,9 @@ unsafe impl<F: Format> Platform for Machine<F> {
     fn note(&'static self, note: Note) {
         let cpu = self.this_cpu();
         self.cpus[cpu].counters.note(note);
+        if let Some(interrupt) = self.interrupt.get() {
+            interrupt();
+        }
         if let Some(shadow) = &self.shadow {
             self.history.push(cpu, Event::Note(note));
             if let Err(what) = shadow.note(&self.arena, note) {

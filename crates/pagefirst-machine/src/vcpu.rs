@@ -264,14 +264,17 @@ impl<F: Format> Vcpu<F> {
         let machine = self.machine;
         machine.stop_if_failed();
         let Some(Running { space, at }) = &self.running else { unreachable!("checked by `with`") };
-        // Kept until the fault that comes after it has returned.
-        let mut _kept = None;
+        let mut waited = None;
         loop {
             machine.cpus[self.cpu].counters.fault();
             self.counts.faults += 1;
             machine.record(Event::Fault { tag: at.tag, addr, access });
             let answered = |answer| machine.record(Event::Answer { addr, answer });
-            match space.fault(addr, access) {
+            let outcome = match waited.take() {
+                Some(ticket) => space.retry(addr, access, ticket),
+                None => space.fault(addr, access),
+            };
+            match outcome {
                 Outcome::Mapped { major, huge, around } => {
                     answered(Answer::Mapped);
                     self.counts.mapped += 1;
@@ -291,7 +294,7 @@ impl<F: Format> Vcpu<F> {
                     while !ticket.is_ready() {
                         machine.relax();
                     }
-                    _kept = Some(ticket);
+                    waited = Some(ticket);
                 }
                 Outcome::Error(error) => {
                     answered(Answer::Error);

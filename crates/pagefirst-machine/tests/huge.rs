@@ -451,7 +451,7 @@ fn huge_populate_and_protect_to_execute() -> Result {
     let exec = Prot::READ | Prot::EXEC;
     let map = Map { populate: true, ..Map::anonymous(4 * HUGE, RW) };
     let mapped = space.map(map)?;
-    assert_eq!(mapped.unpopulated, None);
+    assert!(mapped.unpopulated.is_none());
     assert_eq!((space.account().faults.huge, space.account().huge_bytes), (4, 4 * HUGE));
     space.protect(mapped.range.start, 4 * HUGE, exec)?;
     assert!(kit::attrs(&space, mapped.range.start).contains(Attrs::EXEC));

@@ -260,12 +260,12 @@ fn r06_populate_stops_where_memory_does() -> Result {
         let made = stage.space.map(map);
         // Three tables, and then a page each: pages are in hand before tables are taken.
         let filled = left.saturating_sub(3).min(4);
-        let why = made.map(|m| m.unpopulated.map(|u| (u.at, u.why)));
-        let expected = (filled < 4).then_some((page(NOWHERE, filled), FaultError::NoMemory));
+        let why = made.map(|m| m.unpopulated.map(|u| (u.at, u.why.error())));
+        let expected = (filled < 4).then_some((page(NOWHERE, filled), Some(FaultError::NoMemory)));
         assert_eq!(why, Ok(expected), "{left} frames left");
         assert_eq!(mapped(&stage.space, NOWHERE, 4).len() as u64, filled);
         drop(taken);
-        assert_eq!(stage.space.populate(VirtRange::new(NOWHERE, page(NOWHERE, 4)), RW), None);
+        assert!(stage.space.populate(VirtRange::new(NOWHERE, page(NOWHERE, 4)), RW).is_none());
         check(&stage.space);
         drop(stage);
         machine.nothing_left()?;

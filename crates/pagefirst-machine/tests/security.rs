@@ -218,7 +218,7 @@ fn addresses_that_are_nobodys_are_refused_by_every_call() -> Result {
         assert_eq!(s.set_heap(start), refused(VirtRange::page_of(start)));
         let unpopulated = s.populate(range, RW).ok_or("populated")?;
         let why = if X86_64::is_canonical(start) { Segv::NotMapped } else { Segv::NonCanonical };
-        assert_eq!((unpopulated.at, unpopulated.why), (start, FaultError::Segv(why)));
+        assert_eq!((unpopulated.at, unpopulated.why.error()), (start, Some(FaultError::Segv(why))));
         for access in [Access::Read, Access::Write, Access::Execute] {
             assert_eq!(s.fault(start, access).error(), Some(FaultError::Segv(why)));
         }

@@ -61,6 +61,8 @@ pub struct Vm<P: Platform> {
     pub(crate) bells: Bells,
     pub(crate) limits: Pool<P, Limit<P>>,
     pub(crate) limit_records: limit::Records<P>,
+    /// The first of the frames to be freed that were let go of where nothing can be freed; 0 for none.
+    pub(crate) aside: AtomicU32,
     zero: plain::AtomicU32,
     /// The huge zero page; 0 while there is none. One reference is ours.
     huge_zero: AtomicU32,
@@ -100,6 +102,7 @@ impl<P: Platform> Vm<P> {
             bells: Bells::new(),
             limits: Pool::new(),
             limit_records: limit::Records::new(),
+            aside: AtomicU32::new(0),
             zero: plain::AtomicU32::new(0),
             huge_zero: AtomicU32::new(0),
             next_id: plain::AtomicU64::new(1),
@@ -186,6 +189,7 @@ impl<P: Platform> Vm<P> {
     /// Moves the epoch on if it can, and frees at most `most` objects of each kind whose grace period is over;
     /// returns how many were freed. Called after mapping calls, never inside a fault.
     pub fn collect(&'static self, p: &'static P, most: usize) -> usize {
+        frame::free_aside(p);
         let now = self.epoch.advance(p);
         self.vmas.collect(now, most)
             + self.nodes.collect(now, most)
@@ -231,6 +235,7 @@ impl<P: Platform> Vm<P> {
                 p.relax();
             }
         }
+        let aside = frame::free_aside(p);
         let huge_zero = self.drop_huge_zero(p);
         let tables = crate::table::drain(p);
         limit::drain(p);
@@ -241,7 +246,7 @@ impl<P: Platform> Vm<P> {
             + self.limits.trim()
             + self.limit_records.trim(p)
             + self.records.trim(p);
-        huge_zero + tables + slabs + frame::drain(p)
+        aside + huge_zero + tables + slabs + frame::drain(p)
     }
 
     /// A frame, draining what is held back before giving up. Called unpinned, with no lock held.

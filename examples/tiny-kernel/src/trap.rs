@@ -95,7 +95,7 @@ fn wait_or_refuse(frame: &mut Frame, addr: VirtAddr, access: Access, mut outcome
                 while !ticket.is_ready() {
                     kernel().relax();
                 }
-                outcome = Task::current().space.fault(addr, access); // the ticket is kept until this is answered
+                outcome = Task::current().space.retry(addr, access, ticket);
             }
             Outcome::Error(why) => return refuse(frame, why),
         }

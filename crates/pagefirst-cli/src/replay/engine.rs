@@ -17,7 +17,7 @@ use pagefirst::mem::Shared;
 use pagefirst::policy::{FaultAround, HugePolicy, Policy, TablePolicy};
 use pagefirst::space::{
     AddressSpace, Advice as Told, Backing as Shows, Map as Mapping, MapError, Place as At, RemapTo,
-    Unpopulated, VmaFlags,
+    Unpopulated, VmaFlags, Why,
 };
 use pagefirst::types::{NoMemory, PAGE_SIZE, Prot as Rights, VirtAddr};
 use pagefirst_machine::{Config, Counts, Machine, MachineFile};
@@ -458,12 +458,15 @@ impl Engine<'_> {
             place: start.map_or(At::Anywhere, fixed),
             populate: map.populate,
         })?;
-        self.forget(mapped.range.start, mapped.range.len());
-        if let Some(Unpopulated { why: FaultError::NoMemory, .. }) = mapped.unpopulated {
+        let short =
+            matches!(mapped.unpopulated, Some(Unpopulated { why: Why::Error(FaultError::NoMemory), .. }));
+        let range = mapped.range;
+        self.forget(range.start, range.len());
+        if short {
             return Err(Failed::Map(MapError::NoMemory));
         }
         if !matches!(map.place, Place::At(_)) {
-            let start = mapped.range.start.0;
+            let start = range.start.0;
             self.born(map.id, if map.grows_down { start + map.len - map.reserve } else { start });
         }
         Ok(())

@@ -72,7 +72,7 @@ fn a_stack_keeps_its_guard_gap() -> Result {
     assert_eq!(b.vmas(), [(9_000, 9_010, RW), (9_010 + GAP, 10_000, RW)]);
     // Nothing is placed in the gap.
     let into = |first| Map { place: Place::FixedNoReplace(page(AT, first)), ..anonymous(1, RW) };
-    assert_eq!(b.s.map(into(9_010)), Err(MapError::Taken(range(9_010, 9_011))));
+    assert_eq!(b.s.map(into(9_010)).map(drop), Err(MapError::Taken(range(9_010, 9_011))));
     let hint = Map { place: Place::Hint(page(AT, 9_100)), ..anonymous(1, RW) };
     assert!(!range(9_010, 10_000).overlaps(b.s.map(hint)?.range));
     // A stack stays a mapping of its own beside its like.

@@ -4,7 +4,7 @@ use super::areas::{Area, Areas, Shows};
 use super::files::File;
 use super::model::{Entry, LEAF, Space, leaf};
 use pagefirst::fault::FaultError;
-use pagefirst::space::{Advice, MapError, Place, RemapTo, Unpopulated, VmaFlags};
+use pagefirst::space::{Advice, MapError, Place, RemapTo, VmaFlags};
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -103,8 +103,8 @@ impl Space {
         files: &mut [File],
         range: Range<u64>,
         prot: Prot,
-        limit: Option<Unpopulated>,
-    ) -> Option<Unpopulated> {
+        limit: Option<(VirtAddr, FaultError)>,
+    ) -> Option<(VirtAddr, FaultError)> {
         let access = match prot {
             p if p.contains(Prot::WRITE) => Access::Write,
             p if p.is_empty() => return None,
@@ -113,14 +113,14 @@ impl Space {
         let mut page = range.start;
         while page < range.end {
             let at = VirtAddr(page * PAGE_SIZE);
-            if limit == Some(Unpopulated { at, why: FaultError::NoMemory }) {
+            if limit == Some((at, FaultError::NoMemory)) {
                 self.out_of_memory(page, access);
                 return limit;
             }
             match self.fault(files, page, access) {
                 Ok(true) if self.huge.contains(&leaf(page)) => page = leaf(page) + LEAF,
                 Ok(_) => page += 1,
-                Err(why) => return Some(Unpopulated { at, why }),
+                Err(why) => return Some((at, why)),
             }
         }
         None

@@ -9,11 +9,11 @@ use super::model;
 use super::plan::{By, FILES, Op, Setting, Step};
 use super::seeds::Tally;
 use pagefirst::arch::Format;
-use pagefirst::fault::FaultError;
+use pagefirst::fault::{FaultError, Ticket};
 use pagefirst::file::{FileCache, ReadError, WriteBackError, WriteError};
 use pagefirst::frame::Frame;
 use pagefirst::platform::Platform;
-use pagefirst::space::{AddressSpace, Backing, Map, MapError, Stopped, Unpopulated, Why};
+use pagefirst::space::{AddressSpace, Backing, Map, MapError, Stopped, Why};
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
 use pagefirst_machine::{Machine, MachineFile, Vcpu};
 use std::mem::ManuallyDrop;
@@ -201,7 +201,18 @@ impl<F: Format> Case<F> {
 
     fn populate(&mut self, step: &Step, range: VirtRange, prot: Prot) {
         let real = self.real(step);
-        let stopped: Option<Unpopulated> = self.crew.on(step.cpu, move |_| real.populate(range, prot));
+        let stopped = self.crew.on(step.cpu, move |_| {
+            let mut at = range.start;
+            loop {
+                let stopped = real.populate(VirtRange::new(at, range.end), prot)?;
+                at = stopped.at;
+                match stopped.why {
+                    Why::Error(error) => return Some((at, error)),
+                    Why::Blocked(ticket) => wait(&real, &ticket),
+                    why => panic!("{at}: {why}"),
+                }
+            }
+        });
         let limit = stopped.filter(|_| self.is_short());
         let pages = range.start.0 / PAGE_SIZE..range.end.0 / PAGE_SIZE;
         let expected = self.spaces[step.space].populate(&mut self.files, pages, prot, limit);
@@ -257,9 +268,7 @@ impl<F: Format> Case<F> {
                     Ok(found) => return Ok(found),
                     Err(Why::Error(error)) => return Err((at, error)),
                     Err(Why::Blocked(ticket)) => {
-                        while !ticket.is_ready() {
-                            real.platform().relax();
-                        }
+                        wait(&real, &ticket);
                     }
                     Err(why) => panic!("{at}: {why}"),
                 }
@@ -417,14 +426,18 @@ fn copy<F: Format>(
                 return Err((VirtAddr(here.0.wrapping_add(done as u64)), error));
             }
             Err(Stopped { done, why: Why::Blocked(ticket) }) => {
-                while !ticket.is_ready() {
-                    real.platform().relax();
-                }
+                wait(real, &ticket);
                 from += done;
                 _kept = Some(ticket);
             }
             Err(stopped) => panic!("{at}: {stopped}"),
         }
+    }
+}
+
+fn wait<F: Format>(real: &Real<F>, ticket: &Ticket<'_, Machine<F>>) {
+    while !ticket.is_ready() {
+        real.platform().relax();
     }
 }
 

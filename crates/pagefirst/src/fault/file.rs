@@ -3,7 +3,7 @@
 use super::anon::readable;
 use super::around::window;
 use super::hand::Need;
-use super::{Bus, Fault, FaultError, For, Look, Outcome, Ticket};
+use super::{Bus, Fault, FaultError, Look, Outcome};
 use crate::arch::{Attrs, Format};
 use crate::file::{Cursor, FileCache, Lookup};
 use crate::frame::{self, FrameFlags};
@@ -120,9 +120,9 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         match file.lookup(self.pin.platform(), self.pin, index) {
             Lookup::Poisoned => Look::error(FaultError::Bus(Bus::Poison)),
             Lookup::Page(_) => Look::Again,
-            Lookup::Filling(page) => Look::Done(Outcome::Blocked(Ticket(For::Page(page)))),
+            Lookup::Filling(page) => Look::Done(Outcome::Blocked(file.ticket(page))),
             Lookup::BeyondEnd => Look::error(FaultError::Bus(Bus::BeyondEnd)),
-            Lookup::Missing => Look::Need(Need::Page(file.clone(), index, vma.hint())),
+            Lookup::Missing | Lookup::Failed(_) => Look::Need(Need::Page(file.clone(), index, vma.hint())),
         }
     }
 }

@@ -327,7 +327,7 @@ impl<'a, P: Platform> Hand<'a, P> {
             Err(ReadError::Io) => Err(Outcome::Error(FaultError::Bus(Bus::Io))),
             Err(ReadError::OverLimit(OverLimit(id))) => Err(Outcome::Error(FaultError::OverLimit(id))),
             Err(ReadError::NoMemory) => Err(Outcome::Error(FaultError::NoMemory)),
-            Err(ReadError::Filling(page)) => Err(Outcome::Blocked(Ticket(For::Page(page)))),
+            Err(ReadError::Blocked(ticket)) => Err(Outcome::Blocked(ticket)),
         }
     }
 

@@ -31,6 +31,7 @@ mod hand;
 mod huge;
 mod outcome;
 mod physical;
+mod retry;
 mod ticket;
 mod wp;
 

@@ -8,7 +8,6 @@ use crate::types::VirtAddr;
 
 /// How a fault ended. After all but `Error` the access is tried again, after `Blocked` not before the ticket is
 /// ready.
-#[derive(Debug)]
 #[must_use]
 pub enum Outcome<'a, P: Platform> {
     /// The page is mapped as the access needs it.
@@ -34,6 +33,19 @@ impl<P: Platform> Outcome<'_, P> {
         match self {
             Outcome::Error(error) => Some(*error),
             _ => None,
+        }
+    }
+}
+
+impl<P: Platform> core::fmt::Debug for Outcome<'_, P> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Outcome::Mapped { major, huge, around } => {
+                write!(f, "Mapped {{ major: {major}, huge: {huge}, around: {around} }}")
+            }
+            Outcome::Spurious => f.write_str("Spurious"),
+            Outcome::Blocked(ticket) => f.debug_tuple("Blocked").field(ticket).finish(),
+            Outcome::Error(error) => f.debug_tuple("Error").field(error).finish(),
         }
     }
 }

@@ -23,8 +23,8 @@ pub struct Ticket<'a, P: Platform>(pub(crate) For<'a, P>);
 pub(crate) enum For<'a, P: Platform> {
     /// The mapping call that was at work in this turn.
     Writer(&'a AddressSpace<P>, u64),
-    /// This page to be read.
-    Page(Frame<P>),
+    /// This page of the file with this number, being read.
+    Page(Frame<P>, u64),
 }
 
 /// What is rung when this page was read, or could not be.
@@ -37,25 +37,39 @@ pub(crate) fn writer_key<P: Platform>(space: &AddressSpace<P>) -> u64 {
     page_key(space.page_table().root_frame())
 }
 
+impl<P: Platform> Ticket<'static, P> {
+    pub(crate) fn for_page(page: Frame<P>, file: u64) -> Self {
+        Ticket(For::Page(page, file))
+    }
+}
+
 impl<P: Platform> Ticket<'_, P> {
     /// Whether the call may come again.
     pub fn is_ready(&self) -> bool {
         match &self.0 {
             For::Writer(space, turn) => space.turn() != *turn,
-            For::Page(page) => !page.meta().flags().contains(FrameFlags::FILLING),
+            For::Page(page, _) => !page.meta().flags().contains(FrameFlags::FILLING),
         }
     }
     /// What [`Platform::ready`] is called with when it is ready, and perhaps at other times.
     pub fn key(&self) -> u64 {
         match &self.0 {
             For::Writer(space, _) => writer_key(space),
-            For::Page(page) => page_key(page.pfn()),
+            For::Page(page, _) => page_key(page.pfn()),
+        }
+    }
+    /// The page that is waited for.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn page(&self) -> Option<&Frame<P>> {
+        match &self.0 {
+            For::Page(page, _) => Some(page),
+            For::Writer(..) => None,
         }
     }
     fn platform(&self) -> &'static P {
         match &self.0 {
             For::Writer(space, _) => space.platform(),
-            For::Page(page) => page.platform(),
+            For::Page(page, _) => page.platform(),
         }
     }
 }
@@ -94,7 +108,7 @@ impl<P: Platform> fmt::Debug for Ticket<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             For::Writer(_, turn) => write!(f, "mapping call {turn}"),
-            For::Page(page) => write!(f, "{page:?} being read"),
+            For::Page(page, _) => write!(f, "{page:?} being read"),
         }
     }
 }

@@ -27,8 +27,10 @@ impl<P: Platform> Pooled for FileCache<P> {}
 pub(crate) enum Lookup<P: Platform> {
     /// The page, up to date and attached at that moment.
     Page(Part<P>),
-    /// The page's folio, which another is reading in.
+    /// The page's folio, which is being read in.
     Filling(Frame<P>),
+    /// The page's folio, which could not be read, and nobody has told of that yet.
+    Failed(Frame<P>),
     /// A page in which hardware reported a memory error.
     Poisoned,
     /// The file ends before it.
@@ -75,7 +77,7 @@ impl<P: Platform> FileCache<P> {
         core::ptr::from_ref(self).cast_mut().cast()
     }
     /// Whether a folio is this cache's, the first page of it at `index`. Its owner is set after its index, and read before.
-    fn owns(&self, folio: &FrameMeta, index: u64) -> bool {
+    pub(super) fn owns(&self, folio: &FrameMeta, index: u64) -> bool {
         folio.owner() == self.owner() && folio.index() == index
     }
 
@@ -95,16 +97,18 @@ impl<P: Platform> FileCache<P> {
                 && folio.order() == found.order
                 && self.owns(folio.meta(), found.indexes(index).start)
             {
-                let state =
-                    folio.meta().flags() & (FrameFlags::UP_TO_DATE | FrameFlags::FILLING | FrameFlags::GOING);
+                let state = folio.meta().flags() & STATE;
                 if p.meta(found.pfn).flags().contains(FrameFlags::POISON) {
                     return Lookup::Poisoned;
                 }
                 if state - FrameFlags::FILLING == FrameFlags::UP_TO_DATE {
                     return Lookup::Page(Part::of(folio, found.pfn));
                 }
-                if state == FrameFlags::FILLING {
+                if state - FrameFlags::FAILED == FrameFlags::FILLING {
                     return Lookup::Filling(folio);
+                }
+                if state == FrameFlags::FAILED {
+                    return Lookup::Failed(folio);
                 }
             }
             // It is being taken out: a few instructions of whoever holds the lock.
@@ -204,6 +208,9 @@ impl<P: Platform> FileCache<P> {
 /// What the flags of a folio say whose pages may be mapped.
 const VALID: FrameFlags = FrameFlags::FILE.union(FrameFlags::UP_TO_DATE);
 const LOOKED_FOR: FrameFlags = VALID.union(FrameFlags::GOING);
+/// What tells where a folio is between being read in and being taken out.
+const STATE: FrameFlags =
+    FrameFlags::UP_TO_DATE.union(FrameFlags::FILLING).union(FrameFlags::FAILED).union(FrameFlags::GOING);
 
 /// How many pages are looked at in one locked section, at most.
 pub(super) const LOOKED_AT: usize = 64;

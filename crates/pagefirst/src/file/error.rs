@@ -1,6 +1,6 @@
 //! Why a call of the page cache failed.
 
-use crate::frame::Frame;
+use crate::fault::Ticket;
 use crate::limit::{OverLimit, Unavailable};
 use crate::platform::Platform;
 use crate::types::NoMemory;
@@ -29,9 +29,9 @@ pub enum ReadError<P: Platform> {
     /// No memory is left for it.
     #[error("out of memory")]
     NoMemory,
-    /// Another is reading it in: until its flag `FILLING` is gone. Then look again, keeping the frame meanwhile.
-    #[error("being read in by another")]
-    Filling(Frame<P>),
+    /// It is being read in: call again when the ticket is ready, and keep it until then.
+    #[error("being read in")]
+    Blocked(Ticket<'static, P>),
 }
 
 impl<P: Platform> From<NoMemory> for ReadError<P> {
@@ -57,7 +57,7 @@ impl<P: Platform> fmt::Debug for ReadError<P> {
             ReadError::Poisoned => f.write_str("Poisoned"),
             ReadError::OverLimit(over) => f.debug_tuple("OverLimit").field(over).finish(),
             ReadError::NoMemory => f.write_str("NoMemory"),
-            ReadError::Filling(frame) => f.debug_tuple("Filling").field(frame).finish(),
+            ReadError::Blocked(ticket) => f.debug_tuple("Blocked").field(ticket).finish(),
         }
     }
 }

@@ -1,20 +1,116 @@
 //! Reading pages in: insert first, read then.
 //!
-//! The size is checked when the page is inserted, under the lock; what is read beyond that size is zeroed again.
-//! If the file shrinks meanwhile to before the page's end, the page is taken out, and read anew if it is still
-//! wanted: so nothing read before a truncation is seen after it.
+//! The size is checked when the page is inserted, under the lock; what is read beyond that size is zeroed before the
+//! page is up to date. If the file shrinks meanwhile to before the page's end, the page is marked `GOING`, and taken
+//! out; who completes it makes it up to date only if it is not, in one step. So nothing read before a truncation is seen
+//! after it. Completing takes no lock and frees nothing, so that it can be done in an interrupt.
+//!
+//! **Errors.** A page that could not be read is `FAILED`, and stays in the index until its failure is told of:
+//! - A fault that comes again with its ticket ([`retry`](crate::space::AddressSpace::retry)) is told if the page of its
+//!   ticket failed, and is what it needs still, once: the ticket is spent. That holds for each ticket, whether the page
+//!   is in the index still or not.
+//! - Who meets a failed page without handing over a ticket (a fault, a read or write of the file) is told if it was he who
+//!   began the read, or somebody keeps a ticket for it, as he may himself. If nobody does, as of a page read ahead, it is
+//!   read anew.
+//! - Who is told takes the page out, if it is in the index still. So whoever comes after that reads it anew: nobody is
+//!   told twice of one failure.
+//!
+//! A folio of several pages is read page by page, and up to date when all of them are. If one of them cannot be read
+//! that is nobody's error yet: the folio goes, and the page that is wanted is read by itself.
 
 use super::cache::{FileCache, Lookup, Outs, pages_of};
-use super::error::ReadError;
+use super::error::{IoError, ReadError};
 use super::index::{Found, MAX_FOLIO_ORDER, Nodes, Short};
-use super::{File as _, FillGuard, Hint, Io};
-use crate::fault::page_key;
-use crate::frame::{Frame, FrameFlags, Part};
+use super::{File as _, Hint, Io};
+use crate::fault::Ticket;
+use crate::frame::{Filling, Frame, FrameFlags, Part};
 use crate::limit::{Payer, Unavailable};
 use crate::platform::Platform;
 use crate::sync::atomic::Relaxed;
 use crate::sync::epoch::Pin;
 use crate::types::{NoMemory, PAGE_SIZE};
+use core::fmt;
+use core::ops::{Deref, DerefMut};
+
+/// A page to be filled, owned: its bytes, zero at first. Possession proves that nobody else reads or maps them yet.
+///
+/// It can be kept for as long as the read takes, and completed anywhere, in an interrupt too. Dropped without, it could
+/// not be read.
+pub struct Fill {
+    /// There until the end.
+    page: Option<Filling>,
+    /// Bytes below the size the file had when the page was inserted.
+    below: usize,
+}
+
+impl Fill {
+    /// The page holds what the file says, or could not be read. Who waits for it is woken. Takes no lock.
+    pub fn complete(mut self, result: Result<(), IoError>) {
+        self.end(result);
+    }
+    fn end(&mut self, result: Result<(), IoError>) {
+        let Some(mut page) = self.page.take() else { return };
+        let state = match result {
+            Ok(()) => {
+                if self.below < PAGE_SIZE as usize {
+                    page.bytes_mut()[self.below..].fill(0);
+                }
+                FrameFlags::UP_TO_DATE
+            }
+            Err(IoError) => FrameFlags::FAILED,
+        };
+        page.end(state);
+    }
+}
+
+impl Drop for Fill {
+    fn drop(&mut self) {
+        self.end(Err(IoError));
+    }
+}
+
+impl Deref for Fill {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.page.as_ref().map_or(&[], Filling::bytes)
+    }
+}
+
+impl DerefMut for Fill {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.page.as_mut().map_or(&mut [], Filling::bytes_mut)
+    }
+}
+
+impl fmt::Debug for Fill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fill").field("below", &self.below).finish()
+    }
+}
+
+/// A page to be filled at once, or to be kept: its bytes, zero at first.
+#[derive(Debug)]
+pub struct FillGuard<'a>(&'a mut Option<Fill>);
+
+impl FillGuard<'_> {
+    /// The page, to be completed later.
+    pub fn keep(self) -> Fill {
+        self.0.take().unwrap_or(Fill { page: None, below: 0 })
+    }
+}
+
+impl Deref for FillGuard<'_> {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or(&[])
+    }
+}
+
+impl DerefMut for FillGuard<'_> {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.0.as_deref_mut().unwrap_or(&mut [])
+    }
+}
 
 /// Why a page was not inserted.
 enum Refused {
@@ -55,7 +151,19 @@ impl<P: Platform> FileCache<P> {
             };
             match found {
                 Lookup::Page(page) => return Ok(page),
-                Lookup::Filling(folio) => return Err(ReadError::Filling(folio)),
+                Lookup::Filling(folio) => return Err(ReadError::Blocked(self.ticket(folio))),
+                Lookup::Failed(folio) => {
+                    // The cache's reference, and ours.
+                    let is_waited_for = folio.meta().counts().refs > 2;
+                    let is_taken = self.take_failed(&folio);
+                    match folio.order() {
+                        0 if is_taken && is_waited_for => return Err(ReadError::Io),
+                        0 => {}
+                        // It may have been another page of it.
+                        _ => most = 0,
+                    }
+                    continue;
+                }
                 Lookup::Poisoned => return Err(ReadError::Poisoned),
                 Lookup::BeyondEnd => return Err(ReadError::BeyondEnd),
                 Lookup::Missing => {}
@@ -76,23 +184,21 @@ impl<P: Platform> FileCache<P> {
             self.prepare(&folio, first, FrameFlags::FILLING);
             match self.insert_filling(p, first, &folio, &mut nodes) {
                 Ok(size) => {
-                    let mut filling = Filling { cache: self, index: first, folio: Some(folio) };
-                    match filling.fill(size) {
-                        Io::Ready => {}
-                        // It may have been another page of it.
-                        Io::Error if order > 0 => {
-                            filling.give_up(FrameFlags::empty());
-                            most = 0;
-                            continue;
+                    self.fill(&folio, first, size);
+                    let flags = folio.meta().flags();
+                    if flags.contains(FrameFlags::UP_TO_DATE) {
+                        if self.owns(folio.meta(), first) {
+                            let page = folio.pfn().add((index - first) as u32);
+                            return Ok(Part::of(folio, page));
                         }
-                        Io::Error => {
-                            filling.give_up(FrameFlags::FAILED);
+                    } else if flags.contains(FrameFlags::FAILED) {
+                        self.take_failed(&folio);
+                        if order == 0 {
                             return Err(ReadError::Io);
                         }
-                    }
-                    if let Some(folio) = filling.finish() {
-                        let page = folio.pfn().add((index - first) as u32);
-                        return Ok(Part::of(folio, page));
+                        most = 0;
+                    } else if flags & (FrameFlags::FILLING | FrameFlags::GOING) == FrameFlags::FILLING {
+                        return Err(ReadError::Blocked(self.ticket(folio)));
                     }
                 }
                 Err(Refused::Short(Short(n))) => match nodes.reserve(p, n) {
@@ -124,6 +230,11 @@ impl<P: Platform> FileCache<P> {
         Ok(folio)
     }
 
+    /// A ticket for a folio of this file that is being read in.
+    pub(crate) fn ticket(&self, folio: Frame<P>) -> Ticket<'static, P> {
+        Ticket::for_page(folio, self.file.id())
+    }
+
     /// Attaches a folio that is to be filled; answers with the file's size at that moment.
     fn insert_filling(
         &self,
@@ -144,70 +255,51 @@ impl<P: Platform> FileCache<P> {
         held.into_held();
         Ok(size)
     }
-}
 
-/// A folio that this CPU is reading in. It is finished, or taken out when dropped.
-struct Filling<'a, P: Platform> {
-    cache: &'a FileCache<P>,
-    index: u64,
-    /// There until the end.
-    folio: Option<Frame<P>>,
-}
-
-impl<P: Platform> Filling<'_, P> {
-    /// Reads the contents of the pages of a file that had `size` bytes when they were inserted.
-    fn fill(&mut self, size: u64) -> Io {
-        let Some(folio) = &mut self.folio else { return Io::Error };
-        for (index, i) in (self.index..pages_of(size)).zip(0..1 << folio.order()) {
-            let bytes = folio.bytes_of(i);
-            if self.cache.file.read(index, FillGuard(&mut *bytes)) == Io::Error {
-                return Io::Error;
-            }
-            let below = (size - index * PAGE_SIZE).min(PAGE_SIZE);
-            bytes[below as usize..].fill(0);
+    /// Has the file fill the pages of a folio that was inserted when it had `size` bytes: now, or later.
+    fn fill(&self, folio: &Frame<P>, first: u64, size: u64) {
+        let below = |index: u64| (size - index * PAGE_SIZE).min(PAGE_SIZE) as usize;
+        if folio.order() == 0 {
+            self.fill_page(Filling::new(folio.another()), first, below(first));
+            return;
         }
-        Io::Ready
-    }
-
-    /// The folio is up to date; `None` when it was taken out meanwhile.
-    fn finish(mut self) -> Option<Frame<P>> {
-        let folio = self.folio.take()?;
-        let meta = folio.meta();
-        let attached = {
-            let w = self.cache.writer.lock(self.cache.p);
-            let attached = meta.owner() == self.cache.owner();
-            let there = || self.cache.index.get(&w, self.index).map(|found| found.pfn);
-            debug_assert!(!attached || there() == Some(folio.pfn()));
-            if attached {
-                meta.set(FrameFlags::UP_TO_DATE);
+        let pages = (pages_of(size) - first).min(1 << folio.order()) as u32;
+        // Whatever happens, it ends.
+        let mut rest =
+            Fill { page: Some(Filling::of_several(folio.another(), pages)), below: PAGE_SIZE as usize };
+        for i in 0..pages {
+            let Some(page) = rest.page.as_mut().map(|rest| rest.split_off(i)) else { return };
+            let index = first + u64::from(i);
+            if self.fill_page(page, index, below(index)) == Io::Error {
+                return;
             }
-            attached
-        };
-        meta.clear(FrameFlags::FILLING);
-        self.cache.p.ready(page_key(folio.pfn()));
-        attached.then_some(folio)
+        }
+        rest.complete(Ok(()));
     }
 
-    /// Takes the folio out, if nobody did yet, and tells those who wait for it.
-    fn give_up(&mut self, why: FrameFlags) {
-        let Some(folio) = self.folio.take() else { return };
+    fn fill_page(&self, page: Filling, index: u64, below: usize) -> Io {
+        let mut fill = Some(Fill { page: Some(page), below });
+        let io = self.file.read(index, FillGuard(&mut fill));
+        if let Some(fill) = fill {
+            let done = io == Io::Ready;
+            fill.complete(if done { Ok(()) } else { Err(IoError) });
+            return if done { Io::Ready } else { Io::Error };
+        }
+        Io::Pending
+    }
+
+    /// Takes out a folio that could not be read, so that it will be read anew; false if another did.
+    pub(crate) fn take_failed(&self, folio: &Frame<P>) -> bool {
         let meta = folio.meta();
+        let first = meta.index();
         let mut outs = Outs::new();
-        {
-            let mut w = self.cache.writer.lock(self.cache.p);
-            if meta.owner() == self.cache.owner() {
-                meta.set(FrameFlags::GOING);
-                self.cache.detach(&mut w, self.index, meta, &mut outs);
-            }
+        let mut w = self.writer.lock(self.p);
+        if !self.owns(meta, first) || !meta.flags().contains(FrameFlags::FAILED) {
+            return false;
         }
-        meta.set(why);
-        meta.clear(FrameFlags::FILLING);
-        self.cache.p.ready(page_key(folio.pfn()));
-    }
-}
-
-impl<P: Platform> Drop for Filling<'_, P> {
-    fn drop(&mut self) {
-        self.give_up(FrameFlags::empty());
+        meta.set(FrameFlags::GOING);
+        self.detach(&mut w, first, meta, &mut outs);
+        drop(w);
+        true
     }
 }

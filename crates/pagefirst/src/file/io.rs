@@ -193,7 +193,10 @@ impl<P: Platform> FileCache<P> {
             if !meta.flags().contains(FrameFlags::UP_TO_DATE) {
                 let reading = Frame::try_get(p, there.folio());
                 drop((w, pin));
-                return reading.map_or(Ok(Appended::Again), |folio| Err(ReadError::Filling(folio).into()));
+                let Some(folio) = reading.filter(|folio| !self.take_failed(folio)) else {
+                    return Ok(Appended::Again);
+                };
+                return Err(ReadError::Blocked(self.ticket(folio)).into());
             }
             bytes::write(words(p, there.pfn), place, from);
             meta.set(FrameFlags::DIRTY);

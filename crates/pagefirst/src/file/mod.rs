@@ -2,9 +2,9 @@
 //!
 //! A page is *attached* while it is in the index: its frame's owner is the cache (the address of the [`FileCache`]),
 //! its index is set, and the cache holds one reference. It is inserted `FILLING`, its contents are read only then,
-//! and it becomes `UP_TO_DATE`, or is taken out, when they are there.
+//! and it becomes `UP_TO_DATE`, or `FAILED`, when they are there (`fill`).
 //!
-//! One spin lock orders whatever changes the index, the size, or whether a page is attached and up to date. It is a
+//! One spin lock orders whatever changes the index, the size, or whether a page is attached. It is a
 //! leaf of the lock order: nodes are reserved before it is taken, what is taken out is dropped after it was left, and
 //! files are read and written outside it. Look-ups and the validation of a fault take no lock:
 //!
@@ -12,7 +12,7 @@
 //! |---|---|---|---|---|---|---|---|
 //! | look-up | free | free | sees `FILLING` | free | free | the size, or owner and slot, read after the reference was taken | the frozen count refuses it |
 //! | fault validates | | table lock | needs `UP_TO_DATE` | free | size read before the owner | map count against `GOING` and the size | the frozen count refuses it |
-//! | read in | | | the slot | waits for the page | zeroes beyond the size at its insert | a page that is filling is taken out, and read anew | the reader's reference |
+//! | read in | | | the slot | waits for the page | zeroes beyond the size at its insert | a page that is filling is marked `GOING` in one step, so never up to date; it is taken out, and read anew | the reader's reference |
 //! | write | | | | words | the lock | as if written before | the writer's reference; `DIRTY` is set before it goes |
 //! | grow, shrink | | | | | the lock | the lock | the lock |
 //!
@@ -37,6 +37,8 @@ mod error;
 mod fill;
 mod index;
 mod io;
+#[cfg(all(test, loom))]
+mod model;
 mod shmem;
 mod size;
 #[cfg(all(test, not(loom)))]
@@ -45,12 +47,10 @@ mod test;
 pub use cache::FileCache;
 pub(crate) use cache::Lookup;
 pub use error::{IoError, ReadError, SizeError, WriteBackError, WriteError};
+pub use fill::{Fill, FillGuard};
 pub(crate) use index::Cursor;
 pub use index::{CacheNode, MAX_FOLIO_ORDER};
 pub use shmem::{Shmem, ShmemHuge};
-
-use core::fmt;
-use core::ops::{Deref, DerefMut};
 
 /// What the embedder supplies for a file: where its pages come from and go to.
 ///
@@ -62,6 +62,24 @@ pub trait File: Clone + Eq + Send + Sync + 'static {
     fn id(&self) -> u64;
     /// Fills the page at `index` (in pages of 4 KiB). It is zeroed beforehand, so what is not stored, holes and the
     /// rest of a short read, needs nothing done. Called with no lock and no pin held.
+    ///
+    /// A read that ends later [keeps](FillGuard::keep) the page and answers [`Io::Pending`]:
+    /// ```
+    /// use pagefirst::file::{Fill, FillGuard, Io, IoError};
+    /// use std::sync::Mutex;
+    /// struct Queue(Mutex<Vec<(u64, Fill)>>);
+    /// impl Queue {
+    ///     fn read(&self, index: u64, page: FillGuard<'_>) -> Io {
+    ///         self.0.lock().unwrap().push((index, page.keep()));
+    ///         Io::Pending
+    ///     }
+    ///     fn interrupt(&self, bytes: &[u8; 4096]) {
+    ///         let Some((_, mut fill)) = self.0.lock().unwrap().pop() else { return };
+    ///         fill.copy_from_slice(bytes);
+    ///         fill.complete(Ok(()));
+    ///     }
+    /// }
+    /// ```
     fn read(&self, index: u64, page: FillGuard<'_>) -> Io;
     /// Stores `bytes`, the part of the page at `index` that lies below the file's size; extends what is stored if
     /// need be. Called with no lock and no pin held.
@@ -99,34 +117,14 @@ pub enum Hint {
     Small,
 }
 
-/// How a read ended. Files whose reads end later will add a variant.
+/// How a read ended. Whoever kept the page says so by [`Fill::complete`], whatever he answers here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Io {
     /// The page holds what the file says.
     Ready,
+    /// The page is kept, and will be completed.
+    Pending,
     /// It could not be read.
     Error,
-}
-
-/// A page to be filled: its bytes, zero at first. Possession proves that nobody else reads or maps them yet.
-pub struct FillGuard<'a>(&'a mut [u8]);
-
-impl Deref for FillGuard<'_> {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        self.0
-    }
-}
-
-impl DerefMut for FillGuard<'_> {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        self.0
-    }
-}
-
-impl fmt::Debug for FillGuard<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FillGuard").field("bytes", &self.0.len()).finish()
-    }
 }

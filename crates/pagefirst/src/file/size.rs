@@ -82,8 +82,7 @@ impl<P: Platform> FileCache<P> {
         if at == 0 && indexes.start == index {
             return;
         }
-        if folio.flags().contains(FrameFlags::FILLING) && !folio.flags().contains(FrameFlags::UP_TO_DATE) {
-            folio.set(FrameFlags::GOING);
+        if folio.stop_filling() {
             self.detach(w, indexes.start, folio, outs);
             return;
         }

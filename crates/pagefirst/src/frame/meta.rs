@@ -247,6 +247,45 @@ impl FrameMeta {
     pub(crate) fn clear(&self, off: FrameFlags) {
         self.flags.fetch_and(!off.bits(), AcqRel);
     }
+    /// Ends the state of being filled, unless the page is going, in the state `with`.
+    pub(crate) fn end_filling(&self, with: FrameFlags) {
+        let mut now = self.flags.load(Relaxed);
+        loop {
+            debug_assert!(now & FrameFlags::FILLING.bits() != 0);
+            let going = now & FrameFlags::GOING.bits() != 0 && !cfg!(mutant = "fill_what_goes");
+            let failed = now & FrameFlags::FAILED.bits() != 0;
+            let with = if going || failed { 0 } else { with.bits() };
+            let next = now & !FrameFlags::FILLING.bits() | with;
+            // Release: who sees the page up to date sees what was read.
+            match self.flags.compare_exchange_weak(now, next, AcqRel, Relaxed) {
+                Ok(_) => return,
+                Err(newer) => now = newer,
+            }
+        }
+    }
+    /// For the first tail of a folio: so many parts of it are being filled.
+    pub(super) fn begin_parts(&self, parts: u32) {
+        self.index.store(u64::from(parts), Relaxed);
+    }
+    /// So many of them have ended; whether those were the last.
+    pub(super) fn end_parts(&self, parts: u32) -> bool {
+        // AcqRel: who ends the last one has seen what filled the others.
+        self.index.fetch_sub(u64::from(parts), AcqRel) == u64::from(parts)
+    }
+    /// Marks a page that is being filled as going: it will not be up to date. False, with nothing changed, if it is not
+    /// being filled.
+    #[must_use]
+    pub(crate) fn stop_filling(&self) -> bool {
+        let mut now = self.flags.load(Relaxed);
+        while now & FrameFlags::FILLING.bits() != 0 {
+            let next = now | FrameFlags::GOING.bits();
+            match self.flags.compare_exchange_weak(now, next, AcqRel, Relaxed) {
+                Ok(_) => return true,
+                Err(newer) => now = newer,
+            }
+        }
+        false
+    }
     /// Stores flags and order whole; for a frame nobody else looks at.
     pub(crate) fn reset(&self, flags: FrameFlags, order: u8) {
         self.flags.store(flags.bits() | (order as u32) << 16, Ordering::Release);

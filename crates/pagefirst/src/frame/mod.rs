@@ -9,11 +9,13 @@
 
 mod buddy;
 pub(crate) mod bytes;
+mod filling;
 mod folio;
 mod handle;
 mod meta;
 
 pub use buddy::{Frames, MAX_ORDER, Region};
+pub(crate) use filling::Filling;
 pub use folio::head_of;
 pub(crate) use folio::{Part, first_of, head_and_flags, link_tails, split, split_cached};
 pub use handle::Frame;
@@ -22,8 +24,8 @@ pub use meta::{Counts, FrameFlags, FrameMeta};
 
 use crate::limit;
 use crate::platform::{Note, Platform};
-use crate::sync::atomic::Relaxed;
 use crate::sync::atomic::plain::AtomicU32;
+use crate::sync::atomic::{Acquire, Relaxed, Release};
 use crate::types::{NoMemory, Pfn};
 
 const BATCH: usize = 32;
@@ -152,6 +154,41 @@ pub(crate) fn with_stock<P: Platform, R>(
 /// Gives back a folio whose last reference is gone.
 pub(crate) fn release<P: Platform>(p: &'static P, pfn: Pfn) {
     release_all(p, core::iter::once(pfn));
+}
+
+/// Drops one reference without a lock, in an interrupt too: a frame that has no other is put aside.
+pub(crate) fn put_anywhere<P: Platform>(p: &'static P, pfn: Pfn) {
+    let meta = p.meta(pfn);
+    if !meta.put() {
+        return;
+    }
+    let aside = &p.vm().aside;
+    let mut first = aside.load(Relaxed);
+    loop {
+        // Nobody's page any more, so its index is free for it.
+        meta.set_index(u64::from(first));
+        match aside.compare_exchange_weak(first, pfn.0, Release, Relaxed) {
+            Ok(_) => return,
+            Err(newer) => first = newer,
+        }
+    }
+}
+
+/// Frees the frames that were put aside; returns how many.
+pub(crate) fn free_aside<P: Platform>(p: &'static P) -> usize {
+    let aside = &p.vm().aside;
+    if aside.load(Relaxed) == 0 {
+        return 0;
+    }
+    let mut at = aside.swap(0, Acquire);
+    let mut freed = 0;
+    while at != 0 {
+        let pfn = Pfn(at);
+        at = p.meta(pfn).index() as u32;
+        release(p, pfn);
+        freed += 1;
+    }
+    freed
 }
 
 /// Drops one mapping of each of these folios and its reference, and frees those that have no other. A folio that comes

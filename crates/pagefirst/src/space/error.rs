@@ -1,8 +1,10 @@
 //! Why a mapping call did nothing.
 
-use crate::fault::FaultError;
+use super::Why;
 use crate::limit::{LimitId, OverLimit, Unavailable};
+use crate::platform::Platform;
 use crate::types::{NoMemory, VirtAddr, VirtRange};
+use core::fmt;
 
 /// Why a mapping call changed nothing, with the range at fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -78,10 +80,16 @@ impl MapError {
 }
 
 /// Where and why populating stopped. The mapping itself is there.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Unpopulated {
+pub struct Unpopulated<'a, P: Platform> {
     /// The first page that is not there.
     pub at: VirtAddr,
-    /// Why.
-    pub why: FaultError,
+    /// Why. When it is blocked, [`populate`](super::AddressSpace::populate) goes on from there when the ticket is ready,
+    /// which is kept until then.
+    pub why: Why<'a, P>,
+}
+
+impl<P: Platform> fmt::Debug for Unpopulated<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unpopulated").field("at", &self.at).field("why", &self.why).finish()
+    }
 }

@@ -3,7 +3,7 @@
 use super::change::Change;
 use super::error::Unpopulated;
 use super::tree::Order;
-use super::{AddressSpace, Backing, MapError, MemoryType, Vma, VmaFlags, Writing};
+use super::{AddressSpace, Backing, MapError, MemoryType, Vma, VmaFlags, Why, Writing};
 use crate::arch::Format;
 use crate::fault::{HUGE_LEVEL, Outcome};
 use crate::platform::Platform;
@@ -11,6 +11,7 @@ use crate::sync::epoch::Pin;
 use crate::table::Stock;
 use crate::tlb::Gather;
 use crate::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
+use core::fmt;
 
 /// Where a mapping goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,12 +57,18 @@ impl<P: Platform> Map<P> {
 }
 
 /// A mapping that was made.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Mapped {
+pub struct Mapped<'a, P: Platform> {
     /// Its addresses.
     pub range: VirtRange,
     /// Where populating stopped, if it was asked for and did not reach the end.
-    pub unpopulated: Option<Unpopulated>,
+    pub unpopulated: Option<Unpopulated<'a, P>>,
+}
+
+impl<P: Platform> fmt::Debug for Mapped<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Mapped { range, unpopulated } = self;
+        f.debug_struct("Mapped").field("range", range).field("unpopulated", unpopulated).finish()
+    }
 }
 
 impl<P: Platform> AddressSpace<P> {
@@ -71,7 +78,7 @@ impl<P: Platform> AddressSpace<P> {
     ///
     /// # Errors
     /// [`MapError`]; nothing has changed then.
-    pub fn map(&self, map: Map<P>) -> Result<Mapped, MapError> {
+    pub fn map(&self, map: Map<P>) -> Result<Mapped<'_, P>, MapError> {
         let (prot, populate) = (map.prot, map.populate);
         let range = self.write().map(map)?;
         let unpopulated = if populate { self.populate(range, prot) } else { None };
@@ -79,7 +86,7 @@ impl<P: Platform> AddressSpace<P> {
     }
 
     /// Fills a range as if every page were touched; tells where it stopped short of the end.
-    pub fn populate(&self, range: VirtRange, prot: Prot) -> Option<Unpopulated> {
+    pub fn populate(&self, range: VirtRange, prot: Prot) -> Option<Unpopulated<'_, P>> {
         let access = match prot {
             p if p.contains(Prot::WRITE) => Access::Write,
             p if p.is_empty() => return None,
@@ -94,12 +101,8 @@ impl<P: Platform> AddressSpace<P> {
                     Some(there) => at = P::Format::span_of(at, there.level).end,
                     None => self.p.relax(), // a huge page that is being split
                 },
-                Outcome::Blocked(ticket) => {
-                    while !ticket.is_ready() {
-                        self.p.relax();
-                    }
-                }
-                Outcome::Error(why) => return Some(Unpopulated { at, why }),
+                Outcome::Blocked(ticket) => return Some(Unpopulated { at, why: Why::Blocked(ticket) }),
+                Outcome::Error(why) => return Some(Unpopulated { at, why: Why::Error(why) }),
             }
         }
         None

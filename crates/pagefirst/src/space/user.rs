@@ -52,6 +52,13 @@ pub enum Why<'a, P: Platform> {
 }
 
 impl<P: Platform> Why<'_, P> {
+    /// Why the access is not to be, if it is not.
+    pub fn error(&self) -> Option<FaultError> {
+        match self {
+            Why::Error(error) => Some(*error),
+            Why::Blocked(_) | Why::Misaligned => None,
+        }
+    }
     /// Linux's errno; `None` for what is only blocked.
     pub fn errno(&self) -> Option<i32> {
         const EFAULT: i32 = 14;

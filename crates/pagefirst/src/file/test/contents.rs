@@ -105,7 +105,7 @@ fn c47_lookup_skips_pages_not_up_to_date() {
     disk.on_read(move |index| {
         let Lookup::Filling(page) = look(p, &inner, index) else { panic!("it is being read in") };
         assert!(!inner.is_attached(page.pfn(), page.pfn(), index));
-        assert!(matches!(inner.read(p, index), Err(ReadError::Filling(same)) if same.pfn() == page.pfn()));
+        assert!(matches!(inner.read(p, index), Err(ReadError::Blocked(t)) if t.page().unwrap().pfn() == page.pfn()));
         assert_eq!(around(p, &inner, 0, 10), [4, 6]);
         assert_eq!(inner.evict(p), 2, "not the one that is being read in");
         flag.store(true, Relaxed);
@@ -151,10 +151,11 @@ fn another_thread_sees_the_page_being_read_in() {
         while !started.load(Relaxed) {
             std::thread::yield_now();
         }
-        let Err(ReadError::Filling(page)) = cache.read(p, 9) else { panic!("it is being read in") };
+        let Err(ReadError::Blocked(ticket)) = cache.read(p, 9) else { panic!("it is being read in") };
+        let page = ticket.page().unwrap();
         assert!(matches!(
             cache.write_at(p, 9 * PAGE_SIZE, &[1]),
-            Err(WriteError::Page(ReadError::Filling(_)))
+            Err(WriteError::Page(ReadError::Blocked(_)))
         ));
         go_on.store(true, Relaxed);
         while page.meta().flags().contains(FrameFlags::FILLING) {
@@ -209,8 +210,9 @@ fn a_read_that_unwinds_leaves_nothing() {
     disk.on_read(|_| panic!("the driver's mistake"));
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cache.read(p, 1).is_ok()));
     assert!(caught.is_err());
-    assert!(matches!(look(p, &cache, 1), Lookup::Missing));
+    assert!(matches!(look(p, &cache, 1), Lookup::Failed(_)));
     disk.no_hook();
+    assert_eq!(first_word(p, &cache.read(p, 1).unwrap()), 1, "nobody waited for it");
     drop(cache);
     p.assert_empty();
 }

@@ -17,7 +17,7 @@ fn read(p: &'static Machine, cache: &Cache, at: u64, to: &mut [u8]) -> usize {
     loop {
         match cache.read_at(p, at, to) {
             Ok(n) => return n,
-            Err(ReadError::Filling(_)) => p.relax(),
+            Err(ReadError::Blocked(_)) => p.relax(),
             Err(e) => panic!("{e}"),
         }
     }
@@ -29,7 +29,7 @@ fn write(p: &'static Machine, cache: &Cache, at: u64, from: &[u8]) {
         match cache.write_at(p, at + done as u64, &from[done..]) {
             Ok(n) => done += n,
             Err(
-                WriteError::Page(ReadError::Filling(_)) | WriteError::Size(SizeError::StillMapped { .. }),
+                WriteError::Page(ReadError::Blocked(_)) | WriteError::Size(SizeError::StillMapped { .. }),
             ) => {
                 p.relax();
             }
@@ -92,7 +92,7 @@ fn r13_readers_against_eviction_and_reading_in() {
                     assert_eq!(p.cells(page.pfn())[511].load(Relaxed), index);
                     assert_eq!(page.meta().index(), index);
                 }
-                Err(ReadError::Filling(_)) => {}
+                Err(ReadError::Blocked(_)) => {}
                 Err(e) => panic!("{e}"),
             }
             let index = at(random.below(60));
@@ -232,7 +232,7 @@ fn r13_truncation_against_faults() {
         while left.load(Relaxed) > 0 {
             let index = random.below(pages as u64 + 2);
             match cache.read(p, index) {
-                Ok(_) | Err(ReadError::BeyondEnd | ReadError::Filling(_)) => {}
+                Ok(_) | Err(ReadError::BeyondEnd | ReadError::Blocked(_)) => {}
                 Err(e) => panic!("{e}"),
             }
             if let Some(pfn) = map(p, &cache, index) {

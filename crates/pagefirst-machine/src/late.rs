@@ -1,0 +1,82 @@
+//! Reads of files that end later.
+
+use crate::file::{MachineFile, WeakFile};
+use pagefirst::file::Fill;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// When the reads of a file end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Late {
+    /// When [`MachineFile::finish`] says so.
+    Held,
+    /// After a time up to this, each another; by a thread of the file's, not always in the order in which they began.
+    Within(Duration),
+}
+
+/// What a file's reads wait in.
+pub(crate) struct Device {
+    late: Late,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    reads: VecDeque<Read>,
+    begun: u64,
+    has_thread: bool,
+}
+
+struct Read {
+    index: u64,
+    due: Instant,
+    fill: Fill,
+}
+
+impl Device {
+    pub fn new(late: Late) -> Self {
+        Device { late, queue: Mutex::default() }
+    }
+
+    pub fn begin(&self, file: &MachineFile, index: u64, fill: Fill) {
+        let mut queue = self.queue.lock();
+        queue.begun += 1;
+        let delay = match self.late {
+            Late::Held => Duration::ZERO,
+            // By chance enough, and the same in every run.
+            Late::Within(most) => most * (queue.begun.wrapping_mul(0x9e37_79b9) >> 8 & 0xff) as u32 / 0xff,
+        };
+        queue.reads.push_back(Read { index, due: Instant::now() + delay, fill });
+        if self.late != Late::Held && !queue.has_thread {
+            queue.has_thread = true;
+            let file = WeakFile::of(file);
+            std::thread::spawn(move || while file.get().is_some_and(|file| file.work()) {});
+        }
+    }
+
+    pub fn pending(&self) -> Vec<u64> {
+        self.queue.lock().reads.iter().map(|read| read.index).collect()
+    }
+
+    pub fn take(&self, index: u64) -> Option<Fill> {
+        let mut queue = self.queue.lock();
+        let at = queue.reads.iter().position(|read| read.index == index)?;
+        queue.reads.remove(at).map(|read| read.fill)
+    }
+
+    /// What is due first, when it is due; `None` when there is nothing left, and the thread ends.
+    pub fn next(&self) -> Option<Result<(u64, Fill), Duration>> {
+        let mut queue = self.queue.lock();
+        let Some((at, due)) = queue.reads.iter().map(|read| read.due).enumerate().min_by_key(|(_, due)| *due)
+        else {
+            queue.has_thread = false;
+            return None;
+        };
+        let left = due.saturating_duration_since(Instant::now());
+        if !left.is_zero() {
+            return Some(Err(left));
+        }
+        queue.reads.remove(at).map(|read| Ok((read.index, read.fill)))
+    }
+}

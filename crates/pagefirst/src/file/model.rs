@@ -1,0 +1,59 @@
+//! Models of a page's state for loom, over its metadata alone.
+//!
+//! As in `table::model`: every thread starts at one gate, and each model runs once for each rotation of its roles.
+
+extern crate std;
+
+use crate::frame::{FrameFlags, FrameMeta};
+use loom::sync::{Arc, Mutex};
+
+type Role = fn(&FrameMeta) -> bool;
+
+#[track_caller]
+fn check(main: usize, setup: fn() -> FrameMeta, roles: [Role; 2], end: fn(&FrameMeta, [bool; 2])) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(4);
+    model.check(move || {
+        let (meta, gate) = (Arc::new(setup()), Arc::new(Mutex::new(())));
+        let other = {
+            let (meta, gate) = (meta.clone(), gate.clone());
+            loom::thread::spawn(move || {
+                drop(gate.lock().unwrap());
+                roles[1 - main](&meta)
+            })
+        };
+        drop(gate.lock().unwrap());
+        let mut said = [false; 2];
+        said[main] = roles[main](&meta);
+        said[1 - main] = other.join().unwrap();
+        end(&meta, said);
+    });
+}
+
+/// What was read before a truncation is not up to date after it.
+fn fill_against_truncate(main: usize) {
+    let setup = || {
+        let meta = FrameMeta::default();
+        meta.set(FrameFlags::FILLING);
+        meta
+    };
+    let fill = |meta: &FrameMeta| {
+        meta.end_filling(FrameFlags::UP_TO_DATE);
+        true
+    };
+    check(main, setup, [fill, FrameMeta::stop_filling], |meta, [_, stopped]| {
+        let flags = meta.flags();
+        assert!(!flags.contains(FrameFlags::FILLING));
+        assert_eq!(flags.contains(FrameFlags::UP_TO_DATE), !stopped, "old contents came back");
+    });
+}
+// catches: fill_what_goes
+#[test]
+fn r13_fill_against_truncate_main_0() {
+    fill_against_truncate(0);
+}
+// catches: fill_what_goes
+#[test]
+fn r13_fill_against_truncate_main_1() {
+    fill_against_truncate(1);
+}
