@@ -221,6 +221,22 @@ impl FrameMeta {
     pub(crate) fn pins(&self) -> u32 {
         self.link.load(Relaxed) & MAX_PINS
     }
+    /// Pins the page, for a reference that the caller holds and that the pin takes over; `None` if it has as many pins as
+    /// can be counted.
+    pub(crate) fn try_pin(&self) -> Option<()> {
+        let more = |link| if link & MAX_PINS < MAX_PINS { Some(link + 1) } else { None };
+        self.link.fetch_update(AcqRel, Relaxed, more).ok()?;
+        // As in `try_share`.
+        if self.order() > 0 {
+            fence(SeqCst);
+        }
+        Some(())
+    }
+    /// Takes a pin back; its reference is the caller's again.
+    pub(crate) fn unpin(&self) {
+        let before = self.link.fetch_sub(1, AcqRel);
+        debug_assert!(before & MAX_PINS > 0, "a pin taken back that nobody has");
+    }
     /// Counts the first mapping of a page that the caller owns alone, whose reference becomes the mapping's. Others may
     /// have taken it for the page it was before, and will let go of it: their counts are few.
     #[inline]

@@ -12,7 +12,7 @@
 //!
 //! Fork is a mapping call that takes nothing away: it holds faults up and then lets them go on (`fork`).
 //!
-//! User copies (`user`) are neither: they use entries that are there, and go by their table's lock alone.
+//! Pins (`pin`) and user copies (`user`) are neither: they use entries that are there, and go by their table's lock alone.
 
 mod advise;
 mod brk;
@@ -22,6 +22,7 @@ mod error;
 mod fork;
 mod map;
 mod physical;
+mod pin;
 mod protect;
 mod remap;
 mod stack;
@@ -35,6 +36,7 @@ pub use advise::Advice;
 pub use error::{MapError, Unpopulated};
 pub use map::{Map, Mapped, Place};
 pub use physical::{MemoryType, Physical};
+pub use pin::{PinError, Pinned};
 pub use remap::RemapTo;
 pub(crate) use stack::Grown;
 pub use tree::TreeNode;
