@@ -32,6 +32,7 @@ struct Inner {
     /// Which folios it wants.
     folios: Shmem,
     failing: Mutex<BTreeSet<u64>>,
+    read_ahead: u32,
     /// There if reads end later.
     late: Option<Device>,
     reads: AtomicU64,
@@ -66,7 +67,17 @@ impl MachineFile {
         let failing = Mutex::default();
         let (reads, writes) = (AtomicU64::new(0), AtomicU64::new(0));
         let folios = Shmem::new(id, ShmemHuge::Never);
-        MachineFile(Arc::new(Inner { id, body, tracks_writes, folios, failing, late: None, reads, writes }))
+        MachineFile(Arc::new(Inner {
+            id,
+            body,
+            tracks_writes,
+            folios,
+            failing,
+            read_ahead: 0,
+            late: None,
+            reads,
+            writes,
+        }))
     }
 
     /// In memory, zero until written. It does not track writes.
@@ -130,6 +141,16 @@ impl MachineFile {
         self
     }
 
+    /// The same file, fresh, of which up to so many pages are read ahead.
+    ///
+    /// # Panics
+    /// When the file was cloned before.
+    #[must_use]
+    pub fn with_read_ahead(mut self, pages: u32) -> Self {
+        self.inner().read_ahead = pages;
+        self
+    }
+
     /// The same file, fresh, whose reads end later: by another thread, which is one more CPU of the machine, or when
     /// [`finish`](Self::finish) says so.
     ///
@@ -137,7 +158,7 @@ impl MachineFile {
     /// When the file was cloned before.
     #[must_use]
     pub fn late(mut self, late: Late) -> Self {
-        Arc::get_mut(&mut self.0).expect("a file not cloned yet").late = Some(Device::new(late));
+        self.inner().late = Some(Device::new(late));
         self
     }
 
@@ -332,6 +353,10 @@ impl File for MachineFile {
 
     fn folio_order(&self, index: u64, size: u64, hint: Hint) -> u8 {
         self.0.folios.folio_order(index, size, hint)
+    }
+
+    fn read_ahead(&self) -> u32 {
+        self.0.read_ahead
     }
 
     fn is_stored(&self) -> bool {

@@ -176,6 +176,11 @@ impl Space {
             Advice::DoFork => (VmaFlags::empty(), VmaFlags::DONT_FORK),
             Advice::WipeOnFork => (VmaFlags::WIPE_ON_FORK, VmaFlags::empty()),
             Advice::KeepOnFork => (VmaFlags::empty(), VmaFlags::WIPE_ON_FORK),
+            Advice::Normal => (VmaFlags::empty(), VmaFlags::SEQUENTIAL | VmaFlags::RANDOM),
+            Advice::Sequential => (VmaFlags::SEQUENTIAL, VmaFlags::RANDOM),
+            Advice::Random => (VmaFlags::RANDOM, VmaFlags::SEQUENTIAL),
+            // No plan has it: what is in memory afterwards is not modelled.
+            Advice::WillNeed => return Ok(()),
         };
         let mut next = self.areas.clone();
         if next.change(range.clone(), |area| Area { flags: (area.flags - off) | on, ..area }) {

@@ -119,10 +119,15 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let index = vma.index_of(self.addr);
         match file.lookup(self.pin.platform(), self.pin, index) {
             Lookup::Poisoned => Look::error(FaultError::Bus(Bus::Poison)),
-            Lookup::Page(_) => Look::Again,
-            Lookup::Filling(page) => Look::Done(Outcome::Blocked(file.ticket(page))),
+            Lookup::Page(page) if !page.meta().flags().contains(FrameFlags::AHEAD) => Look::Again,
+            Lookup::Filling(page) if !page.meta().flags().contains(FrameFlags::AHEAD) => {
+                Look::Done(Outcome::Blocked(file.ticket(page)))
+            }
             Lookup::BeyondEnd => Look::error(FaultError::Bus(Bus::BeyondEnd)),
-            Lookup::Missing | Lookup::Failed(_) => Look::Need(Need::Page(file.clone(), index, vma.hint())),
+            // What is there is marked: more is to be read.
+            Lookup::Missing | Lookup::Failed(_) | Lookup::Page(_) | Lookup::Filling(_) => {
+                Look::Need(Need::Page(file.clone(), index, vma.wanted()))
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Bus, FaultError, For, Outcome, Ticket, huge};
 use crate::arch::Format;
-use crate::file::{FileCache, Hint, ReadError};
+use crate::file::{FileCache, ReadError, Told, Wanted};
 use crate::frame::{Frame, FrameMeta, Part};
 use crate::limit::{Limit, OverLimit};
 use crate::mem::Shared;
@@ -22,7 +22,7 @@ pub(crate) enum Need<P: Platform> {
     /// A copy of this page.
     Copy(Part<P>),
     /// This page of a file.
-    Page(Shared<P, FileCache<P>>, u64, Hint),
+    Page(Shared<P, FileCache<P>>, u64, Wanted),
     /// So many tables.
     Tables(u8),
     /// The huge page at the address in small ones: there is no other for a copy.
@@ -225,7 +225,7 @@ impl<'a, P: Platform> Hand<'a, P> {
             }
             Need::Copy(source) => self.huge_copy(space, source),
             Need::Split => self.split(space, addr)?,
-            Need::Page(file, index, hint) => self.read(space, &file, index, hint)?,
+            Need::Page(file, index, wanted) => self.read(space, &file, index, wanted)?,
             Need::Tables(n) => self.tables(p, n)?,
             Need::Flush(seen) => {
                 let level = seen.order() / P::Format::BITS as u8;
@@ -309,17 +309,17 @@ impl<'a, P: Platform> Hand<'a, P> {
         space: &AddressSpace<P>,
         file: &FileCache<P>,
         index: u64,
-        hint: Hint,
+        wanted: Wanted,
     ) -> Result<(), Outcome<'a, P>> {
-        let mut short = false;
-        let read = file.read_hinted(space.platform(), index, hint, &space.payer(), &mut short);
-        if short {
+        let mut told = Told::default();
+        let read = file.read_wanted(space.platform(), index, wanted, &space.payer(), &mut told);
+        if told.short {
             space.failures.no_huge.fetch_add(1, Relaxed);
         }
         match read {
             Ok(page) => {
                 self.hold(page, Why::Read);
-                self.major = true;
+                self.major |= told.began;
                 Ok(())
             }
             Err(ReadError::BeyondEnd) => Err(Outcome::Error(FaultError::Bus(Bus::BeyondEnd))),

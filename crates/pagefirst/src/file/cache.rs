@@ -207,7 +207,7 @@ impl<P: Platform> FileCache<P> {
 
 /// What the flags of a folio say whose pages may be mapped.
 const VALID: FrameFlags = FrameFlags::FILE.union(FrameFlags::UP_TO_DATE);
-const LOOKED_FOR: FrameFlags = VALID.union(FrameFlags::GOING);
+const LOOKED_FOR: FrameFlags = VALID.union(FrameFlags::GOING).union(FrameFlags::AHEAD);
 /// What tells where a folio is between being read in and being taken out.
 const STATE: FrameFlags =
     FrameFlags::UP_TO_DATE.union(FrameFlags::FILLING).union(FrameFlags::FAILED).union(FrameFlags::GOING);

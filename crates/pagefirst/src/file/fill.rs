@@ -18,6 +18,7 @@
 //! A folio of several pages is read page by page, and up to date when all of them are. If one of them cannot be read
 //! that is nobody's error yet: the folio goes, and the page that is wanted is read by itself.
 
+use super::ahead::Wanted;
 use super::cache::{FileCache, Lookup, Outs, pages_of};
 use super::error::{IoError, ReadError};
 use super::index::{Found, MAX_FOLIO_ORDER, Nodes, Short};
@@ -112,8 +113,17 @@ impl DerefMut for FillGuard<'_> {
     }
 }
 
+/// What there is to tell of a page that was asked for.
+#[derive(Default)]
+pub(crate) struct Told {
+    /// There was no memory for a larger folio.
+    pub short: bool,
+    /// The file was asked for it.
+    pub began: bool,
+}
+
 /// Why a page was not inserted.
-enum Refused {
+pub(super) enum Refused {
     /// More nodes are needed.
     Short(Short),
     /// The file ends before it, or there is one: look again.
@@ -126,20 +136,19 @@ impl<P: Platform> FileCache<P> {
     /// # Errors
     /// [`ReadError`]; nothing has changed then.
     pub(crate) fn read(&self, p: &'static P, index: u64) -> Result<Part<P>, ReadError<P>> {
-        self.read_hinted(p, index, Hint::None, &Payer::Caller, &mut false)
+        self.read_wanted(p, index, Wanted::default(), &Payer::Caller, &mut Told::default())
     }
-    /// The same with a hint for the file, which may want a larger folio, and with who pays. `short` says afterwards whether there was no
-    /// memory for one.
+    /// The same for who says how it is wanted, which file and read-ahead go by, and who pays.
     ///
     /// # Errors
     /// [`ReadError`]; nothing has changed then.
-    pub(crate) fn read_hinted(
+    pub(crate) fn read_wanted(
         &self,
         p: &'static P,
         index: u64,
-        hint: Hint,
+        wanted: Wanted,
         payer: &Payer<'_, P>,
-        short: &mut bool,
+        told: &mut Told,
     ) -> Result<Part<P>, ReadError<P>> {
         let mut nodes = Nodes::new();
         let mut spare = None;
@@ -150,8 +159,18 @@ impl<P: Platform> FileCache<P> {
                 self.lookup(p, &pin, index)
             };
             match found {
-                Lookup::Page(page) => return Ok(page),
-                Lookup::Filling(folio) => return Err(ReadError::Blocked(self.ticket(folio))),
+                Lookup::Page(page) => {
+                    if page.meta().take_mark() {
+                        self.ahead_of_mark(p, index, wanted, payer);
+                    }
+                    return Ok(page);
+                }
+                Lookup::Filling(folio) => {
+                    if folio.meta().take_mark() {
+                        self.ahead_of_mark(p, index, wanted, payer);
+                    }
+                    return Err(ReadError::Blocked(self.ticket(folio)));
+                }
                 Lookup::Failed(folio) => {
                     // The cache's reference, and ours.
                     let is_waited_for = folio.meta().counts().refs > 2;
@@ -168,13 +187,13 @@ impl<P: Platform> FileCache<P> {
                 Lookup::BeyondEnd => return Err(ReadError::BeyondEnd),
                 Lookup::Missing => {}
             }
-            let Some(order) = self.order_for(p, index, self.size(), hint, most) else { continue };
+            let Some(order) = self.order_for(p, index, self.size(), wanted.hint, most) else { continue };
             let folio = match spare.take_if(|spare: &mut Frame<P>| spare.order() == order) {
                 Some(folio) => folio,
                 None => match self.cleared(p, payer, order) {
                     Ok(folio) => folio,
                     Err(_) if order > 0 => {
-                        (*short, most) = (true, order - 1);
+                        (told.short, most) = (true, order - 1);
                         continue;
                     }
                     Err(why) => return Err(why.into()),
@@ -184,7 +203,9 @@ impl<P: Platform> FileCache<P> {
             self.prepare(&folio, first, FrameFlags::FILLING);
             match self.insert_filling(p, first, &folio, &mut nodes) {
                 Ok(size) => {
+                    told.began = true;
                     self.fill(&folio, first, size);
+                    self.ahead_of_miss(p, first + (1 << order) - 1, wanted, payer);
                     let flags = folio.meta().flags();
                     if flags.contains(FrameFlags::UP_TO_DATE) {
                         if self.owns(folio.meta(), first) {
@@ -203,7 +224,7 @@ impl<P: Platform> FileCache<P> {
                 }
                 Err(Refused::Short(Short(n))) => match nodes.reserve(p, n) {
                     Ok(()) => spare = Some(folio),
-                    Err(NoMemory) if order > 0 => (*short, most) = (true, 0),
+                    Err(NoMemory) if order > 0 => (told.short, most) = (true, 0),
                     Err(NoMemory) => return Err(ReadError::NoMemory),
                 },
                 Err(Refused::Again) => spare = Some(folio),
@@ -236,7 +257,7 @@ impl<P: Platform> FileCache<P> {
     }
 
     /// Attaches a folio that is to be filled; answers with the file's size at that moment.
-    fn insert_filling(
+    pub(super) fn insert_filling(
         &self,
         p: &'static P,
         index: u64,
@@ -257,7 +278,7 @@ impl<P: Platform> FileCache<P> {
     }
 
     /// Has the file fill the pages of a folio that was inserted when it had `size` bytes: now, or later.
-    fn fill(&self, folio: &Frame<P>, first: u64, size: u64) {
+    pub(super) fn fill(&self, folio: &Frame<P>, first: u64, size: u64) {
         let below = |index: u64| (size - index * PAGE_SIZE).min(PAGE_SIZE) as usize;
         if folio.order() == 0 {
             self.fill_page(Filling::new(folio.another()), first, below(first));

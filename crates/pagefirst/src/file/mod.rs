@@ -32,6 +32,7 @@
 //!
 //! Dropped pages that hardware reported as bad are freed like others.
 
+mod ahead;
 mod cache;
 mod error;
 mod fill;
@@ -44,9 +45,11 @@ mod size;
 #[cfg(all(test, not(loom)))]
 mod test;
 
+pub(crate) use ahead::{Pace, Wanted};
 pub use cache::FileCache;
 pub(crate) use cache::Lookup;
 pub use error::{IoError, ReadError, SizeError, WriteBackError, WriteError};
+pub(crate) use fill::Told;
 pub use fill::{Fill, FillGuard};
 pub(crate) use index::Cursor;
 pub use index::{CacheNode, MAX_FOLIO_ORDER};
@@ -97,6 +100,11 @@ pub trait File: Clone + Eq + Send + Sync + 'static {
     ///
     /// A folio of 2 MiB can be mapped by one entry. Whatever the order, no page is mapped that lies beyond the end.
     fn folio_order(&self, _index: u64, _size: u64, _hint: Hint) -> u8 {
+        0
+    }
+    /// The most pages to read ahead at a time of who reads in sequence; 0 for none, which is best where reading takes no
+    /// time.
+    fn read_ahead(&self) -> u32 {
         0
     }
     /// Whether pages can be stored and read again. What is written to a file that cannot, stays in memory.

@@ -32,6 +32,8 @@ bitflags::bitflags! {
         const FAILED = 1 << 9;
         /// The huge zero page: all zeros, never written, in no resident set.
         const ZERO = 1 << 10;
+        /// Read ahead, and who wants it first has more read: not mapped until then.
+        const AHEAD = 1 << 13;
         /// Behind the head of a folio: everything but this is in the head's metadata, the folio's order excepted, and whether
         /// hardware reported an error in this frame.
         const TAIL = 1 << 11;
@@ -262,6 +264,11 @@ impl FrameMeta {
     }
     pub(crate) fn clear(&self, off: FrameFlags) {
         self.flags.fetch_and(!off.bits(), AcqRel);
+    }
+    /// Takes the mark of read-ahead off; whether it was there.
+    pub(crate) fn take_mark(&self) -> bool {
+        let ahead = FrameFlags::AHEAD;
+        self.flags().contains(ahead) && self.flags.fetch_and(!ahead.bits(), AcqRel) & ahead.bits() != 0
     }
     /// Ends the state of being filled, unless the page is going, in the state `with`.
     pub(crate) fn end_filling(&self, with: FrameFlags) {

@@ -3,11 +3,10 @@
 use super::change::Change;
 use super::{AddressSpace, Backing, MapError, Vma, VmaFlags};
 use crate::platform::Platform;
+use crate::sync::epoch::Pin;
 use crate::table::Pass;
 use crate::tlb::Gather;
-use crate::types::VirtAddr;
-#[cfg(feature = "__baseline")]
-use crate::types::VirtRange;
+use crate::types::{VirtAddr, VirtRange};
 #[cfg(feature = "__baseline")]
 use crate::{arch::Format, fault::HUGE_LEVEL, policy::TablePolicy, table::Stock};
 
@@ -28,6 +27,15 @@ pub enum Advice {
     WipeOnFork,
     /// It finds what its parent had, which is the rule (`MADV_KEEPONFORK`).
     KeepOnFork,
+    /// Pages are wanted in no known order (`MADV_NORMAL`).
+    Normal,
+    /// They are wanted one after the other: more is read ahead (`MADV_SEQUENTIAL`).
+    Sequential,
+    /// They are wanted here and there: nothing is read ahead (`MADV_RANDOM`).
+    Random,
+    /// They are wanted soon: those of files that are not in memory begin to be read, as far as free memory goes
+    /// (`MADV_WILLNEED`). Nothing stays of it.
+    WillNeed,
 }
 
 impl<P: Platform> AddressSpace<P> {
@@ -37,7 +45,11 @@ impl<P: Platform> AddressSpace<P> {
     /// [`MapError`], [`NotMapped`](MapError::NotMapped) with the first hole among them, [`Invalid`](MapError::Invalid) for
     /// memory that cannot be wiped; nothing has changed then.
     pub fn advise(&self, start: VirtAddr, len: u64, advice: Advice) -> Result<(), MapError> {
+        const PACE: VmaFlags = VmaFlags::SEQUENTIAL.union(VmaFlags::RANDOM);
         let range = self.check_range(start, len)?;
+        if advice == Advice::WillNeed {
+            return self.will_need(range);
+        }
         let mut writing = self.write();
         self.check_mapped(range)?;
         let advised = |flags: VmaFlags| match advice {
@@ -47,6 +59,9 @@ impl<P: Platform> AddressSpace<P> {
             Advice::DoFork => flags - VmaFlags::DONT_FORK,
             Advice::WipeOnFork => flags | VmaFlags::WIPE_ON_FORK,
             Advice::KeepOnFork => flags - VmaFlags::WIPE_ON_FORK,
+            Advice::Normal | Advice::WillNeed => flags - PACE,
+            Advice::Sequential => (flags - PACE) | VmaFlags::SEQUENTIAL,
+            Advice::Random => (flags - PACE) | VmaFlags::RANDOM,
         };
         let of_file = |vma: &Vma<P>| !vma.is_private() || !matches!(vma.backing, Backing::Anonymous);
         if advice == Advice::WipeOnFork
@@ -73,6 +88,38 @@ impl<P: Platform> AddressSpace<P> {
         ready.publish(&mut writing.state);
         Ok(())
     }
+
+    /// Begins to read the pages of files in the range that are not in memory. Called unpinned, with no lock held.
+    pub(super) fn will_need(&self, range: VirtRange) -> Result<(), MapError> {
+        let mut at = range.start;
+        let mut hole = None;
+        while at < range.end {
+            let (part, file) = {
+                let pin = Pin::new(self.p);
+                let Some(vma) = self.find_next(&pin, at).filter(|vma| vma.range.start < range.end) else {
+                    hole = hole.or(Some(VirtRange::new(at, range.end)));
+                    break;
+                };
+                let part = vma.range.intersect(VirtRange::new(at, range.end));
+                let file = match &vma.backing {
+                    Backing::File { file, .. } => {
+                        Some((file.clone(), vma.index_of(part.start), vma.wanted()))
+                    }
+                    Backing::Anonymous | Backing::Physical(_) => None,
+                };
+                (part, file)
+            };
+            if part.start > at {
+                hole = hole.or(Some(VirtRange::new(at, part.start)));
+            }
+            if let Some((file, first, wanted)) = file {
+                file.read_pages(self.p, first, part.pages(), None, wanted.hint, &self.payer());
+            }
+            at = part.end;
+        }
+        hole.map_or(Ok(()), |hole| Err(MapError::NotMapped(hole)))
+    }
+
     /// Discards the pages of `len` bytes from `start` (`MADV_DONTNEED`): private memory reads as zero again, private
     /// copies of a file's pages as the file, shared pages stay in the file. Tables that held nothing else go.
     ///

@@ -13,6 +13,9 @@ use crate::tlb::Gather;
 use crate::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
 use core::fmt;
 
+/// How much is begun to be read when populating is blocked.
+const AHEAD: u64 = 2 << 20;
+
 /// Where a mapping goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Place {
@@ -101,7 +104,12 @@ impl<P: Platform> AddressSpace<P> {
                     Some(there) => at = P::Format::span_of(at, there.level).end,
                     None => self.p.relax(), // a huge page that is being split
                 },
-                Outcome::Blocked(ticket) => return Some(Unpopulated { at, why: Why::Blocked(ticket) }),
+                Outcome::Blocked(ticket) => {
+                    // What comes next is read while the caller waits.
+                    let soon = VirtAddr(at.0.saturating_add(AHEAD)).min(range.end);
+                    let _ = self.will_need(VirtRange::new(at, soon));
+                    return Some(Unpopulated { at, why: Why::Blocked(ticket) });
+                }
                 Outcome::Error(why) => return Some(Unpopulated { at, why: Why::Error(why) }),
             }
         }

@@ -6,7 +6,7 @@
 use super::Physical;
 use crate::arch::Format;
 use crate::fault::HUGE_LEVEL;
-use crate::file::{File, FileCache, Hint};
+use crate::file::{File, FileCache, Hint, Pace, Wanted};
 use crate::mem::{Pooled, Shared};
 use crate::platform::Platform;
 use crate::policy::HugePolicy;
@@ -33,6 +33,10 @@ bitflags::bitflags! {
         const DONT_FORK = 64;
         /// Empty in the child of a fork ([`Advice::WipeOnFork`](super::Advice::WipeOnFork)).
         const WIPE_ON_FORK = 128;
+        /// Its file's pages are wanted one after the other ([`Advice::Sequential`](super::Advice::Sequential)).
+        const SEQUENTIAL = 1 << 12;
+        /// They are wanted in no order ([`Advice::Random`](super::Advice::Random)).
+        const RANDOM = 1 << 13;
     }
 }
 
@@ -129,13 +133,19 @@ impl<P: Platform> Vma<P> {
             && matches!(self.backing, Backing::Anonymous)
             && (self.range.covers(span) || cfg!(mutant = "huge_past_mapping"))
     }
-    /// What a file is told of pages that are wanted for it.
-    pub(crate) fn hint(&self) -> Hint {
-        match () {
+    /// How pages of its file are wanted for it.
+    pub(crate) fn wanted(&self) -> Wanted {
+        let pace = match () {
+            _ if self.flags.contains(VmaFlags::RANDOM) => Pace::Random,
+            _ if self.flags.contains(VmaFlags::SEQUENTIAL) => Pace::Sequential,
+            _ => Pace::Normal,
+        };
+        let hint = match () {
             _ if self.flags.contains(VmaFlags::HUGE) => Hint::Huge,
             _ if self.flags.contains(VmaFlags::NO_HUGE) => Hint::Small,
             _ => Hint::None,
-        }
+        };
+        Wanted { hint, pace }
     }
     /// The index in the file of the page at `va`; for anonymous memory the address's page number, for physical memory the
     /// frame's.

@@ -73,6 +73,14 @@ impl<P: Platform> Nodes<P> {
         }
         Ok(())
     }
+    /// The same with nothing drained for it.
+    pub fn reserve_at_hand(&mut self, p: &'static P, n: usize) -> Result<(), NoMemory> {
+        while self.len < n {
+            self.nodes[self.len] = Some(p.vm().cache_nodes.reserve()?);
+            self.len += 1;
+        }
+        Ok(())
+    }
     pub(super) fn make(&mut self, node: CacheNode<P>) -> Option<Shared<P, CacheNode<P>>> {
         self.len = self.len.checked_sub(1)?;
         Some(self.nodes[self.len].take()?.fill(node))
