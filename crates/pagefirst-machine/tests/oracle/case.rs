@@ -15,10 +15,11 @@ use pagefirst::frame::Frame;
 use pagefirst::platform::Platform;
 use pagefirst::space::{AddressSpace, Backing, Map, MapError, Stopped, Why};
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
-use pagefirst_machine::{Machine, MachineFile, Vcpu};
+use pagefirst_machine::{Late, Machine, MachineFile, Vcpu};
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What must not be dropped after a failure: the library may be in the middle of anything.
 pub struct Things<F: Format> {
@@ -40,8 +41,10 @@ pub struct Case<F: Format> {
 }
 
 /// A file of its size and with its marks.
-pub fn store(id: usize, tracks: bool) -> MachineFile {
-    MachineFile::pattern(move |at| if at < FILES[id] { mark(id, at) } else { 0 }).with_tracking(tracks)
+pub fn store(id: usize, setting: &Setting) -> MachineFile {
+    let file = MachineFile::pattern(move |at| if at < FILES[id] { mark(id, at) } else { 0 });
+    let file = file.with_tracking(setting.tracks);
+    if setting.late { file.late(Late::Within(Duration::from_micros(20))) } else { file }
 }
 
 /// Empty spaces for a case.
@@ -58,7 +61,7 @@ impl<F: Format> Case<F> {
     /// A case in spaces that are still empty, by `cpus` CPUs of which the first is this thread, with files of its own.
     pub fn new(machine: &'static Machine<F>, setting: Setting, spaces: Vec<Real<F>>, cpus: usize) -> Self {
         let files = FILES.iter().enumerate().map(|(id, &size)| File::new(id, size, setting.tracks)).collect();
-        let stores: Vec<_> = (0..FILES.len()).map(|id| store(id, setting.tracks)).collect();
+        let stores: Vec<_> = (0..FILES.len()).map(|id| store(id, &setting)).collect();
         let cache = |(store, &size): (&MachineFile, &u64)| {
             FileCache::new(machine, store.clone(), size).expect("memory for an empty file")
         };
@@ -201,14 +204,23 @@ impl<F: Format> Case<F> {
 
     fn populate(&mut self, step: &Step, range: VirtRange, prot: Prot) {
         let real = self.real(step);
+        let late = self.setting.late;
         let stopped = self.crew.on(step.cpu, move |_| {
             let mut at = range.start;
             loop {
-                let stopped = real.populate(VirtRange::new(at, range.end), prot)?;
+                // When it is blocked it reads ahead, by chance.
+                let end = if late { VirtAddr(at.0 + PAGE_SIZE).min(range.end) } else { range.end };
+                let Some(stopped) = real.populate(VirtRange::new(at, end), prot) else {
+                    if end == range.end {
+                        return None;
+                    }
+                    at = end;
+                    continue;
+                };
                 at = stopped.at;
                 match stopped.why {
                     Why::Error(error) => return Some((at, error)),
-                    Why::Blocked(ticket) => wait(&real, &ticket),
+                    Why::Blocked(ticket) => wait(real.platform(), &ticket),
                     why => panic!("{at}: {why}"),
                 }
             }
@@ -268,7 +280,7 @@ impl<F: Format> Case<F> {
                     Ok(found) => return Ok(found),
                     Err(Why::Error(error)) => return Err((at, error)),
                     Err(Why::Blocked(ticket)) => {
-                        wait(&real, &ticket);
+                        wait(real.platform(), &ticket);
                     }
                     Err(why) => panic!("{at}: {why}"),
                 }
@@ -323,10 +335,19 @@ impl<F: Format> Case<F> {
         let (machine, cache) = (self.machine, self.real.caches[file].clone());
         let read = self.crew.on(step.cpu, move |_| {
             let mut bytes = vec![0; len];
-            cache.read_at(machine, at, &mut bytes).map(|n| {
-                bytes.truncate(n);
-                bytes
-            })
+            let mut done = 0;
+            while done < len {
+                match cache.read_at(machine, at + done as u64, &mut bytes[done..]) {
+                    Ok(0) => break,
+                    Ok(n) => done += n,
+                    Err(ReadError::Blocked(ticket)) => wait(machine, &ticket),
+                    // As of what was begun by one call.
+                    Err(_) if done > 0 => break,
+                    Err(why) => return Err(why),
+                }
+            }
+            bytes.truncate(done);
+            Ok(bytes)
         });
         let short = self.is_short();
         let file = &mut self.files[file];
@@ -346,7 +367,18 @@ impl<F: Format> Case<F> {
 
     fn write_file(&mut self, step: &Step, file: usize, at: u64, bytes: Vec<u8>) {
         let (machine, cache, from) = (self.machine, self.real.caches[file].clone(), bytes.clone());
-        let written = match self.crew.on(step.cpu, move |_| cache.write_at(machine, at, &from)) {
+        let written = match self.crew.on(step.cpu, move |_| {
+            let mut done = 0;
+            while done < from.len() {
+                match cache.write_at(machine, at + done as u64, &from[done..]) {
+                    Ok(n) => done += n,
+                    Err(WriteError::Page(ReadError::Blocked(ticket))) => wait(machine, &ticket),
+                    Err(_) if done > 0 => break,
+                    Err(why) => return Err(why),
+                }
+            }
+            Ok(done)
+        }) {
             Ok(written) => written,
             Err(WriteError::Page(ReadError::NoMemory)) if self.is_short() => return,
             Err(e) => panic!("{step:?}: {e}"),
@@ -426,7 +458,7 @@ fn copy<F: Format>(
                 return Err((VirtAddr(here.0.wrapping_add(done as u64)), error));
             }
             Err(Stopped { done, why: Why::Blocked(ticket) }) => {
-                wait(real, &ticket);
+                wait(real.platform(), &ticket);
                 from += done;
                 _kept = Some(ticket);
             }
@@ -435,9 +467,9 @@ fn copy<F: Format>(
     }
 }
 
-fn wait<F: Format>(real: &Real<F>, ticket: &Ticket<'_, Machine<F>>) {
+fn wait<F: Format>(machine: &'static Machine<F>, ticket: &Ticket<'_, Machine<F>>) {
     while !ticket.is_ready() {
-        real.platform().relax();
+        machine.relax();
     }
 }
 

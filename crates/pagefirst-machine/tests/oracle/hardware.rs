@@ -53,6 +53,9 @@ impl Walked for Aarch64 {
     }
 }
 
+/// The most threads of files whose reads end later.
+const DEVICES: usize = 12;
+
 /// Machines on which no case has failed, so that nothing was left on them.
 pub struct Machines<F: Format>(RefCell<BTreeMap<Hardware, &'static Machine<F>>>);
 
@@ -76,6 +79,7 @@ impl<F: Walked> Machines<F> {
         let Hardware { cpus, is_harsh, keep_tags } = hardware;
         let new = || {
             let memory = 8192 * PAGE_SIZE;
+            let cpus = cpus + DEVICES;
             Machine::new(Config { memory, cpus, keep_tags, ..F::config(is_harsh) })
         };
         let machine = known.unwrap_or_else(new);

@@ -36,6 +36,8 @@ pub struct Setting {
     pub policy: Policy,
     /// Whether the files want to know who writes to their pages.
     pub tracks: bool,
+    /// Whether their reads end later, by threads of theirs.
+    pub late: bool,
     /// Where the heap starts.
     pub heap: u64,
     /// So many frames are left free: memory may run out.
@@ -368,6 +370,7 @@ pub fn settings(cpus: usize) -> impl Strategy<Value = Setting> {
                 hardware,
                 policy: Policy { fault_around: alone.unwrap_or(policy.fault_around), ..policy },
                 tracks,
+                late: free.is_none() && heap % 4 == 1,
                 heap: heap * PAGE_SIZE + 0x123,
                 free,
             }

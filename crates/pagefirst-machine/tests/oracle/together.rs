@@ -130,7 +130,7 @@ pub fn run<F: Format>(
     steps: &[Vec<(Step, Common)>],
 ) -> Result<Tally, String> {
     let space = spaces(machine, setting, 1).remove(0);
-    let file = FileCache::new(machine, store(0, setting.tracks), FILES[0]).expect("memory for an empty file");
+    let file = FileCache::new(machine, store(0, setting), FILES[0]).expect("memory for an empty file");
     // Not dropped after a failure.
     let kept = ManuallyDrop::new((space.clone(), file.clone()));
     space.map(mapping(&file, &(0..COMMON.end - COMMON.start), false)).expect("nothing is mapped yet");
