@@ -351,6 +351,10 @@ impl File for MachineFile {
         self.0.tracks_writes
     }
 
+    fn max_folio_order(&self) -> u8 {
+        self.0.folios.max_folio_order()
+    }
+
     fn folio_order(&self, index: u64, size: u64, hint: Hint) -> u8 {
         self.0.folios.folio_order(index, size, hint)
     }

@@ -2,9 +2,10 @@
 
 use crate::machine::Machine;
 use pagefirst::arch::Format;
+use pagefirst::frame::FrameFlags;
 use pagefirst::types::{Pfn, VirtAddr};
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 impl<F: Format> Machine<F> {
     /// The tables on the way from `root` to `va`, the lowest last, as the walker would find them.
@@ -48,6 +49,14 @@ impl<F: Format> Machine<F> {
     #[doc(hidden)]
     pub fn hook_interrupt(&self, interrupt: impl Fn() + Send + Sync + 'static) {
         assert!(self.interrupt.set(Box::new(interrupt)).is_ok(), "one for a machine");
+    }
+
+    /// Sets flags of a frame by hand.
+    #[doc(hidden)]
+    pub fn hook_set_flags(&self, pfn: Pfn, on: FrameFlags) {
+        let words = std::ptr::from_ref(self.arena.meta(pfn)).cast::<AtomicU32>();
+        // SAFETY: `FrameMeta` is `repr(C)`, 32 bytes of atomics: counts, owner and index of 8 bytes each, then the flags.
+        unsafe { &*words.add(6) }.fetch_or(on.bits(), AcqRel);
     }
 
     /// Forgets every translation, as a CPU may at any time.

@@ -96,6 +96,8 @@ pub struct Account {
     pub huge_bytes: u64,
     /// Resident pages of files, in bytes.
     pub file_bytes: u64,
+    /// Of these, those mapped by entries for huge pages (`FilePmdMapped`, `ShmemPmdMapped`).
+    pub huge_file_bytes: u64,
     /// Bytes of live tables by level, the root's last; limbo and caches are the machine's, see
     /// [`Vm::held`](crate::Vm::held).
     pub table_bytes: [u64; MAX_LEVELS],
@@ -133,6 +135,7 @@ impl<P: Platform> AddressSpace<P> {
             anon_bytes: t.anon * PAGE_SIZE,
             huge_bytes: t.huge * PAGE_SIZE,
             file_bytes: t.file * PAGE_SIZE,
+            huge_file_bytes: t.huge_file * PAGE_SIZE,
             table_bytes: self.page_table().table_bytes(),
             faults: Faults {
                 anon_read: t.of(FaultKind::AnonRead),

@@ -102,7 +102,8 @@ pub struct Policy {
     pub random_gap: u64,
     /// Place mappings from `min_addr` up instead (Linux's legacy layout).
     pub bottom_up: bool,
-    /// Mappings of anonymous memory whose length is a multiple of it are placed at a multiple of it; 0 for nowhere.
+    /// Mappings of anonymous memory, and of files with large folios from a multiple of it on, whose length is a multiple
+    /// of it, are placed at a multiple of it; 0 for nowhere.
     /// Linux 6.7 aligned all from 2 MiB on (commit efa7df3e3bb5); those of other lengths then lay beside each other with
     /// gaps and at the same offset, which cost programs dearly, so since 6.12 they are not (commit d4148aeab412).
     pub align_large: u64,

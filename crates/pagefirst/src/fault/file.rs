@@ -3,15 +3,15 @@
 use super::anon::readable;
 use super::around::window;
 use super::hand::Need;
-use super::{Bus, Fault, FaultError, Look, Outcome};
+use super::{Bus, Fault, FaultError, Look, Outcome, huge};
 use crate::arch::{Attrs, Format};
-use crate::file::{Cursor, FileCache, Lookup};
+use crate::file::{Cursor, FileCache, Found, Lookup};
 use crate::frame::{self, FrameFlags};
 use crate::mem::Shared;
 use crate::platform::Platform;
 use crate::space::Vma;
 use crate::table::{Batch, Counted, FaultKind, NewEntry, Nothing, Slot};
-use crate::types::{Access, PAGE_SHIFT, Prot, VirtAddr, VirtRange};
+use crate::types::{Access, PAGE_SHIFT, Pfn, Prot, VirtAddr, VirtRange};
 
 /// A page of a file and its neighbours.
 struct Pages<'f, P: Platform> {
@@ -27,13 +27,23 @@ struct Pages<'f, P: Platform> {
     attrs: Attrs,
     /// Those of neighbours.
     around: Attrs,
+    /// The run that was counted: its first address and frame.
+    run: (VirtAddr, Pfn),
 }
 
 impl<P: Platform> Pages<'_, P> {
     #[inline(always)]
+    fn index_of(&self, va: VirtAddr) -> u64 {
+        (va.0 >> PAGE_SHIFT).wrapping_add(self.offset)
+    }
+
+    #[inline(always)]
     fn mapped(&mut self, va: VirtAddr, attrs: Attrs, flags: FrameFlags) -> Option<NewEntry> {
-        let index = (va.0 >> PAGE_SHIFT).wrapping_add(self.offset);
+        let index = self.index_of(va);
         let found = self.pages.look(index)?;
+        if found.order > 0 && !self.is_hurt(found) {
+            return None; // one of a run
+        }
         let (folio, pfn) = (found.folio(), found.pfn);
         // The mapping is counted before the page is validated: who takes it away looks at the count after it
         // announced so (protocol 2).
@@ -48,10 +58,19 @@ impl<P: Platform> Pages<'_, P> {
         if !flags.is_empty() {
             meta.set(flags);
         }
+        Some(self.leaf(pfn, attrs))
+    }
+    #[inline(always)]
+    fn leaf(&self, pfn: Pfn, attrs: Attrs) -> NewEntry {
         if attrs.contains(Attrs::EXEC) && !cfg!(mutant = "exec_without_sync") {
             self.p.sync_instructions(pfn);
         }
-        Some(NewEntry { raw: P::Format::leaf(pfn, 0, attrs), counted: Counted::File })
+        NewEntry { raw: P::Format::leaf(pfn, 0, attrs), counted: Counted::File }
+    }
+    /// Whether hardware reported an error somewhere in a larger folio: its pages are looked at one by one.
+    #[cold]
+    fn is_hurt(&self, found: Found) -> bool {
+        self.p.meta(found.folio()).flags().contains(FrameFlags::HURT)
     }
 }
 
@@ -74,6 +93,86 @@ impl<P: Platform> Batch for Pages<'_, P> {
     fn neighbour(&mut self, va: VirtAddr) -> Option<NewEntry> {
         self.mapped(va, self.around, FrameFlags::empty())
     }
+    fn run(&mut self, va: VirtAddr, window: VirtRange) -> Option<VirtRange> {
+        let index = self.index_of(va);
+        let found = self.pages.look(index).filter(|found| found.order > 0 && !self.is_hurt(*found))?;
+        let indexes = found.indexes(index);
+        let end = indexes.end.min(self.file.pages_below());
+        let before = (index - indexes.start).min((va.0 - window.start.0) >> PAGE_SHIFT);
+        let after = end.checked_sub(index)?.min((window.end.0 - va.0) >> PAGE_SHIFT);
+        let at = |pages: u64| pages << PAGE_SHIFT;
+        let run = VirtRange::new(VirtAddr(va.0 - at(before)), VirtAddr(va.0 + at(after)));
+        (after > 0).then_some(run)
+    }
+    fn count(&mut self, run: VirtRange, mappings: u32) -> bool {
+        let index = self.index_of(run.start);
+        let Some(found) = self.pages.look(index) else { return false };
+        let folio = self.p.meta(found.folio());
+        if !folio.try_map_many(mappings) {
+            return false;
+        }
+        if !self.file.is_span_attached(found.folio(), found.pfn, index, run.pages()) {
+            frame::unmap_many(self.p, found.folio(), mappings);
+            return false;
+        }
+        if self.write {
+            folio.set(FrameFlags::DIRTY);
+        }
+        self.run = (run.start, found.pfn);
+        true
+    }
+    fn of_run(&mut self, va: VirtAddr) -> Option<NewEntry> {
+        let (start, first) = self.run;
+        let pfn = first.add(((va.0 - start.0) >> PAGE_SHIFT) as u32);
+        Some(self.leaf(pfn, if va == self.va { self.attrs } else { self.around }))
+    }
+    fn kind(&self) -> Option<FaultKind> {
+        Some(if self.write { FaultKind::SharedWrite } else { FaultKind::FileRead })
+    }
+}
+
+/// What a huge page spans, all of it pages of one folio.
+struct HugePage<'f, P: Platform> {
+    p: &'static P,
+    vma: &'f Vma<P>,
+    file: &'f FileCache<P>,
+    va: VirtAddr,
+    /// The first of them: its frame and its index.
+    first: Found,
+    index: u64,
+    write: bool,
+    attrs: Attrs,
+}
+
+impl<P: Platform> Batch for HugePage<'_, P> {
+    fn va(&self) -> VirtAddr {
+        self.va
+    }
+    fn level(&self) -> u8 {
+        huge::LEVEL
+    }
+    fn is_current(&self) -> bool {
+        !self.vma.is_retired()
+    }
+    fn entry(&mut self, _: VirtAddr) -> Option<NewEntry> {
+        let Found { pfn, .. } = self.first;
+        let (folio, pages) = (self.first.folio(), 1 << huge::order::<P::Format>());
+        // As for a small page: counted once, for one entry.
+        if !self.p.meta(folio).try_map() {
+            return None;
+        }
+        if !self.file.is_span_attached(folio, pfn, self.index, pages) {
+            frame::unmap(self.p, folio);
+            return None;
+        }
+        if self.write {
+            self.p.meta(folio).set(FrameFlags::DIRTY);
+        }
+        if self.attrs.contains(Attrs::EXEC) {
+            (0..pages as u32).for_each(|i| self.p.sync_instructions(pfn.add(i)));
+        }
+        Some(NewEntry { raw: P::Format::leaf(pfn, huge::LEVEL, self.attrs), counted: Counted::File })
+    }
     fn kind(&self) -> Option<FaultKind> {
         Some(if self.write { FaultKind::SharedWrite } else { FaultKind::FileRead })
     }
@@ -90,12 +189,20 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let (p, va, index) = (self.pin.platform(), self.addr.page(), vma.index_of(self.addr));
         let mut pages = file.cursor(self.pin);
         // What is there is validated under the lock. What is not, or not as it has to be, has its reasons.
-        if !pages.look(index).is_some_and(|found| file.is_attached(found.folio(), found.pfn, index)) {
+        let found = pages.look(index);
+        let Some(found) = found.filter(|found| file.is_attached(found.folio(), found.pfn, index)) else {
             return self.not_there(vma, file);
-        }
+        };
         let (policy, write) = (self.space.policy(), self.access == Access::Write);
         let in_place = vma.prot.contains(Prot::WRITE) && vma.is_written_in_place();
         let around = readable(vma) | if in_place { Attrs::WRITE } else { Attrs::empty() };
+        let attrs = around | if write { Attrs::WRITE | Attrs::DIRTY } else { Attrs::empty() };
+        if slot.level() >= huge::LEVEL
+            && let Some((va, first)) = self.huge_span(vma, file, found)
+        {
+            let index = vma.index_of(va);
+            return self.install(slot, &mut HugePage { p, vma, file, va, first, index, write, attrs });
+        }
         // Neighbours of a write would have to be written to be worth it.
         let window = (!write).then(|| window(policy.fault_around, vma, va, &slot));
         let mut batch = Pages {
@@ -107,10 +214,25 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             window,
             offset: index.wrapping_sub(va.0 >> PAGE_SHIFT),
             write,
-            attrs: around | if write { Attrs::WRITE | Attrs::DIRTY } else { Attrs::empty() },
+            attrs,
             around: around - if policy.prefault_young { Attrs::empty() } else { Attrs::ACCESSED },
+            run: (va, found.pfn),
         };
         self.install(slot, &mut batch)
+    }
+
+    /// Where a huge page goes that has the page found for the faulting address, and the first small page of it; `None` where
+    /// the folio is not as large, or lies otherwise in the file than in the mapping, or not all of it may be mapped:
+    /// beyond the mapping, beyond the end, with an error that hardware reported.
+    fn huge_span(&self, vma: &Vma<P>, file: &FileCache<P>, found: Found) -> Option<(VirtAddr, Found)> {
+        let (span, order) = (P::Format::span_of(self.addr, huge::LEVEL), huge::order::<P::Format>());
+        if found.order < order || !vma.takes_huge_of_file(span) {
+            return None;
+        }
+        let pfn = Pfn(found.pfn.0 - P::Format::pages_into(self.addr, huge::LEVEL));
+        let first = Found { pfn, ..found };
+        let is_whole = file.is_span_attached(found.folio(), pfn, vma.index_of(span.start), 1 << order);
+        is_whole.then_some((span.start, first))
     }
 
     /// The file's page for the faulting address was not found, or not as it has to be: why, or what to do about it.

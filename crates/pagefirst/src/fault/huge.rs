@@ -9,7 +9,7 @@ use super::anon::readable;
 use super::hand::{Need, Why};
 use super::{Fault, Look};
 use crate::arch::Format;
-use crate::frame::Frame;
+use crate::frame::{Frame, head_of};
 use crate::platform::Platform;
 use crate::space::Vma;
 use crate::table::{Batch, Counted, FaultKind, Locked, NewEntry, Nothing, Slot};
@@ -82,14 +82,15 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         look
     }
 
-    /// Takes the huge zero page out of the locked slot: there is no huge page to replace it. Small ones come
-    /// in its place when the fault looks again. (So they may for other faults; all of them flush before.)
+    /// Takes a huge page out of the locked slot: the huge zero page, when there is no huge page to replace it, or a file's,
+    /// which a small page of private memory is to replace a part of. Small ones come in its place when the fault looks
+    /// again. (So they may for other faults; all of them flush before.)
     #[cold]
-    pub(super) fn take_huge_zero(&mut self, slot: Slot<'f, P, Locked<'f, P>>) -> Look<'a, P> {
+    pub(super) fn take_huge(&mut self, slot: Slot<'f, P, Locked<'f, P>>) -> Look<'a, P> {
         let (level, span) = (slot.level(), P::Format::span_of(self.addr, slot.level()));
         self.hand.gather.taken(1);
         if let Some(page) = P::Format::frame(slot.take(), level) {
-            self.hand.gather.page(span, page);
+            self.hand.gather.page(span, head_of(self.pin.platform(), page));
         }
         Look::Need(Need::Tidy(span))
     }

@@ -78,7 +78,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             return look;
         }
         match take_out {
-            true => self.take_huge_zero(slot),
+            true => self.take_huge(slot),
             false => self.replace(vma, slot, pfn),
         }
     }
@@ -97,6 +97,9 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         }
         if self.hand.has_copy(pfn, level) {
             return self.replace(vma, slot, pfn);
+        }
+        if level > 0 && meta.flags().contains(FrameFlags::FILE) {
+            return self.take_huge(slot);
         }
         if level > 0 && self.hand.small {
             return Look::Need(Need::Split);

@@ -67,6 +67,10 @@ impl<P: Platform> FileCache<P> {
     pub fn size(&self) -> u64 {
         self.size.load(Acquire)
     }
+    /// The number of pages below the size.
+    pub(crate) fn pages_below(&self) -> u64 {
+        pages_of(self.size())
+    }
     /// Pages in memory, those that are being read in and those beyond the end that are still mapped included.
     pub fn pages(&self) -> u64 {
         self.writer.lock(self.p).pages()
@@ -146,14 +150,14 @@ impl<P: Platform> FileCache<P> {
         let meta = self.p.meta(folio);
         self.owns(meta, index) && meta.flags() & LOOKED_FOR == VALID
     }
-    /// Whether 2^order pages may be mapped as one, by an entry for a huge page: all of them part of this folio, from `pfn` and
+    /// Whether so many pages may be mapped with one count, or by one entry: all of them part of this folio, from `pfn` and
     /// `index` on, below the size, none of them with an error that hardware reported.
-    pub(crate) fn is_span_attached(&self, folio: Pfn, pfn: Pfn, index: u64, order: u8) -> bool {
+    pub(crate) fn is_span_attached(&self, folio: Pfn, pfn: Pfn, index: u64, pages: u64) -> bool {
         let meta = self.p.meta(folio);
         let part = (pfn.0 - folio.0) as u64;
         // As for a page, the size comes first.
-        index + (1 << order) <= pages_of(self.size())
-            && meta.order() >= order
+        (index + pages <= self.pages_below() || cfg!(mutant = "huge_past_end"))
+            && part + pages <= 1 << meta.order()
             && index.checked_sub(part).is_some_and(|first| self.is_folio_attached(folio, first))
             && !meta.flags().intersects(FrameFlags::HURT | FrameFlags::POISON)
     }

@@ -235,7 +235,8 @@ impl<P: Platform> FileCache<P> {
     /// The order of the folio to make for the missing page at `index` of a file of `size` bytes, at most `most`; `None`
     /// when it is not missing any more.
     pub(super) fn order_for(&self, p: &'static P, index: u64, size: u64, hint: Hint, most: u8) -> Option<u8> {
-        let wanted = self.file.folio_order(index, size, hint).min(most);
+        let most = most.min(self.file.max_folio_order());
+        let wanted = if most == 0 { 0 } else { self.file.folio_order(index, size, hint).min(most) };
         if wanted == 0 { Some(0) } else { self.index.room(&self.writer.lock(p), index, wanted) }
     }
 

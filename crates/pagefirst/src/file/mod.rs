@@ -51,8 +51,8 @@ pub(crate) use cache::Lookup;
 pub use error::{IoError, ReadError, SizeError, WriteBackError, WriteError};
 pub(crate) use fill::Told;
 pub use fill::{Fill, FillGuard};
-pub(crate) use index::Cursor;
 pub use index::{CacheNode, MAX_FOLIO_ORDER};
+pub(crate) use index::{Cursor, Found};
 pub use shmem::{Shmem, ShmemHuge};
 
 /// What the embedder supplies for a file: where its pages come from and go to.
@@ -93,8 +93,13 @@ pub trait File: Clone + Eq + Send + Sync + 'static {
     /// Whether shared pages are mapped read-only until they are written, so that it is known which to store (a file
     /// on a disk), or writable from the first (a file in memory).
     fn tracks_writes(&self) -> bool;
+    /// log2 of the number of pages of the largest folio that [`folio_order`](File::folio_order) asks for, at most
+    /// [`MAX_FOLIO_ORDER`]; always the same for one file.
+    fn max_folio_order(&self) -> u8 {
+        0
+    }
     /// log2 of the number of pages of the folio to make for the page at `index`, which is not in memory, of a file of
-    /// `size` bytes: at most [`MAX_FOLIO_ORDER`]. A folio lies at a multiple of its size in the file, so the order says
+    /// `size` bytes. A folio lies at a multiple of its size in the file, so the order says
     /// which pages are in it. The library makes a smaller one where pages are there already, where memory is short, and
     /// where one of the pages cannot be read.
     ///

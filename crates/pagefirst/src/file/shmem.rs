@@ -81,6 +81,9 @@ impl File for Shmem {
     fn tracks_writes(&self) -> bool {
         false
     }
+    fn max_folio_order(&self) -> u8 {
+        if self.huge == ShmemHuge::Never { 0 } else { self.order }
+    }
     fn folio_order(&self, index: u64, size: u64, hint: Hint) -> u8 {
         match (self.huge, hint) {
             (ShmemHuge::Never, _) | (_, Hint::Small) => 0,

@@ -175,6 +175,10 @@ impl FrameMeta {
     pub(crate) fn try_map(&self) -> bool {
         self.take(REF + MAP)
     }
+    /// The same, so many times at once.
+    pub(crate) fn try_map_many(&self, n: u32) -> bool {
+        self.take((REF + MAP) * n as u64)
+    }
     /// Takes so many references and mappings more of a folio that the caller has a mapping of.
     pub(crate) fn map_more(&self, n: u32) {
         let taken = self.take((REF + MAP) * n as u64);

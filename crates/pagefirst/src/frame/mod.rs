@@ -215,6 +215,13 @@ pub(crate) fn put_all<P: Platform>(p: &'static P, frames: &[Pfn]) {
     release_all(p, frames.iter().copied().filter(|pfn| p.meta(*pfn).put()));
 }
 
+/// Drops so many mappings of a folio and their references, and frees it if it has no other.
+pub(crate) fn unmap_many<P: Platform>(p: &'static P, folio: Pfn, n: u32) {
+    if p.meta(folio).unmap_many(n) {
+        release(p, folio);
+    }
+}
+
 /// Drops one mapping of a folio and its reference, and frees it if it has no other.
 pub(crate) fn unmap<P: Platform>(p: &'static P, pfn: Pfn) {
     unmap_all(p, &[pfn]);

@@ -6,6 +6,7 @@ use super::tree::Order;
 use super::{AddressSpace, Backing, MapError, MemoryType, Vma, VmaFlags, Why, Writing};
 use crate::arch::Format;
 use crate::fault::{HUGE_LEVEL, Outcome};
+use crate::file::File as _;
 use crate::platform::Platform;
 use crate::sync::epoch::Pin;
 use crate::table::Stock;
@@ -181,7 +182,10 @@ impl<P: Platform> Writing<'_, P> {
         let space = self.space;
         let large = match &map.backing {
             Backing::Anonymous => true,
-            Backing::File { .. } => false,
+            Backing::File { file, first } => {
+                file.file().max_folio_order() > 0
+                    && first.wrapping_mul(PAGE_SIZE).is_multiple_of(space.policy.align_large.max(1))
+            }
             Backing::Physical(p) => p.first.phys().is_multiple_of(space.policy.align_large.max(1)),
         };
         let range = space.place(map.len, map.place, large)?;

@@ -321,7 +321,7 @@ impl<P: Platform> Batch for One<'_, P> {
                 let (folio, order) = (frame::head_of(self.p, pfn), P::Format::BITS as u8 * self.level);
                 match order {
                     0 => f.is_attached(folio, pfn, self.index),
-                    order => f.is_span_attached(folio, pfn, self.index, order),
+                    order => f.is_span_attached(folio, pfn, self.index, 1 << order),
                 }
             })
         {

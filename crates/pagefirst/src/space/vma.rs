@@ -117,6 +117,7 @@ impl<P: Platform> Vma<P> {
     pub(crate) fn highest_level(&self, policy: HugePolicy, va: VirtAddr) -> u8 {
         match &self.backing {
             Backing::Physical(physical) => physical.level(self, va),
+            Backing::File { .. } if self.takes_huge_of_file(P::Format::span_of(va, HUGE_LEVEL)) => HUGE_LEVEL,
             _ if self.takes_huge(policy, P::Format::span_of(va, HUGE_LEVEL)) => HUGE_LEVEL,
             _ => 0,
         }
@@ -132,6 +133,15 @@ impl<P: Platform> Vma<P> {
         wanted
             && matches!(self.backing, Backing::Anonymous)
             && (self.range.covers(span) || cfg!(mutant = "huge_past_mapping"))
+    }
+    /// The same for a file's: one whose folios are large enough, and lie in the mapping as they do in the file.
+    pub(crate) fn takes_huge_of_file(&self, span: VirtRange) -> bool {
+        let order = crate::fault::huge_order::<P::Format>();
+        let Backing::File { file, .. } = &self.backing else { return false };
+        file.file().max_folio_order() >= order
+            && !self.flags.contains(VmaFlags::NO_HUGE)
+            && (self.range.covers(span) || cfg!(mutant = "huge_past_mapping"))
+            && self.index_of(span.start).is_multiple_of(1 << order)
     }
     /// How pages of its file are wanted for it.
     pub(crate) fn wanted(&self) -> Wanted {

@@ -18,6 +18,8 @@ pub struct Tables {
     pub file: u64,
     /// Of the pages of private memory, those in huge pages.
     pub huge: u64,
+    /// Of the pages of files, those mapped by entries for huge pages.
+    pub huge_file: u64,
     /// Faults that mapped huge pages, those of tables that are gone included.
     pub huge_faults: u64,
     /// Present leaf entries, the zero page's included.
@@ -79,7 +81,10 @@ fn visit<P: Platform>(table: Table<'_, P>, sum: &mut Tables) {
     let (anon, file) = record.resident();
     sum.anon += anon;
     sum.file += file;
-    sum.huge += if table.level() > 0 { anon } else { 0 };
+    if table.level() > 0 {
+        sum.huge += anon;
+        sum.huge_file += file;
+    }
     sum.huge_faults += record.huge_faults(table.level());
     for (to, n) in sum.tally.iter_mut().zip(record.tally()) {
         *to += n as u64;

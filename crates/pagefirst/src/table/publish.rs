@@ -53,6 +53,21 @@ pub(crate) trait Batch {
     fn neighbour(&mut self, va: VirtAddr) -> Option<NewEntry> {
         self.entry(va)
     }
+    /// The part of `window` that one count maps, when neither [`entry`](Batch::entry) nor
+    /// [`neighbour`](Batch::neighbour) gives an entry for `va` since its page is part of a larger folio: so many of its
+    /// pages as lie in there, without a look at whether they are valid.
+    fn run(&mut self, _va: VirtAddr, _window: VirtRange) -> Option<VirtRange> {
+        None
+    }
+    /// Counts mappings of so many pages of that run, then validates them all; false, with the count as before, when one of
+    /// them is not valid any more.
+    fn count(&mut self, _run: VirtRange, _mappings: u32) -> bool {
+        false
+    }
+    /// The entry of a page of that run.
+    fn of_run(&mut self, va: VirtAddr) -> Option<NewEntry> {
+        self.entry(va)
+    }
     /// As what the entry at [`va`](Batch::va) is counted; `None` when neither it nor its neighbours are.
     fn kind(&self) -> Option<FaultKind>;
 }
@@ -204,23 +219,33 @@ fn fill<P: Platform, B: Batch>(guard: &mut Guard<'_, P>, batch: &mut B) -> Optio
     {
         return None;
     }
-    let NewEntry { raw, counted } = batch.entry(va)?;
-    guard.set(page, raw);
-
-    let mut around = 0;
+    let before = guard.entries();
+    let counted = match batch.entry(va) {
+        Some(NewEntry { raw, counted }) => {
+            guard.set(page, raw);
+            counted
+        }
+        None => fill_run(guard, batch, va).filter(|_| guard.entry(page) != 0)?.1,
+    };
     if let Some((mut at, slots)) = window {
-        for cell in guard.cells(slots) {
+        let mut cells = guard.cells(slots).iter();
+        while let Some(cell) = cells.next() {
             // An occupied neighbour is skipped, never a reason to fail (X8); so is the page itself.
-            if cell.load(Relaxed) == 0
-                && let Some(entry) = batch.neighbour(at)
-            {
-                debug_assert_eq!(entry.counted, counted);
-                guard.set_cell(cell, entry.raw);
-                around += 1;
+            if cell.load(Relaxed) == 0 {
+                if let Some(entry) = batch.neighbour(at) {
+                    debug_assert_eq!(entry.counted, counted);
+                    guard.set_cell(cell, entry.raw);
+                } else if let Some((run, _)) = fill_run(guard, batch, at) {
+                    let others = ((run.end.0 - at.0) >> P::Format::shift(level)) as usize - 1;
+                    cells = cells.as_slice()[others..].iter();
+                    at = run.end;
+                    continue;
+                }
             }
             at.0 += P::Format::span(level);
         }
     }
+    let around = (guard.entries() - before) as u32 - 1;
     guard.count(counted, 1 + around as i32);
     if let Some(kind) = batch.kind() {
         guard.tally(kind, 1);
@@ -229,6 +254,37 @@ fn fill<P: Platform, B: Batch>(guard: &mut Guard<'_, P>, batch: &mut B) -> Optio
         }
     }
     Some(around)
+}
+
+/// Sets the entries of pages of one folio around `va`, as many as are free, with one count; tells which pages those are, and
+/// as what they count.
+#[inline(never)]
+fn fill_run<P: Platform, B: Batch>(
+    guard: &mut Guard<'_, P>,
+    batch: &mut B,
+    va: VirtAddr,
+) -> Option<(VirtRange, Counted)> {
+    let level = batch.level();
+    let window = batch.window().unwrap_or(P::Format::span_of(va, level));
+    let run = batch.run(va, window)?;
+    debug_assert!(window.covers(run) && run.contains(va));
+    let mut counted = None;
+    let cells = guard.cells(P::Format::slots(run, level));
+    let free = cells.iter().filter(|cell| cell.load(Relaxed) == 0).count();
+    if free == 0 || !batch.count(run, free as u32) {
+        return None;
+    }
+    let mut at = run.start;
+    for cell in cells {
+        if cell.load(Relaxed) == 0
+            && let Some(entry) = batch.of_run(at)
+        {
+            guard.set_cell(cell, entry.raw);
+            counted = Some(entry.counted);
+        }
+        at.0 += P::Format::span(level);
+    }
+    counted.map(|counted| (run, counted))
 }
 
 pub(super) fn set<P: Platform>(guard: &mut Guard<'_, P>, index: usize, entry: NewEntry) {

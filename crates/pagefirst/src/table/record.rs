@@ -122,7 +122,14 @@ impl TableRecord {
     }
     /// The faults that mapped huge pages, for a table at `level`.
     pub(super) fn huge_faults(&self, level: u8) -> u64 {
-        let mapped = [FaultKind::AnonRead, FaultKind::AnonWrite, FaultKind::Copy, FaultKind::Physical];
+        let mapped = [
+            FaultKind::AnonRead,
+            FaultKind::AnonWrite,
+            FaultKind::FileRead,
+            FaultKind::SharedWrite,
+            FaultKind::Copy,
+            FaultKind::Physical,
+        ];
         let sum = mapped.into_iter().map(|kind| self.tally[kind as usize].load(Relaxed) as u64).sum();
         if level > 0 { sum } else { 0 }
     }

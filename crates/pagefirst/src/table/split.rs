@@ -66,12 +66,19 @@ pub(crate) struct Pieces {
 
 impl Pieces {
     /// Splits the page that `old`, from a table at `level`, mapped. Private memory that nobody else refers to becomes small
-    /// pages. If somebody does, it stays one folio, and its parts are mapped one by one.
+    /// pages. If somebody does, and if it is a file's, it stays one folio, and its parts are mapped one by one.
     pub fn of<P: Platform>(p: &'static P, old: u64, level: u8) -> Pieces {
         let Some(page) = P::Format::frame(old, level) else { unreachable!("{old:#x} maps no page") };
-        if Counted::of(p, old, level) == Counted::Anon && !frame::split(p, page) {
-            frame::link_tails(p, page);
-            p.meta(page).map_more((1 << (P::Format::BITS * level as u32)) - 1);
+        let others = (1 << (P::Format::BITS * level as u32)) - 1;
+        match Counted::of(p, old, level) {
+            Counted::Anon if !frame::split(p, page) => {
+                frame::link_tails(p, page);
+                p.meta(page).map_more(others);
+            }
+            Counted::File if !cfg!(mutant = "split_without_count") => {
+                p.meta(frame::head_of(p, page)).map_more(others);
+            }
+            Counted::Anon | Counted::File | Counted::Nothing => {}
         }
         let attrs = P::Format::attrs(old);
         let is_zero = !attrs.contains(Attrs::SPECIAL) && p.meta(page).flags().contains(FrameFlags::ZERO);
