@@ -120,7 +120,7 @@ fn kit_range(at: VirtAddr, huge: u64) -> pagefirst::types::VirtRange {
 }
 
 #[test]
-fn c60_where_a_huge_entry_does_not_fit_small_ones_come_in_the_same_call() -> Result {
+fn where_a_huge_entry_does_not_fit_small_ones_come_in_the_same_call() -> Result {
     // Misaligned by a page; ends inside; the table is there, since something is mapped in it.
     let (machine, space, file, at) = mapped(2, |f| shared(f, 1, 2 * SMALL - 1, R))?;
     assert_eq!(fault(&space, page(at, 20), Access::Read)?, (true, false, 15));

@@ -1,0 +1,126 @@
+//! Huge pages of files against faults, truncation and mapping calls, each race as one defined order of events.
+
+mod stage;
+
+use pagefirst::arch::{Attrs, Format, X86_64};
+use pagefirst::file::{FileCache, ShmemHuge};
+use pagefirst::frame::{FrameFlags, head_of};
+use pagefirst::platform::Platform;
+use pagefirst::space::Advice;
+use pagefirst::types::{Access, PAGE_SIZE, Pfn, Prot, VirtAddr};
+use pagefirst_machine::MachineFile;
+use stage::*;
+
+const BASE: VirtAddr = VirtAddr(1 << 40);
+const SMALL: u64 = 512;
+const HUGE: u64 = SMALL * PAGE_SIZE;
+
+type MapIt = fn(&Space, VirtAddr, &Cache, u64, Prot) -> Result;
+
+/// A stage, a memory file of one huge page, and a space that maps it at `BASE`.
+fn wanting(huge: ShmemHuge, map: MapIt) -> Result<(&'static Stage, Cache, Space)> {
+    let stage = Stage::new(2560);
+    let file = FileCache::new(stage, MachineFile::shmem(huge), HUGE)?;
+    let s = stage.space()?;
+    map(&s, BASE, &file, SMALL, RW)?;
+    Ok((stage, file, s))
+}
+
+fn is_huge(space: &Space) -> bool {
+    let raw = entry(space, BASE);
+    X86_64::frame(raw, 1).is_some() && raw & 0x80 != 0
+}
+
+fn folio(stage: &'static Stage, space: &Space, va: VirtAddr) -> Result<Pfn> {
+    Ok(head_of(stage, frame(space, va).ok_or("nothing mapped")?))
+}
+
+#[test]
+fn c60_a_huge_entry_that_appears_over_the_address_settles_the_fault() -> Result {
+    let (stage, file, s) = wanting(ShmemHuge::Always, private)?;
+    stage.warm(&file, 0)?;
+    let meanwhile = s.clone();
+    // The copy of a small page is made, and not yet installed.
+    stage.at(is_frame_allocated, move || {
+        on(1, || assert_eq!(fault(&meanwhile, page(BASE, 9), Access::Read), "mapped"));
+    });
+    assert_eq!(fault(&s, BASE, Access::Write), "spurious");
+    assert!(stage.is_done() && is_huge(&s));
+    // The same write again takes the huge entry out, and copies.
+    assert_eq!(fault(&s, BASE, Access::Write), "mapped");
+    assert!(!is_huge(&s));
+    assert_eq!((s.tables().anon, s.tables().file), (1, 0));
+    s.unmap(BASE, HUGE)?;
+    drop(file);
+    stage.nothing_held(&[&s]);
+    Ok(())
+}
+
+#[test]
+fn c53_fault_around_ends_at_a_huge_entry_over_its_window() -> Result {
+    let (stage, file, s) = wanting(ShmemHuge::Advise, shared)?;
+    // Small pages by now, a huge one when they are gone.
+    (0..16).try_for_each(|i| stage.warm(&file, i))?;
+    s.advise(BASE, HUGE, Advice::Huge)?;
+    let (meanwhile, cache) = (s.clone(), file.clone());
+    stage.at(is_table_allocated, move || {
+        on(1, || {
+            assert_eq!(cache.evict(stage), 16);
+            assert_eq!(fault(&meanwhile, page(BASE, 9), Access::Read), "mapped");
+        });
+    });
+    assert_eq!(fault(&s, page(BASE, 3), Access::Read), "spurious");
+    assert!(stage.is_done() && is_huge(&s));
+    assert_eq!(stage.counts(folio(stage, &s, BASE)?), (2, 1), "the cache's, and one entry's");
+    assert_eq!(s.tables().file, SMALL);
+    s.unmap(BASE, HUGE)?;
+    drop(file);
+    stage.nothing_held(&[&s]);
+    Ok(())
+}
+
+#[test]
+fn x09_a_huge_entry_is_not_made_when_the_file_has_shrunk_meanwhile() -> Result {
+    for access in [Access::Read, Access::Write] {
+        let (stage, file, s) = wanting(ShmemHuge::Always, shared)?;
+        stage.warm(&file, 0)?;
+        let shrunk = file.clone();
+        stage.at(is_table_allocated, move || {
+            on(1, || assert!(shrunk.set_size(stage, HUGE - 2 * PAGE_SIZE).is_ok()));
+        });
+        assert_eq!(fault(&s, BASE, access), "mapped");
+        assert!(stage.is_done() && !is_huge(&s));
+        assert!(frame(&s, page(BASE, SMALL - 2)).is_none());
+        assert_eq!(fault(&s, page(BASE, SMALL - 2), access), "Bus(BeyondEnd)");
+        assert_eq!(file.pages(), SMALL - 2);
+        s.unmap(BASE, HUGE)?;
+        drop(file);
+        stage.nothing_held(&[&s]);
+    }
+    Ok(())
+}
+
+#[test]
+fn x12_hardware_marks_a_file_before_the_split_and_nothing_is_lost() -> Result {
+    let (stage, file, s) = wanting(ShmemHuge::Always, shared)?;
+    stage.warm(&file, 0)?;
+    assert_eq!(fault(&s, BASE, Access::Read), "mapped");
+    assert!(is_huge(&s));
+    let folio = folio(stage, &s, BASE)?;
+    // Until the swap: the table is reserved, the entry not yet looked at.
+    let meanwhile = s.clone();
+    stage.at(is_table_allocated, move || {
+        on(1, || hardware_marks(&meanwhile, BASE, Attrs::DIRTY | Attrs::ACCESSED))
+    });
+    s.discard(BASE, PAGE_SIZE)?;
+    assert!(stage.is_done());
+    assert_eq!(stage.counts(folio), (SMALL as u32, SMALL as u32 - 1));
+    for i in 1..SMALL {
+        assert!(attrs(&s, page(BASE, i)).contains(Attrs::DIRTY | Attrs::ACCESSED), "page {i}");
+    }
+    s.unmap(BASE, HUGE)?;
+    assert!(stage.meta(folio).flags().contains(FrameFlags::DIRTY));
+    drop(file);
+    stage.nothing_held(&[&s]);
+    Ok(())
+}
