@@ -1,7 +1,7 @@
 //! Files for the machine's file mappings: in memory, or on the host's disk.
 
 use crate::late::{Device, Late};
-use pagefirst::file::{File, Fill, FillGuard, Hint, Io, IoError, Shmem, ShmemHuge};
+use pagefirst::file::{Ask, AskGuard, File, Fill, FillGuard, Hint, Io, IoError, Shmem, ShmemHuge};
 use pagefirst::types::PAGE_SIZE;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,11 +33,17 @@ struct Inner {
     folios: Shmem,
     failing: Mutex<BTreeSet<u64>>,
     read_ahead: u32,
+    /// What it says when it is asked before a page becomes writable.
+    says: Option<Says>,
+    /// Questions it has not answered yet.
+    asked: Mutex<Vec<(u64, Ask)>>,
     /// There if reads end later.
     late: Option<Device>,
     reads: AtomicU64,
     writes: AtomicU64,
 }
+
+type Says = Box<dyn Fn(u64) -> Io + Send + Sync>;
 
 enum Body {
     /// What `unwritten` says at an offset, except for pages that were stored, and zero from the smallest size on that
@@ -74,6 +80,8 @@ impl MachineFile {
             folios,
             failing,
             read_ahead: 0,
+            says: None,
+            asked: Mutex::default(),
             late: None,
             reads,
             writes,
@@ -139,6 +147,26 @@ impl MachineFile {
     pub fn with_tracking(mut self, tracks_writes: bool) -> Self {
         self.inner().tracks_writes = tracks_writes;
         self
+    }
+
+    /// The same file, fresh, which tracks writes and is asked before a page becomes writable: what it says then of each.
+    /// What is [`Io::Pending`] waits for [`answer`](Self::answer).
+    ///
+    /// # Panics
+    /// When the file was cloned before.
+    #[must_use]
+    pub fn with_mkwrite(mut self, says: impl Fn(u64) -> Io + Send + Sync + 'static) -> Self {
+        self.inner().says = Some(Box::new(says));
+        self.with_tracking(true)
+    }
+
+    /// Lets those ask again who wait for an answer about this page; false if nobody does.
+    pub fn answer(&self, index: u64) -> bool {
+        let mut asked = self.0.asked.lock();
+        let at = asked.iter().position(|(of, _)| *of == index);
+        let ask = at.map(|at| asked.swap_remove(at));
+        drop(asked);
+        ask.is_some()
     }
 
     /// The same file, fresh, of which up to so many pages are read ahead.
@@ -357,6 +385,18 @@ impl File for MachineFile {
 
     fn folio_order(&self, index: u64, size: u64, hint: Hint) -> u8 {
         self.0.folios.folio_order(index, size, hint)
+    }
+
+    fn has_mkwrite(&self) -> bool {
+        self.0.says.is_some()
+    }
+
+    fn page_mkwrite(&self, index: u64, ask: AskGuard<'_>) -> Io {
+        let answer = self.0.says.as_ref().map_or(Io::Ready, |says| says(index));
+        if answer == Io::Pending {
+            self.0.asked.lock().extend(ask.keep().map(|ask| (index, ask)));
+        }
+        answer
     }
 
     fn read_ahead(&self) -> u32 {

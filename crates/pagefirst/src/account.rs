@@ -25,7 +25,7 @@ impl Failures {
     pub fn count(&self, error: FaultError) {
         let at = match error {
             FaultError::Segv(Segv::NotMapped | Segv::Access | Segv::NonCanonical) => &self.segv,
-            FaultError::Bus(Bus::BeyondEnd | Bus::Poison | Bus::Io) => &self.bus,
+            FaultError::Bus(Bus::BeyondEnd | Bus::Poison | Bus::Io | Bus::Refused) => &self.bus,
             FaultError::NoMemory => &self.no_memory,
             FaultError::OverLimit(_) => &self.over_limit,
         };

@@ -29,6 +29,8 @@ struct Pages<'f, P: Platform> {
     around: Attrs,
     /// The run that was counted: its first address and frame.
     run: (VirtAddr, Pfn),
+    /// The only folio that may be mapped, if its file was asked.
+    leave: Option<Pfn>,
 }
 
 impl<P: Platform> Pages<'_, P> {
@@ -45,6 +47,9 @@ impl<P: Platform> Pages<'_, P> {
             return None; // one of a run
         }
         let (folio, pfn) = (found.folio(), found.pfn);
+        if self.leave.is_some_and(|leave| leave != folio) {
+            return None;
+        }
         // The mapping is counted before the page is validated: who takes it away looks at the count after it
         // announced so (protocol 2).
         let meta = self.p.meta(folio);
@@ -107,6 +112,9 @@ impl<P: Platform> Batch for Pages<'_, P> {
     fn count(&mut self, run: VirtRange, mappings: u32) -> bool {
         let index = self.index_of(run.start);
         let Some(found) = self.pages.look(index) else { return false };
+        if self.leave.is_some_and(|leave| leave != found.folio()) {
+            return false;
+        }
         let folio = self.p.meta(found.folio());
         if !folio.try_map_many(mappings) {
             return false;
@@ -194,6 +202,10 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             return self.not_there(vma, file);
         };
         let (policy, write) = (self.space.policy(), self.access == Access::Write);
+        let asks = write && vma.asks_to_write();
+        if asks && let Some(look) = self.ask_first(vma, found.pfn) {
+            return look;
+        }
         let in_place = vma.prot.contains(Prot::WRITE) && vma.is_written_in_place();
         let around = readable(vma) | if in_place { Attrs::WRITE } else { Attrs::empty() };
         let attrs = around | if write { Attrs::WRITE | Attrs::DIRTY } else { Attrs::empty() };
@@ -217,6 +229,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             attrs,
             around: around - if policy.prefault_young { Attrs::empty() } else { Attrs::ACCESSED },
             run: (va, found.pfn),
+            leave: asks.then(|| found.folio()),
         };
         self.install(slot, &mut batch)
     }

@@ -2,7 +2,7 @@
 
 use super::{Bus, FaultError, For, Outcome, Ticket, huge};
 use crate::arch::Format;
-use crate::file::{FileCache, ReadError, Told, Wanted};
+use crate::file::{FileCache, MayWrite, ReadError, Told, Wanted};
 use crate::frame::{Frame, FrameMeta, Part};
 use crate::limit::{Limit, OverLimit};
 use crate::mem::Shared;
@@ -23,6 +23,8 @@ pub(crate) enum Need<P: Platform> {
     Copy(Part<P>),
     /// This page of a file.
     Page(Shared<P, FileCache<P>>, u64, Wanted),
+    /// The file's leave to write to this page of it.
+    Leave(Shared<P, FileCache<P>>, Part<P>),
     /// So many tables.
     Tables(u8),
     /// The huge page at the address in small ones: there is no other for a copy.
@@ -75,6 +77,8 @@ pub(crate) struct Hand<'a, P: Platform> {
     pub gather: SmallGather<'a, P>,
     /// A page held beside that.
     pub held: Option<Held<P>>,
+    /// What the file gave leave to write to.
+    pub leave: Option<Frame<P>>,
     /// No huge page can be had, or there is no room for one: the small path goes on.
     pub small: bool,
     /// A page was read from its file.
@@ -92,6 +96,7 @@ impl<'a, P: Platform> Hand<'a, P> {
             reserve: Reserve::new(space.platform()),
             gather: SmallGather::small(space.page_table()),
             held: None,
+            leave: None,
             small: false,
             major: false,
             published: false,
@@ -226,6 +231,7 @@ impl<'a, P: Platform> Hand<'a, P> {
             Need::Copy(source) => self.huge_copy(space, source),
             Need::Split => self.split(space, addr)?,
             Need::Page(file, index, wanted) => self.read(space, &file, index, wanted)?,
+            Need::Leave(file, page) => self.ask(&file, page)?,
             Need::Tables(n) => self.tables(p, n)?,
             Need::Flush(seen) => {
                 let level = seen.order() / P::Format::BITS as u8;
@@ -329,6 +335,16 @@ impl<'a, P: Platform> Hand<'a, P> {
             Err(ReadError::NoMemory) => Err(Outcome::Error(FaultError::NoMemory)),
             Err(ReadError::Blocked(ticket)) => Err(Outcome::Blocked(ticket)),
         }
+    }
+
+    #[cold]
+    fn ask(&mut self, file: &FileCache<P>, page: Part<P>) -> Result<(), Outcome<'a, P>> {
+        match file.may_write(page.folio(), page.index()) {
+            MayWrite::Yes => self.leave = Some(page.into()),
+            MayWrite::No => return Err(Outcome::Error(FaultError::Bus(Bus::Refused))),
+            MayWrite::Later(ticket) => return Err(Outcome::Blocked(ticket)),
+        }
+        Ok(())
     }
 
     #[cold]

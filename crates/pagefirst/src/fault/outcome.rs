@@ -112,6 +112,9 @@ pub enum Bus {
     /// It could not be read.
     #[error("read error")]
     Io,
+    /// Its file does not let it be written to ([`File::page_mkwrite`](crate::file::File::page_mkwrite)).
+    #[error("write refused")]
+    Refused,
 }
 
 /// A signal's number.
@@ -132,7 +135,7 @@ impl FaultError {
             FaultError::Segv(Segv::NotMapped) => (Signal::Segv, 1),
             FaultError::Segv(Segv::Access) => (Signal::Segv, 2),
             FaultError::Segv(Segv::NonCanonical) => (Signal::Segv, 128),
-            FaultError::Bus(Bus::BeyondEnd | Bus::Io) => (Signal::Bus, 2),
+            FaultError::Bus(Bus::BeyondEnd | Bus::Io | Bus::Refused) => (Signal::Bus, 2),
             FaultError::Bus(Bus::Poison) => (Signal::Bus, 4),
             FaultError::NoMemory | FaultError::OverLimit(_) => return None,
         })

@@ -25,6 +25,8 @@ pub(crate) enum For<'a, P: Platform> {
     Writer(&'a AddressSpace<P>, u64),
     /// This page of the file with this number, being read.
     Page(Frame<P>, u64),
+    /// The file's answer, whether this page may be written to.
+    Answer(Frame<P>),
 }
 
 /// What is rung when this page was read, or could not be.
@@ -41,6 +43,9 @@ impl<P: Platform> Ticket<'static, P> {
     pub(crate) fn for_page(page: Frame<P>, file: u64) -> Self {
         Ticket(For::Page(page, file))
     }
+    pub(crate) fn for_answer(page: Frame<P>) -> Self {
+        Ticket(For::Answer(page))
+    }
 }
 
 impl<P: Platform> Ticket<'_, P> {
@@ -49,13 +54,14 @@ impl<P: Platform> Ticket<'_, P> {
         match &self.0 {
             For::Writer(space, turn) => space.turn() != *turn,
             For::Page(page, _) => !page.meta().flags().contains(FrameFlags::FILLING),
+            For::Answer(page) => !page.meta().flags().contains(FrameFlags::ASKED),
         }
     }
     /// What [`Platform::ready`] is called with when it is ready, and perhaps at other times.
     pub fn key(&self) -> u64 {
         match &self.0 {
             For::Writer(space, _) => writer_key(space),
-            For::Page(page, _) => page_key(page.pfn()),
+            For::Page(page, _) | For::Answer(page) => page_key(page.pfn()),
         }
     }
     /// The page that is waited for.
@@ -63,13 +69,13 @@ impl<P: Platform> Ticket<'_, P> {
     pub(crate) fn page(&self) -> Option<&Frame<P>> {
         match &self.0 {
             For::Page(page, _) => Some(page),
-            For::Writer(..) => None,
+            For::Writer(..) | For::Answer(_) => None,
         }
     }
     fn platform(&self) -> &'static P {
         match &self.0 {
             For::Writer(space, _) => space.platform(),
-            For::Page(page, _) => page.platform(),
+            For::Page(page, _) | For::Answer(page) => page.platform(),
         }
     }
 }
@@ -109,6 +115,7 @@ impl<P: Platform> fmt::Debug for Ticket<'_, P> {
         match &self.0 {
             For::Writer(_, turn) => write!(f, "mapping call {turn}"),
             For::Page(page, _) => write!(f, "{page:?} being read"),
+            For::Answer(page) => write!(f, "an answer about {page:?}"),
         }
     }
 }

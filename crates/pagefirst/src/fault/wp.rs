@@ -43,6 +43,12 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     /// The page is made writable where it is.
     #[inline]
     fn reuse(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>, pfn: Pfn) -> Look<'a, P> {
+        let asks = vma.asks_to_write();
+        if asks
+            && let Some(look) = self.ask_first(vma, pfn.add(P::Format::pages_into(self.addr, slot.level())))
+        {
+            return look;
+        }
         let Ok(slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
         if let Some(look) = self.flushes(&slot, pfn) {
             return look;
@@ -59,9 +65,29 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             if !file.is_attached(head_of(p, pfn), page, vma.index_of(self.addr)) {
                 return Look::error(FaultError::Bus(Bus::BeyondEnd));
             }
+            if asks && !self.has_leave(head_of(p, pfn)) {
+                return Look::Again;
+            }
             meta.set(FrameFlags::DIRTY);
         }
         self.widen(slot)
+    }
+
+    /// Whether its file gave leave to write to this folio.
+    pub(super) fn has_leave(&self, folio: Pfn) -> bool {
+        self.hand.leave.as_ref().is_some_and(|leave| leave.pfn() == folio)
+    }
+    /// The file is asked first, whether its page may be written to; `None` when that was done, and when the page is the
+    /// file's no more.
+    #[cold]
+    pub(super) fn ask_first(&mut self, vma: &'f Vma<P>, pfn: Pfn) -> Option<Look<'a, P>> {
+        let (p, index) = (self.pin.platform(), vma.index_of(self.addr));
+        let Backing::File { file, .. } = &vma.backing else { return None };
+        if self.has_leave(head_of(p, pfn)) {
+            return None;
+        }
+        let page = Part::try_get(p, pfn, 0).filter(|page| file.has(page, index))?;
+        Some(Look::Need(Need::Leave(file.clone(), page)))
     }
 
     /// A cleared page takes the place of a zero page.

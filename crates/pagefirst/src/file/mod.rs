@@ -33,6 +33,7 @@
 //! Dropped pages that hardware reported as bad are freed like others.
 
 mod ahead;
+mod ask;
 mod cache;
 mod error;
 mod fill;
@@ -46,6 +47,8 @@ mod size;
 mod test;
 
 pub(crate) use ahead::{Pace, Wanted};
+pub(crate) use ask::MayWrite;
+pub use ask::{Ask, AskGuard};
 pub use cache::FileCache;
 pub(crate) use cache::Lookup;
 pub use error::{IoError, ReadError, SizeError, WriteBackError, WriteError};
@@ -106,6 +109,19 @@ pub trait File: Clone + Eq + Send + Sync + 'static {
     /// A folio of 2 MiB can be mapped by one entry. Whatever the order, no page is mapped that lies beyond the end.
     fn folio_order(&self, _index: u64, _size: u64, _hint: Hint) -> u8 {
         0
+    }
+    /// Whether [`page_mkwrite`](File::page_mkwrite) is to be called. Only for a file that tracks writes.
+    fn has_mkwrite(&self) -> bool {
+        false
+    }
+    /// Asked each time before a shared page of a file that tracks writes becomes writable, so that the file can find
+    /// room for it, note the time, or slow down who writes too fast. [`Io::Error`] refuses: the program gets SIGBUS.
+    ///
+    /// Called with no lock and no pin held. A file that has to wait [keeps](AskGuard::keep) the question, drops it when
+    /// it is time to ask again, from any context, and answers [`Io::Pending`]. After an answer the fault looks again, and
+    /// may come to nothing, or ask again. Only a fault that succeeds makes the page dirty.
+    fn page_mkwrite(&self, _index: u64, _ask: AskGuard<'_>) -> Io {
+        Io::Ready
     }
     /// The most pages to read ahead at a time of who reads in sequence; 0 for none, which is best where reading takes no
     /// time.

@@ -22,6 +22,7 @@ trait Pages: Sync {
     fn page(&'static self, pfn: Pfn) -> NonNull<u8>;
     fn another(&'static self, folio: Pfn);
     fn end(&'static self, folio: Pfn, parts: u32, with: FrameFlags);
+    fn clear(&'static self, folio: Pfn, state: FrameFlags);
 }
 
 impl<P: Platform> Pages for P {
@@ -49,6 +50,33 @@ impl<P: Platform> Pages for P {
             self.ready(page_key(folio));
         }
         held::nothing_more(self, || put_anywhere(self, folio));
+    }
+    fn clear(&'static self, folio: Pfn, state: FrameFlags) {
+        self.meta(folio).clear(state);
+        self.ready(page_key(folio));
+        held::nothing_more(self, || put_anywhere(self, folio));
+    }
+}
+
+/// Possession proves a reference to a folio, and that it is in a state that others wait for.
+pub(crate) struct During {
+    of: &'static dyn Pages,
+    folio: Pfn,
+    state: FrameFlags,
+}
+
+impl During {
+    /// Puts the folio into this state; `None` if it is in it already.
+    pub fn begin<P: Platform>(folio: &Frame<P>, state: FrameFlags) -> Option<Self> {
+        let begun = folio.meta().begin(state);
+        begun.then(|| During { of: folio.platform(), folio: folio.another().into_held(), state })
+    }
+}
+
+impl Drop for During {
+    /// The state ends, and who waits for that is told. Takes no lock, and frees nothing.
+    fn drop(&mut self) {
+        self.of.clear(self.folio, self.state);
     }
 }
 

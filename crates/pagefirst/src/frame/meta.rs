@@ -32,6 +32,8 @@ bitflags::bitflags! {
         const FAILED = 1 << 9;
         /// The huge zero page: all zeros, never written, in no resident set.
         const ZERO = 1 << 10;
+        /// Its file is being asked whether it may be written to.
+        const ASKED = 1 << 14;
         /// Read ahead, and who wants it first has more read: not mapped until then.
         const AHEAD = 1 << 13;
         /// Behind the head of a folio: everything but this is in the head's metadata, the folio's order excepted, and whether
@@ -268,6 +270,11 @@ impl FrameMeta {
     }
     pub(crate) fn clear(&self, off: FrameFlags) {
         self.flags.fetch_and(!off.bits(), AcqRel);
+    }
+    /// Sets a flag; false if it was set.
+    #[must_use]
+    pub(crate) fn begin(&self, state: FrameFlags) -> bool {
+        self.flags.fetch_or(state.bits(), AcqRel) & state.bits() == 0
     }
     /// Takes the mark of read-ahead off; whether it was there.
     pub(crate) fn take_mark(&self) -> bool {

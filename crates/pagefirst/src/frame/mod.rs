@@ -15,7 +15,7 @@ mod handle;
 mod meta;
 
 pub use buddy::{Frames, MAX_ORDER, Region};
-pub(crate) use filling::Filling;
+pub(crate) use filling::{During, Filling};
 pub use folio::head_of;
 pub(crate) use folio::{Part, first_of, head_and_flags, link_tails, split, split_cached};
 pub use handle::Frame;

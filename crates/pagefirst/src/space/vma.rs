@@ -142,6 +142,16 @@ impl<P: Platform> Vma<P> {
             && !self.flags.contains(VmaFlags::NO_HUGE)
             && (self.range.covers(span) || cfg!(mutant = "huge_past_mapping"))
             && self.index_of(span.start).is_multiple_of(1 << order)
+            // It is asked for each page.
+            && !file.file().has_mkwrite()
+    }
+    /// Whether the file is asked before a page becomes writable.
+    #[inline]
+    pub(crate) fn asks_to_write(&self) -> bool {
+        match &self.backing {
+            Backing::File { file, .. } => !self.is_private() && file.file().has_mkwrite(),
+            Backing::Anonymous | Backing::Physical(_) => false,
+        }
     }
     /// How pages of its file are wanted for it.
     pub(crate) fn wanted(&self) -> Wanted {
