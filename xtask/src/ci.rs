@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{Result, cmd, conformance, deps, fuzz, kernel, mmu, models, no_alloc, plants};
+use crate::{Result, cmd, conformance, deps, fuzz, kernel, mmu, models, no_alloc, oom, plants};
 
 /// How long everything may take on two CPUs.
 const LIMIT: Duration = Duration::from_secs(25 * 60);
@@ -75,9 +75,16 @@ pub(crate) fn doc() -> Result {
     cmd::check(command.env("RUSTDOCFLAGS", "-D warnings"))
 }
 
-/// Runs every test of every package; with arguments for `cargo test`, what these select.
+/// Runs every test of every package, and looks whether all that can fail for want of memory did; with arguments for
+/// `cargo test`, what these select.
 pub(crate) fn test(args: &[&str]) -> Result {
-    cmd::check(cmd::cargo(&["test", "--workspace"]).args(args))
+    let mut command = cmd::cargo(&["test", "--workspace"]);
+    if !args.is_empty() {
+        return cmd::check(command.args(args));
+    }
+    let sites = oom::Sites::begin()?;
+    cmd::check(sites.told(&mut command))?;
+    sites.check()
 }
 
 /// The tests that can run on any hardware.

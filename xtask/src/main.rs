@@ -13,6 +13,7 @@ mod metadata;
 mod mmu;
 mod models;
 mod no_alloc;
+mod oom;
 mod oracle;
 mod plants;
 mod rust_source;
@@ -33,6 +34,7 @@ Usage: cargo xtask TASK
   clippy                 every target of every package, warnings denied
   doc                    build the documentation, warnings denied
   test [ARGS]            every test, documentation included; ARGS go to `cargo test`
+  oom                    every place of the library that wants memory was refused it by a test (`test` checks it too)
   harsh [SEED]           tests again on a machine whose hardware does all that manuals allow
   no-alloc               prove that the library links neither std nor alloc
   mmu                    tables for RISC-V, AArch64 and LA57 are walked by QEMU's MMUs of these machines
@@ -76,6 +78,7 @@ fn run(args: &[String]) -> Result {
         ("mmu", []) => mmu::run(),
         ("models", []) => models::run(None),
         ("models", [filter]) => models::run(Some(filter)),
+        ("oom", []) => oom::run(),
         ("oracle", ["--minutes", minutes]) => oracle::run(minutes),
         ("fuzz", args) => fuzz::run(args),
         ("fuzz-corpus", []) => fuzz::corpus(),

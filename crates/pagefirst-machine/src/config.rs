@@ -128,6 +128,8 @@ impl Config {
 #[doc(hidden)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mistake {
+    /// There is no memory at boot.
+    BootWithoutMemory,
     /// Shootdowns pass this CPU over.
     SkipCpu(usize),
     /// A CPU that leaves a space keeps its translations without saying so.

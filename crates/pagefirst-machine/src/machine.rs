@@ -1,12 +1,13 @@
 //! The machine: memory, CPUs, and the library's state embedded in it.
 
 use crate::arena::Arena;
-use crate::config::Config;
+use crate::config::{Config, Mistake};
 use crate::counts::{Counters, Counts};
 use crate::cpu::CpuSet;
 use crate::history::{Event, History};
 use crate::lock::Mostly;
 use crate::mmu::Mmu;
+use crate::refuse::{Refusals, Refuse};
 use crate::shadow::Shadow;
 use crossbeam_utils::CachePadded;
 use pagefirst::arch::{Format, X86_64};
@@ -43,6 +44,7 @@ pub struct Machine<F: Format = X86_64> {
     pub(crate) cpus: Box<[CachePadded<Cpu>]>,
     /// By CPU, whom what the files' reads and writes bring in is charged to.
     pub(crate) limits: Box<[Mutex<Option<LimitOf<F>>>]>,
+    pub(crate) refusals: Refusals,
     pub(crate) set: CpuSet,
     pub(crate) random: AtomicU64,
     /// As `random`, for how late shootdowns arrive.
@@ -82,6 +84,7 @@ impl<F: Format> Machine<F> {
             locals: (0..config.cpus).map(|_| Local::new()).collect(),
             cpus: (0..config.cpus).map(cpu).collect(),
             limits: (0..config.cpus).map(|_| Mutex::default()).collect(),
+            refusals: Refusals::default(),
             set: CpuSet::new(config.cpus),
             random: AtomicU64::new(config.seed),
             lateness: AtomicU64::new(config.seed),
@@ -92,7 +95,11 @@ impl<F: Format> Machine<F> {
             failed: AtomicBool::new(false),
             config,
         }));
-        let booted = machine.vm.init(machine, &[machine.arena.region()]);
+        let boot = || machine.vm.init(machine, &[machine.arena.region()]);
+        let booted = match machine.config.plant {
+            Some(Mistake::BootWithoutMemory) => machine.refusing(Refuse::One(0), boot).0,
+            _ => boot(),
+        };
         assert!(booted.is_ok(), "{} bytes of memory are too few to boot", config.memory);
         machine.release_cpu();
         machine

@@ -14,6 +14,7 @@ use pagefirst::platform::{Note, Platform};
 use pagefirst::tlb::Flush;
 use pagefirst::types::{Pfn, VirtAddr, VirtRange};
 use pagefirst::{Local, Vm};
+use std::panic::Location;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -135,6 +136,10 @@ unsafe impl<F: Format> Platform for Machine<F> {
         if let Some(shadow) = &self.shadow {
             shadow.sync(pfn);
         }
+    }
+
+    fn refuses(&'static self, site: &'static Location<'static>) -> bool {
+        self.refusals.refuses(site)
     }
 
     #[inline]

@@ -2,188 +2,20 @@
 //! NoMemory with everything as it was, and works when memory is back; nothing leaks.
 
 mod kit;
+#[path = "oom/stage.rs"]
+mod stage;
 
 use kit::*;
 use pagefirst::arch::Attrs;
-use pagefirst::arch::{Format, X86_64};
 use pagefirst::fault::FaultError;
-use pagefirst::space::{AddressSpace, MapError, RemapTo, VmaFlags};
-use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
-use pagefirst_machine::Machine;
-use std::collections::BTreeSet;
+use pagefirst::file::{ReadError, WriteBackError, WriteError};
+use pagefirst::limit::Limit;
+use pagefirst::space::{Advice, PinError, RemapTo, Unpopulated, Why};
+use pagefirst::table::FramesError;
+use pagefirst::types::{Access, PAGE_SIZE, Pfn, Prot, VirtAddr, VirtRange};
+use stage::*;
+use std::cell::Cell;
 use std::sync::Arc;
-
-/// Private memory: pages 0 to 3 written, 5 read, the others untouched.
-const ANON: VirtAddr = VirtAddr(1 << 30);
-/// A private mapping of a file: page 0 read, 1 written.
-const FILE: VirtAddr = VirtAddr(2 << 30);
-/// A shared mapping of the same file: page 2 read.
-const SHARED: VirtAddr = VirtAddr(3 << 30);
-const HEAP: VirtAddr = VirtAddr(4 << 30);
-/// The end of a stack of two pages, the upper one written.
-const STACK: VirtAddr = VirtAddr(5 << 30);
-/// Nothing is touched here: every table below the root is missing.
-const EMPTY: VirtAddr = VirtAddr(1 << 40);
-const EMPTY_FILE: VirtAddr = VirtAddr(2 << 40);
-const EMPTY_SHARED: VirtAddr = VirtAddr(3 << 40);
-const NOWHERE: VirtAddr = VirtAddr(4 << 40);
-
-struct Stage {
-    machine: &'static Machine,
-    space: Space,
-    cache: Cache,
-}
-
-impl Stage {
-    fn new() -> Result<Stage> {
-        let machine = small_machine(400);
-        let policy = policy().with_fault_around(PAGE_SIZE).ok_or("a window")?;
-        let (space, cache) =
-            (space_with(machine, policy)?, cache(machine, &marked().with_tracking(true), 8)?);
-        warm(machine, &cache, 0..4)?;
-        for (place, map) in [
-            (ANON, anonymous(8, RW)),
-            (FILE, private(&cache, 0, 8, RW)),
-            (SHARED, shared(&cache, 0, 8, RW)),
-            (EMPTY, anonymous(1024, RW)),
-            (EMPTY_FILE, private(&cache, 0, 8, RW)),
-            (EMPTY_SHARED, shared(&cache, 0, 8, RW)),
-        ] {
-            space.map(at(place, map))?;
-        }
-        let stack = pagefirst::space::Map { flags: VmaFlags::GROWS_DOWN, ..anonymous(2, RW) };
-        space.map(at(VirtAddr(STACK.0 - 2 * PAGE_SIZE), stack))?;
-        space.set_heap(HEAP)?;
-        space.brk(page(HEAP, 2))?;
-        let mut cpu = machine.vcpu();
-        cpu.switch_to(&space);
-        for i in 0..4 {
-            cpu.store_u8(page(ANON, i), 100 + i as u8)?;
-        }
-        cpu.load_u8(page(ANON, 5))?;
-        cpu.load_u8(FILE)?;
-        cpu.store_u8(page(FILE, 1), 111)?;
-        cpu.load_u8(page(SHARED, 2))?;
-        cpu.store_u8(HEAP, 120)?;
-        cpu.store_u8(VirtAddr(STACK.0 - 1), 130)?;
-        drop(cpu);
-        Ok(Stage { machine, space, cache })
-    }
-
-    /// Everything that a call that fails must leave alone: mappings, entries and the frames they name, what is in
-    /// these, tables, resident set, heap. (A stack that grew for a fault stays grown, as on Linux.)
-    fn state(&self) -> impl PartialEq + std::fmt::Debug + use<> {
-        let s = &self.space;
-        let mut entries = Vec::new();
-        let mut mappings = Vec::new();
-        s.for_each_vma(|v| {
-            let grows = v.flags.contains(VmaFlags::GROWS_DOWN);
-            let start = if grows { VirtAddr(STACK.0 - PAGE_SIZE) } else { v.range.start };
-            mappings.push((VirtRange::new(start, v.range.end), v.prot, v.flags, v.index_of(start)));
-        });
-        for (range, ..) in &mappings {
-            for i in 0..range.pages() {
-                let va = page(range.start, i);
-                let (raw, level) = entry(s, va);
-                if X86_64::frame(raw, level).is_some() {
-                    entries.push((va, raw, first_byte(s, va)));
-                }
-            }
-        }
-        let account = s.account();
-        (mappings, entries, account.table_bytes, account.resident_bytes(), s.heap_end(), check(s).tables)
-    }
-
-    fn fault(&self, va: VirtAddr, access: Access) -> Came {
-        match fault(&self.space, va, access) {
-            End::Mapped(..) | End::Spurious => Came::Done,
-            End::Error(FaultError::NoMemory) => Came::NoMemory,
-            end => panic!("{access:?} at {va}: {end:?}"),
-        }
-    }
-
-    fn byte(&self, va: VirtAddr) -> Option<u8> {
-        first_byte(&self.space, va)
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Came {
-    Done,
-    NoMemory,
-}
-
-fn came<T>(result: std::result::Result<T, MapError>) -> Came {
-    match result {
-        Ok(_) => Came::Done,
-        Err(MapError::NoMemory) => Came::NoMemory,
-        Err(error) => panic!("{error}"),
-    }
-}
-
-/// Uses every free frame, and then every free slot of the slabs of VMAs and nodes.
-fn use_up(machine: &'static Machine, all: &mut Vec<pagefirst::frame::Frame<Machine>>) -> Result<Space> {
-    let ballast: Space = Arc::new(AddressSpace::new(machine, policy())?);
-    *all = machine.leave_free(0);
-    for i in 0.. {
-        if ballast.map(at(page(ANON, 2 * i), anonymous(1, RW))).is_err() {
-            break;
-        }
-    }
-    // What the failed call drained.
-    all.extend(machine.leave_free(0));
-    Ok(ballast)
-}
-
-/// Runs `call` with 0, 1, 2, … frames left, with free slots in the slabs and without, until memory suffices.
-fn fails_at_each_point(name: &str, call: impl Fn(&Stage) -> Came, done: impl Fn(&Stage) -> bool) -> Result {
-    let mut outcomes = BTreeSet::new();
-    for slots in [true, false] {
-        for left in 0.. {
-            let stage = Stage::new()?;
-            let (machine, space) = (stage.machine, &stage.space);
-            space.quiesce();
-            let before = stage.state();
-            let mut taken = Vec::new();
-            let ballast = match slots {
-                true => None,
-                false => Some(use_up(machine, &mut taken)?),
-            };
-            match ballast {
-                Some(_) => taken.truncate(taken.len() - left),
-                None => taken = machine.leave_free(left as u64),
-            }
-            let first = call(&stage);
-            outcomes.insert((slots, first == Came::Done));
-            if first == Came::NoMemory {
-                let name = format!("{name}, {left} frames left, slots: {slots}");
-                assert_eq!(stage.state(), before, "{name}");
-                // Failing again takes nothing more: nothing leaks.
-                space.quiesce();
-                let held = machine.vm().held(machine);
-                assert_eq!(call(&stage), Came::NoMemory, "{name}");
-                space.quiesce();
-                let again = machine.vm().held(machine);
-                assert_eq!((again.objects, again.tables), (held.objects, held.tables), "{name}");
-                assert_eq!(stage.state(), before, "{name}");
-                drop((taken, ballast));
-                assert_eq!(call(&stage), Came::Done, "{name}: with memory");
-            } else {
-                drop((taken, ballast));
-            }
-            check(space);
-            assert!(done(&stage), "{name}: not done, {left} frames left");
-            drop(stage);
-            machine.nothing_left().map_err(|e| format!("{name}, {left} frames left: {e}"))?;
-            if first == Came::Done {
-                break;
-            }
-            assert!(left < 64, "{name} never works");
-        }
-    }
-    assert!(outcomes.contains(&(true, true)) && outcomes.contains(&(false, true)));
-    Ok(())
-}
 
 #[test]
 fn r06_anonymous_faults() -> Result {
@@ -229,6 +61,48 @@ fn r06_file_faults() -> Result {
     Ok(())
 }
 
+/// The same with charges: the limit is far.
+#[test]
+fn r06_faults_that_are_charged() -> Result {
+    let cases = [
+        (EMPTY, Access::Write, 0),
+        (page(EMPTY_FILE, 6), Access::Write, mark(6)),
+        (FILE, Access::Write, mark(0)),
+        (page(HUGE, 1024), Access::Write, 0),
+    ];
+    for (va, access, shows) in cases {
+        let limit = std::cell::RefCell::new(None);
+        fails_at_each_point_of(
+            "charged",
+            |s| {
+                let new = Limit::new(s.machine, None, 10_000)?;
+                s.space.set_limit(Some(new.clone()));
+                *limit.borrow_mut() = Some(new);
+                Ok(())
+            },
+            |s| s.fault(va, access),
+            |s| {
+                s.machine.vm().drain(s.machine);
+                let limit = limit.borrow_mut().take();
+                // What was read stays, and was charged.
+                let charged = limit.map(|limit| limit.charged());
+                charged.is_some_and(|n| [1, 2, 512].contains(&n)) && s.byte(va) == Some(shows)
+            },
+        )?;
+    }
+    Ok(())
+}
+
+#[test]
+#[should_panic(expected = "too few to boot")]
+fn r06_no_memory_at_boot() {
+    let plant = Some(pagefirst_machine::Mistake::BootWithoutMemory);
+    pagefirst_machine::Machine::<pagefirst::arch::X86_64>::new(pagefirst_machine::Config {
+        plant,
+        ..Default::default()
+    });
+}
+
 #[test]
 fn r06_a_stack_that_grows() -> Result {
     let below = VirtAddr(STACK.0 - 20 * PAGE_SIZE);
@@ -237,39 +111,48 @@ fn r06_a_stack_that_grows() -> Result {
 
 #[test]
 fn r06_map() -> Result {
-    fails_at_each_point("anywhere", |s| came(s.space.map(anonymous(4, R))), |s| s.space.vma_count() == 9)?;
+    fails_at_each_point(
+        "anywhere",
+        |s| came(s.space.map(anonymous(4, R))),
+        |s| s.space.vma_count() == MAPPINGS + 1,
+    )?;
     fails_at_each_point(
         "over the middle of another",
         |s| came(s.space.map(at(page(ANON, 1), private(&s.cache, 0, 2, RW)))),
-        |s| s.space.vma_count() == 10 && mapped(&s.space, ANON, 8) == [0, 3, 5],
+        |s| s.space.vma_count() == MAPPINGS + 2 && mapped(&s.space, ANON, 8) == [0, 3, 5],
     )?;
     fails_at_each_point(
         "continuing another",
         |s| came(s.space.map(at(page(ANON, 8), anonymous(4, RW)))),
-        |s| s.space.vma_count() == 8 && s.byte(ANON) == Some(100),
+        |s| s.space.vma_count() == MAPPINGS && s.byte(ANON) == Some(100),
     )
 }
 
+/// Populating comes after the mapping is there: it stops where memory does, and goes on from there.
 #[test]
 fn r06_populate_stops_where_memory_does() -> Result {
-    for left in 0..12 {
-        let stage = Stage::new()?;
-        let machine = stage.machine;
-        let taken = machine.leave_free(left);
-        let map = pagefirst::space::Map { populate: true, ..at(NOWHERE, anonymous(4, RW)) };
-        let made = stage.space.map(map);
-        // Three tables, and then a page each: pages are in hand before tables are taken.
-        let filled = left.saturating_sub(3).min(4);
-        let why = made.map(|m| m.unpopulated.map(|u| (u.at, u.why.error())));
-        let expected = (filled < 4).then_some((page(NOWHERE, filled), Some(FaultError::NoMemory)));
-        assert_eq!(why, Ok(expected), "{left} frames left");
-        assert_eq!(mapped(&stage.space, NOWHERE, 4).len() as u64, filled);
-        drop(taken);
-        assert!(stage.space.populate(VirtRange::new(NOWHERE, page(NOWHERE, 4)), RW).is_none());
-        check(&stage.space);
-        drop(stage);
-        machine.nothing_left()?;
-    }
+    let range = VirtRange::new(NOWHERE, page(NOWHERE, 4));
+    let stopped = Cell::new(None);
+    let populate = |s: &Stage| match s.space.populate(range, RW) {
+        None => Came::Done,
+        Some(Unpopulated { at, why: Why::Error(FaultError::NoMemory) }) => {
+            let there = (at.0 - NOWHERE.0) / PAGE_SIZE;
+            assert_eq!(mapped(&s.space, NOWHERE, 4), (0..there).collect::<Vec<_>>());
+            stopped.set(Some(there));
+            // The pages that are there are no part of what is compared.
+            s.space.discard(NOWHERE, 4 * PAGE_SIZE).expect("needs no memory");
+            Came::NoMemory
+        }
+        Some(other) => panic!("{other:?}"),
+    };
+    let all = |s: &Stage| mapped(&s.space, NOWHERE, 4) == [0, 1, 2, 3];
+    fails_at_each_point_of(
+        "populate",
+        |s| Ok(s.space.map(at(NOWHERE, anonymous(4, RW))).map(drop)?),
+        populate,
+        all,
+    )?;
+    assert_eq!(stopped.get(), Some(3), "the last page failed as well");
     Ok(())
 }
 
@@ -278,17 +161,17 @@ fn r06_unmap_and_discard() -> Result {
     fails_at_each_point(
         "in the middle",
         |s| came(s.space.unmap(page(ANON, 1), 2 * PAGE_SIZE)),
-        |s| s.space.vma_count() == 9 && mapped(&s.space, ANON, 8) == [0, 3, 5],
+        |s| s.space.vma_count() == MAPPINGS + 1 && mapped(&s.space, ANON, 8) == [0, 3, 5],
     )?;
     fails_at_each_point(
         "across several",
         |s| came(s.space.unmap(page(ANON, 4), HEAP.0 - page(ANON, 4).0)),
-        |s| s.space.vma_count() == 6 && mapped(&s.space, ANON, 8) == [0, 1, 2, 3],
+        |s| s.space.vma_count() == MAPPINGS - 2 && mapped(&s.space, ANON, 8) == [0, 1, 2, 3],
     )?;
     fails_at_each_point(
         "discard",
         |s| came(s.space.discard(ANON, 8 * PAGE_SIZE)),
-        |s| mapped(&s.space, ANON, 8).is_empty() && s.space.vma_count() == 8,
+        |s| mapped(&s.space, ANON, 8).is_empty() && s.space.vma_count() == MAPPINGS,
     )
 }
 
@@ -298,13 +181,13 @@ fn r06_protect() -> Result {
         fails_at_each_point(
             "protect in the middle",
             |s| came(s.space.protect(page(ANON, 1), 4 * PAGE_SIZE, prot)),
-            |s| s.space.vma_count() == 10 && s.byte(page(ANON, 1)) == Some(101),
+            |s| s.space.vma_count() == MAPPINGS + 2 && s.byte(page(ANON, 1)) == Some(101),
         )?;
     }
     fails_at_each_point(
         "protect all",
         |s| came(s.space.protect(FILE, 8 * PAGE_SIZE, R)),
-        |s| s.space.vma_count() == 8 && !attrs(&s.space, page(FILE, 1)).contains(Attrs::WRITE),
+        |s| s.space.vma_count() == MAPPINGS && !attrs(&s.space, page(FILE, 1)).contains(Attrs::WRITE),
     )
 }
 
@@ -355,24 +238,243 @@ fn r06_brk() -> Result {
     )
 }
 
+/// Huge pages give way to small ones where there are none.
 #[test]
-fn r06_spaces_and_caches() -> Result {
-    let machine = small_machine(64);
-    let file = marked();
-    let mut works = [0; 2];
-    for left in 0..8 {
-        let taken = machine.leave_free(left);
-        match space(machine) {
-            Ok(_) => works[0] += 1,
-            Err(error) => assert_eq!(error.to_string(), "out of memory"),
-        }
-        match cache(machine, &file, 4) {
-            Ok(_) => works[1] += 1,
-            Err(error) => assert_eq!(error.to_string(), "out of memory"),
-        }
-        drop(taken);
-        machine.nothing_left()?;
+fn r06_huge_pages() -> Result {
+    let untouched = page(HUGE, 1024);
+    for (access, va) in [
+        (Access::Read, untouched),
+        (Access::Write, untouched),
+        (Access::Write, page(HUGE, 512 + 7)),
+        (Access::Write, page(SHMEM, 512 + 7)),
+        (Access::Read, page(SHMEM, 512 + 7)),
+    ] {
+        fails_at_each_point("huge fault", |s| s.fault(va, access), |s| s.byte(va) == Some(0))?;
     }
-    assert!(works.iter().all(|n| (1..8).contains(n)), "{works:?}");
+    fails_at_each_point_of(
+        "the first huge zero page",
+        |s| {
+            s.space.unmap(page(HUGE, 512), 512 * PAGE_SIZE)?;
+            s.machine.vm().drain(s.machine);
+            Ok(())
+        },
+        |s| s.fault(untouched, Access::Read),
+        |s| s.byte(untouched) == Some(0),
+    )?;
+    let cut = |va: VirtAddr| page(va, 100);
+    for va in [HUGE, page(HUGE, 512), DEVICE, SHMEM] {
+        fails_at_each_point(
+            "cut by protect",
+            |s| came(s.space.protect(cut(va), PAGE_SIZE, R)),
+            |s| s.space.vma_count() == MAPPINGS + 2 && entry(&s.space, va).1 == 0,
+        )?;
+        fails_at_each_point(
+            "cut by unmap",
+            |s| came(s.space.unmap(cut(va), 200 * PAGE_SIZE)),
+            |s| s.space.vma_count() == MAPPINGS + 1 && s.byte(cut(va)).is_none() && s.byte(va).is_some(),
+        )?;
+        fails_at_each_point(
+            "cut by a move",
+            |s| came(s.space.remap(cut(va), 200 * PAGE_SIZE, 200 * PAGE_SIZE, RemapTo::Fixed(NOWHERE))),
+            |s| s.byte(cut(va)).is_none() && s.byte(va).is_some(),
+        )?;
+    }
+    fails_at_each_point(
+        "cut by discard",
+        |s| came(s.space.discard(cut(HUGE), 200 * PAGE_SIZE)),
+        |s| s.byte(HUGE) == Some(140) && s.byte(cut(HUGE)).is_none(),
+    )?;
+    fails_at_each_point(
+        "moved to where it does not fit",
+        |s| came(s.space.remap(HUGE, 2 << 20, 2 << 20, RemapTo::Fixed(page(NOWHERE, 1)))),
+        |s| s.byte(page(NOWHERE, 1)) == Some(140) && s.byte(HUGE).is_none(),
+    )
+}
+
+#[test]
+fn r06_advice() -> Result {
+    for (advice, more) in [(Advice::NoHuge, 2), (Advice::DontFork, 2), (Advice::WipeOnFork, 2)] {
+        fails_at_each_point(
+            "advise",
+            |s| came(s.space.advise(page(HUGE, 100), 200 * PAGE_SIZE, advice)),
+            |s| s.space.vma_count() == MAPPINGS + more && s.byte(HUGE) == Some(140),
+        )?;
+    }
     Ok(())
+}
+
+#[test]
+fn r06_devices() -> Result {
+    fails_at_each_point(
+        "map a device",
+        |s| came(s.space.map(at(NOWHERE, device(4)))),
+        |s| s.space.vma_count() == MAPPINGS + 1,
+    )?;
+    for i in [512, 1023] {
+        let va = page(DEVICE, i);
+        fails_at_each_point(
+            "device",
+            |s| s.fault(va, Access::Write),
+            |s| s.byte(va) == Some(0) && entry(&s.space, va).1 == 1,
+        )?;
+    }
+    let frames = VirtRange::new(NOWHERE, VirtAddr(NOWHERE.0 + (4 << 20)));
+    let table = |s: &Stage| s.space.page_table().mapper().map(frames, Pfn(4096), 0, Attrs::WRITE);
+    fails_at_each_point_of(
+        "mapper",
+        |_| Ok(()),
+        |s| match table(s) {
+            Ok(()) => {
+                // It is no mapping of the space.
+                s.space.page_table().mapper().unmap(frames).expect("nothing is cut");
+                Came::Done
+            }
+            Err(FramesError::NoMemory(_)) => Came::NoMemory,
+            Err(error) => panic!("{error}"),
+        },
+        |_| true,
+    )
+}
+
+/// No child, or a whole one; and writes in both afterwards.
+#[test]
+fn r06_fork() -> Result {
+    fails_at_each_point("fork", |s| came(s.space.fork()), |_| true)?;
+    for (va, shows) in [(page(ANON, 1), 101), (HUGE, 140), (page(FILE, 1), 111)] {
+        for child_writes in [false, true] {
+            let child = std::cell::RefCell::new(None);
+            fails_at_each_point_of(
+                "write after fork",
+                |s| {
+                    s.may_split.set(va == HUGE);
+                    *child.borrow_mut() = Some(Arc::new(s.space.fork()?));
+                    Ok(())
+                },
+                |s| match &*child.borrow() {
+                    Some(child) if child_writes => {
+                        let of = Stage {
+                            space: child.clone(),
+                            cache: s.cache.clone(),
+                            file: s.file.clone(),
+                            may_split: Cell::new(true),
+                            ..*s
+                        };
+                        of.fault(va, Access::Write)
+                    }
+                    _ => s.fault(va, Access::Write),
+                },
+                |s| {
+                    child.borrow_mut().take().is_some_and(|child| {
+                        check(&child);
+                        [&child, &s.space].iter().all(|space| {
+                            let mut byte = [0];
+                            space.copy_in(va, &mut byte).is_ok() && byte == [shows]
+                        })
+                    })
+                },
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// What a device uses is copied by fork, huge pages to small ones where there are no others.
+#[test]
+fn r06_pins() -> Result {
+    fails_at_each_point(
+        "pin",
+        |s| match s.space.pin(VirtRange::page_of(EMPTY), true) {
+            Ok(_) => Came::Done,
+            Err(PinError::Fault(FaultError::NoMemory)) => Came::NoMemory,
+            Err(error) => panic!("{error}"),
+        },
+        |s| s.byte(EMPTY) == Some(0),
+    )?;
+    for va in [page(ANON, 1), HUGE] {
+        let pinned = std::cell::RefCell::new(None);
+        fails_at_each_point_of(
+            "fork with pins",
+            |s| {
+                let pin = s.space.pin(VirtRange::page_of(va), true).map_err(|error| error.to_string())?;
+                *pinned.borrow_mut() = Some(pin);
+                Ok(())
+            },
+            |s| came(s.space.fork()),
+            |_| pinned.borrow_mut().take().is_some(),
+        )?;
+    }
+    Ok(())
+}
+
+fn read<T>(result: std::result::Result<T, ReadError<pagefirst_machine::Machine>>) -> Came {
+    match result {
+        Ok(_) => Came::Done,
+        Err(ReadError::NoMemory) => Came::NoMemory,
+        Err(error) => panic!("{error:?}"),
+    }
+}
+
+#[test]
+fn r06_files() -> Result {
+    fails_at_each_point(
+        "read_at",
+        |s| read(s.cache.read_at(s.machine, 6 * PAGE_SIZE, &mut [0; 9])),
+        |s| s.cache.pages() == 5,
+    )?;
+    for (offset, pages) in [(6 * PAGE_SIZE + 5, 5), (100 * PAGE_SIZE + 5, 5)] {
+        fails_at_each_point(
+            "write_at",
+            |s| match s.cache.write_at(s.machine, offset, &[1]) {
+                Ok(_) => Came::Done,
+                Err(WriteError::Page(error)) => read::<()>(Err(error)),
+                Err(error) => panic!("{error:?}"),
+            },
+            |s| s.cache.pages() == pages && s.cache.size() > offset,
+        )?;
+    }
+    fails_at_each_point_of(
+        "write back",
+        |s| {
+            s.cache.write_at(s.machine, 3 * PAGE_SIZE, &[7])?;
+            Ok(())
+        },
+        |s| match s.cache.write_back(s.machine) {
+            Ok(_) => Came::Done,
+            Err(WriteBackError::NoMemory(_)) => Came::NoMemory,
+            Err(error) => panic!("{error}"),
+        },
+        |s| s.file.stored(3).first() == Some(&7),
+    )
+}
+
+/// What a user copy needs is had by faults; it stops where memory does.
+#[test]
+fn r06_user_copies() -> Result {
+    fails_at_each_point(
+        "copy out",
+        |s| match s.space.copy_out(EMPTY, &[9]) {
+            Ok(()) => Came::Done,
+            Err(stopped) => {
+                assert!(matches!(stopped.why, Why::Error(FaultError::NoMemory)), "{stopped}");
+                Came::NoMemory
+            }
+        },
+        |s| s.byte(EMPTY) == Some(9),
+    )
+}
+
+#[test]
+fn r06_spaces_caches_and_limits() -> Result {
+    let no_memory = |result: std::result::Result<(), pagefirst::types::NoMemory>| match result {
+        Ok(()) => Came::Done,
+        Err(_) => Came::NoMemory,
+    };
+    fails_at_each_point(
+        "space",
+        |s| no_memory(pagefirst::space::AddressSpace::new(s.machine, policy()).map(drop)),
+        |_| true,
+    )?;
+    let cache = |s: &Stage| pagefirst::file::FileCache::new(s.machine, s.file.clone(), 4);
+    fails_at_each_point("cache", |s| no_memory(cache(s).map(drop)), |_| true)?;
+    fails_at_each_point("limit", |s| no_memory(Limit::new(s.machine, None, 4).map(drop)), |_| true)
 }

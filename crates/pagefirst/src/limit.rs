@@ -426,31 +426,31 @@ pub(crate) enum Payer<'a, P: Platform> {
 impl<P: Platform> Payer<'_, P> {
     /// A folio of 2^order frames, charged; nothing is drained for it but what is charged in advance. Called unpinned, with
     /// no lock held.
+    #[cfg_attr(debug_assertions, track_caller)]
     pub fn block(&self, p: &'static P, order: u8) -> Result<Frame<P>, Unavailable> {
-        self.charged(p, order, || Frame::block(p, order))
+        let charge = self.charge(p, order)?;
+        Ok(committed(charge, Frame::block(p, order)?))
     }
     /// A frame, charged; what is held back is drained before this gives up. Called unpinned, with no lock held.
+    #[cfg_attr(debug_assertions, track_caller)]
     pub fn frame(&self, p: &'static P) -> Result<Frame<P>, Unavailable> {
-        self.charged(p, 0, || p.vm().frame(p))
+        let charge = self.charge(p, 0)?;
+        Ok(committed(charge, p.vm().frame(p)?))
     }
-    fn charged(
-        &self,
-        p: &'static P,
-        order: u8,
-        take: impl FnOnce() -> Result<Frame<P>, NoMemory>,
-    ) -> Result<Frame<P>, Unavailable> {
+    /// Charges 2^order pages, if there is a limit.
+    fn charge(&self, p: &'static P, order: u8) -> Result<Option<Charge<P>>, OverLimit> {
         let pages = 1 << order;
-        let charge = match self {
-            Payer::Space(link) if link.is_none() => None,
-            Payer::Space(link) => {
-                link.load(&Pin::new(p)).map(|limit| Charge::take(limit, pages)).transpose()?
-            }
-            Payer::Caller => p.limit().map(|limit| Charge::take(&limit, pages)).transpose()?,
-        };
-        let folio = take()?;
-        if let Some(charge) = charge {
-            charge.commit(&folio);
+        match self {
+            Payer::Space(link) if link.is_none() => Ok(None),
+            Payer::Space(link) => link.load(&Pin::new(p)).map(|limit| Charge::take(limit, pages)).transpose(),
+            Payer::Caller => p.limit().map(|limit| Charge::take(&limit, pages)).transpose(),
         }
-        Ok(folio)
     }
+}
+
+fn committed<P: Platform>(charge: Option<Charge<P>>, folio: Frame<P>) -> Frame<P> {
+    if let Some(charge) = charge {
+        charge.commit(&folio);
+    }
+    folio
 }

@@ -14,6 +14,7 @@ use crate::sync::atomic::AtomicU64;
 use crate::tlb::Flush;
 use crate::types::{Pfn, VirtAddr};
 use crate::vm::{Local, Vm};
+use core::panic::Location;
 use core::ptr::NonNull;
 
 /// The most CPUs a space can run on: the width of its CPU mask.
@@ -142,6 +143,13 @@ pub unsafe trait Platform: Sync + Sized + 'static {
     #[inline]
     fn ready(&'static self, key: u64) {
         self.vm().wake(key);
+    }
+    /// Asked in debug builds before memory is taken, with the place in the library that wants it: whether to be told that
+    /// there is none. For tests of what happens then.
+    #[doc(hidden)]
+    #[inline]
+    fn refuses(&'static self, _site: &'static Location<'static>) -> bool {
+        false
     }
     /// Called in every spin; must answer pending shootdowns.
     fn relax(&'static self);

@@ -250,8 +250,14 @@ impl<P: Platform> Vm<P> {
     }
 
     /// A frame, draining what is held back before giving up. Called unpinned, with no lock held.
+    #[cfg_attr(debug_assertions, track_caller)]
     pub(crate) fn frame(&'static self, p: &'static P) -> Result<Frame<P>, NoMemory> {
-        self.or_drain(p, || Frame::new(p))
+        // Not `or_drain`: a closure would hide who wants it.
+        if let Ok(frame) = Frame::new(p) {
+            return Ok(frame);
+        }
+        self.drain(p);
+        Frame::new(p)
     }
 
     /// Runs `take`; when memory is out, drains and runs it once more.

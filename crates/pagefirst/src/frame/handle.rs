@@ -51,6 +51,7 @@ impl<P: Platform> Frame<P> {
     ///
     /// # Errors
     /// [`NoMemory`] when neither this CPU's cache nor the allocator has one; nothing is drained for it.
+    #[cfg_attr(debug_assertions, track_caller)]
     #[inline]
     pub fn new(p: &'static P) -> Result<Self, NoMemory> {
         allocate(p).map(|pfn| Frame { p, pfn })
@@ -59,6 +60,7 @@ impl<P: Platform> Frame<P> {
     ///
     /// # Errors
     /// [`NoMemory`] when no such block is free; nothing is drained for it.
+    #[cfg_attr(debug_assertions, track_caller)]
     pub fn block(p: &'static P, order: u8) -> Result<Self, NoMemory> {
         allocate_block(p, order).map(|pfn| Frame { p, pfn })
     }

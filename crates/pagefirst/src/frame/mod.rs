@@ -23,6 +23,7 @@ pub(crate) use handle::{WORDS, clear_page, copy_page, words};
 pub use meta::{Counts, FrameFlags, FrameMeta};
 
 use crate::limit;
+use crate::mem::ask;
 use crate::platform::{Note, Platform};
 use crate::sync::atomic::plain::AtomicU32;
 use crate::sync::atomic::{Acquire, Relaxed, Release};
@@ -74,7 +75,9 @@ impl FrameCache {
 }
 
 /// Takes one small frame, owned by the caller alone, contents unspecified. Does not drain anything.
+#[cfg_attr(debug_assertions, track_caller)]
 pub(crate) fn allocate<P: Platform>(p: &'static P) -> Result<Pfn, NoMemory> {
+    ask(p)?;
     let local = p.local(p.enter());
     let pfn = {
         let mut cache = local.frames.lock(p);
@@ -97,10 +100,12 @@ pub(crate) fn allocate<P: Platform>(p: &'static P) -> Result<Pfn, NoMemory> {
 
 /// Takes a block of 2^order frames, owned by the caller alone, contents unspecified: one folio, whose metadata is its
 /// first frame's. Does not drain anything.
+#[cfg_attr(debug_assertions, track_caller)]
 pub(crate) fn allocate_block<P: Platform>(p: &'static P, order: u8) -> Result<Pfn, NoMemory> {
     if order == 0 {
         return allocate(p);
     }
+    ask(p)?;
     let pfn = p.vm().frames.allocate(p, order).ok_or(NoMemory)?;
     p.meta(pfn).adopt();
     p.note(Note::FrameAllocated(pfn, order));

@@ -95,6 +95,7 @@ impl<P: Platform, T: 'static> Pool<P, T> {
     ///
     /// # Errors
     /// [`NoMemory`].
+    #[cfg_attr(debug_assertions, track_caller)]
     pub fn reserve(&'static self) -> Result<Reserved<P, T>, NoMemory> {
         Ok(Reserved { pool: self, at: self.slab.take_one(self.platform())? })
     }
@@ -102,6 +103,7 @@ impl<P: Platform, T: 'static> Pool<P, T> {
     ///
     /// # Errors
     /// [`NoMemory`].
+    #[cfg_attr(debug_assertions, track_caller)]
     pub(crate) fn reserve_all(
         &'static self,
         n: usize,
@@ -113,6 +115,7 @@ impl<P: Platform, T: 'static> Pool<P, T> {
     ///
     /// # Errors
     /// [`NoMemory`]; the value is dropped.
+    #[cfg_attr(debug_assertions, track_caller)]
     pub fn share(&'static self, value: T) -> Result<Shared<P, T>, NoMemory> {
         Ok(self.reserve()?.fill(value))
     }

@@ -6,6 +6,7 @@
 use super::record::{TableRecord, record_of};
 use crate::arch::MAX_LEVELS;
 use crate::frame::{self, Frame};
+use crate::mem::ask;
 use crate::platform::{Note, Platform};
 use crate::sync::atomic::Relaxed;
 use crate::sync::held;
@@ -36,8 +37,10 @@ impl TableCache {
 }
 
 /// A table with its record from this CPU's cache, or a fresh one; all its entries are zero.
+#[cfg_attr(debug_assertions, track_caller)]
 pub(super) fn take_zeroed<P: Platform>(p: &'static P) -> Result<Pfn, NoMemory> {
     held::no_lock(p, "a table is reserved");
+    ask(p)?;
     let local = p.local(p.enter());
     let cached = {
         let mut cache = local.tables.lock(p);
@@ -168,6 +171,7 @@ impl<P: Platform> Reserve<P> {
     ///
     /// # Errors
     /// [`NoMemory`]; the tables already there stay.
+    #[cfg_attr(debug_assertions, track_caller)]
     pub fn refill(&mut self, n: u8) -> Result<(), NoMemory> {
         while self.len < n {
             let pfn = take_zeroed(self.p)?;
