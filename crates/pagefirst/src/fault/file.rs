@@ -10,6 +10,7 @@ use crate::frame::{self, FrameFlags};
 use crate::mem::Shared;
 use crate::platform::Platform;
 use crate::space::Vma;
+use crate::sync::atomic::{AtomicU64, Relaxed};
 use crate::table::{Batch, Counted, FaultKind, NewEntry, Nothing, Slot};
 use crate::types::{Access, PAGE_SHIFT, Pfn, Prot, VirtAddr, VirtRange};
 
@@ -39,31 +40,33 @@ impl<P: Platform> Pages<'_, P> {
         (va.0 >> PAGE_SHIFT).wrapping_add(self.offset)
     }
 
+    /// The entry of a page that is a folio by itself.
     #[inline(always)]
-    fn mapped(&mut self, va: VirtAddr, attrs: Attrs, flags: FrameFlags) -> Option<NewEntry> {
-        let index = self.index_of(va);
-        let found = self.pages.look(index)?;
-        if found.order > 0 && !self.is_hurt(found) {
-            return None; // one of a run
-        }
-        let (folio, pfn) = (found.folio(), found.pfn);
-        if self.leave.is_some_and(|leave| leave != folio) {
-            return None;
-        }
+    fn single(&self, found: Found, index: u64, attrs: Attrs) -> Option<NewEntry> {
         // The mapping is counted before the page is validated: who takes it away looks at the count after it
         // announced so (protocol 2).
-        let meta = self.p.meta(folio);
+        let meta = self.p.meta(found.pfn);
         if !meta.try_map() {
             return None;
         }
-        if !self.file.is_attached(folio, pfn, index) {
+        if !self.file.is_single_attached(meta, index) {
+            frame::unmap(self.p, found.pfn);
+            return None;
+        }
+        Some(self.leaf(found.pfn, attrs))
+    }
+    /// A page of a larger folio, if pages of it have to be looked at one by one: hardware reported an error in one of them.
+    #[cold]
+    fn part(&self, found: Found, index: u64, attrs: Attrs) -> Option<NewEntry> {
+        let folio = found.folio();
+        if !self.is_hurt(found) || !self.p.meta(folio).try_map() {
+            return None;
+        }
+        if !self.file.is_attached(folio, found.pfn, index) {
             frame::unmap(self.p, folio);
             return None;
         }
-        if !flags.is_empty() {
-            meta.set(flags);
-        }
-        Some(self.leaf(pfn, attrs))
+        Some(self.leaf(found.pfn, attrs))
     }
     #[inline(always)]
     fn leaf(&self, pfn: Pfn, attrs: Attrs) -> NewEntry {
@@ -72,8 +75,6 @@ impl<P: Platform> Pages<'_, P> {
         }
         NewEntry { raw: P::Format::leaf(pfn, 0, attrs), counted: Counted::File }
     }
-    /// Whether hardware reported an error somewhere in a larger folio: its pages are looked at one by one.
-    #[cold]
     fn is_hurt(&self, found: Found) -> bool {
         self.p.meta(found.folio()).flags().contains(FrameFlags::HURT)
     }
@@ -91,12 +92,55 @@ impl<P: Platform> Batch for Pages<'_, P> {
     }
     #[inline(always)]
     fn entry(&mut self, va: VirtAddr) -> Option<NewEntry> {
-        let flags = if self.write { FrameFlags::DIRTY } else { FrameFlags::empty() };
-        self.mapped(va, self.attrs, flags)
+        let index = self.index_of(va);
+        let found = self.pages.look(index)?;
+        if self.leave.is_some_and(|leave| leave != found.folio()) {
+            return None;
+        }
+        let entry = match found.order {
+            0 => self.single(found, index, self.attrs)?,
+            _ => self.part(found, index, self.attrs)?,
+        };
+        if self.write {
+            self.p.meta(found.folio()).set(FrameFlags::DIRTY);
+        }
+        Some(entry)
     }
     #[inline(always)]
-    fn neighbour(&mut self, va: VirtAddr) -> Option<NewEntry> {
-        self.mapped(va, self.around, FrameFlags::empty())
+    fn around(
+        &mut self,
+        va: VirtAddr,
+        _span: u64,
+        cells: &[AtomicU64],
+        mut set: impl FnMut(&AtomicU64, u64),
+    ) -> usize {
+        let (first, mut done) = (self.index_of(va), 0);
+        while done < cells.len() {
+            let (slots, n) = self.pages.slots(first + done as u64);
+            let cells = &cells[done..cells.len().min(done + n)];
+            let Some(slots) = slots else {
+                done += cells.len();
+                continue;
+            };
+            for (cell, slot) in cells.iter().zip(slots) {
+                if cell.load(Relaxed) == 0
+                    && let Some(found) = slot.load()
+                {
+                    let index = first + done as u64;
+                    if found.order == 0 {
+                        if let Some(entry) = self.single(found, index, self.around) {
+                            set(cell, entry.raw);
+                        }
+                    } else if let Some(entry) = self.part(found, index, self.around) {
+                        set(cell, entry.raw);
+                    } else {
+                        return done;
+                    }
+                }
+                done += 1;
+            }
+        }
+        done
     }
     fn run(&mut self, va: VirtAddr, window: VirtRange) -> Option<VirtRange> {
         let index = self.index_of(va);
@@ -197,10 +241,11 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let (p, va, index) = (self.pin.platform(), self.addr.page(), vma.index_of(self.addr));
         let mut pages = file.cursor(self.pin);
         // What is there is validated under the lock. What is not, or not as it has to be, has its reasons.
-        let found = pages.look(index);
-        let Some(found) = found.filter(|found| file.is_attached(found.folio(), found.pfn, index)) else {
-            return self.not_there(vma, file);
+        let is_there = |found: &Found| match found.order {
+            0 => file.is_single_attached(p.meta(found.pfn), index),
+            _ => file.is_attached(found.folio(), found.pfn, index),
         };
+        let Some(found) = pages.look(index).filter(is_there) else { return self.not_there(vma, file) };
         let (policy, write) = (self.space.policy(), self.access == Access::Write);
         let asks = write && vma.asks_to_write();
         if asks && let Some(look) = self.ask_first(vma, found.pfn) {

@@ -81,6 +81,7 @@ impl<P: Platform> FileCache<P> {
         core::ptr::from_ref(self).cast_mut().cast()
     }
     /// Whether a folio is this cache's, the first page of it at `index`. Its owner is set after its index, and read before.
+    #[inline]
     pub(super) fn owns(&self, folio: &FrameMeta, index: u64) -> bool {
         folio.owner() == self.owner() && folio.index() == index
     }
@@ -127,22 +128,25 @@ impl<P: Platform> FileCache<P> {
     /// has grown again is stored after the pages from before were taken out.
     #[inline]
     pub(crate) fn is_attached(&self, folio: Pfn, pfn: Pfn, index: u64) -> bool {
-        let meta = self.p.meta(folio);
-        index * PAGE_SIZE < self.size()
-            && meta.owner() == self.owner()
-            && (meta.index() == index && meta.is_single_with(LOOKED_FOR | FrameFlags::POISON, VALID)
-                || self.is_part(folio, pfn, index))
+        folio == pfn && self.is_single_attached(self.p.meta(folio), index)
+            || self.is_part_attached(folio, pfn, index)
     }
-    /// The same for a page of a folio of several.
     #[cold]
-    fn is_part(&self, folio: Pfn, pfn: Pfn, index: u64) -> bool {
+    fn is_part_attached(&self, folio: Pfn, pfn: Pfn, index: u64) -> bool {
         let (part, found) = (pfn.0.wrapping_sub(folio.0), Found { pfn, order: self.p.meta(folio).order() });
         let indexes = found.indexes(index);
-        found.order > 0
+        index * PAGE_SIZE < self.size()
             && found.folio() == folio
             && index - indexes.start == part as u64
             && self.is_folio_attached(folio, indexes.start)
             && !self.p.meta(pfn).flags().contains(FrameFlags::POISON)
+    }
+    /// The same for a page that is a folio by itself; no for all others.
+    #[inline(always)]
+    pub(crate) fn is_single_attached(&self, page: &FrameMeta, index: u64) -> bool {
+        index * PAGE_SIZE < self.size()
+            && self.owns(page, index)
+            && page.is_single_with(LOOKED_FOR | FrameFlags::POISON, VALID)
     }
     /// Whether a folio is this file's, the first page of it at `index`, and its pages may be mapped that lie below the
     /// size, unless hardware reported an error in them.

@@ -52,7 +52,21 @@ pub struct CacheNode<P: Platform> {
     slots: Slots<P>,
 }
 
-type Leaf = [AtomicU64; SLOTS];
+/// A leaf's slot: what a reader sees of it, he sees in one load.
+#[derive(Debug)]
+pub(crate) struct PageSlot(AtomicU64);
+
+impl PageSlot {
+    #[inline]
+    pub fn load(&self) -> Option<Found> {
+        Found::of(self.0.load(Acquire))
+    }
+    fn store(&self, found: Option<Found>) {
+        self.0.store(found.map_or(0, Found::word), Release);
+    }
+}
+
+type Leaf = [PageSlot; SLOTS];
 
 impl<P: Platform> Pooled for CacheNode<P> {}
 
@@ -63,7 +77,7 @@ enum Slots<P: Platform> {
 
 impl<P: Platform> CacheNode<P> {
     fn leaf(run: Run) -> Self {
-        let slots: [_; SLOTS] = core::array::from_fn(|_| AtomicU64::new(0));
+        let slots: [_; SLOTS] = core::array::from_fn(|_| PageSlot(AtomicU64::new(0)));
         run.store(&slots);
         CacheNode { shift: 0, used: plain::AtomicU32::new(run.len as u32), slots: Slots::Leaf(slots) }
     }
@@ -146,8 +160,8 @@ impl<P: Platform> Index<P> {
     }
     /// The slot of the page at `index`, if it has a leaf.
     #[inline]
-    pub fn slot<'e>(&'e self, pin: &'e Pin<P>, index: u64) -> Option<Slot<'e>> {
-        Some(Slot(&self.leaf(pin, index)?[slot_of(index, 0)]))
+    pub fn slot<'e>(&'e self, pin: &'e Pin<P>, index: u64) -> Option<&'e PageSlot> {
+        Some(&self.leaf(pin, index)?[slot_of(index, 0)])
     }
 
     /// Calls `f` on the folios of which there are pages from `first` to `last`, in order: with the first such page of
@@ -199,7 +213,7 @@ impl<P: Platform> Index<P> {
     /// The page at `index`.
     pub fn get(&self, _: &Writer, index: u64) -> Option<Found> {
         match self.place(index) {
-            Place::Leaf(_, slots) => Found::of(slots[slot_of(index, 0)].load(Acquire)),
+            Place::Leaf(_, slots) => slots[slot_of(index, 0)].load(),
             _ => None,
         }
     }
@@ -303,7 +317,7 @@ impl<P: Platform> Index<P> {
         for i in 0..1 << folio.order {
             let small = Found { pfn: folio.pfn.add(i), order: 0 };
             if let Place::Leaf(_, slots) = self.place(index + i as u64) {
-                slots[slot_of(index + i as u64, 0)].store(small.word(), Release);
+                slots[slot_of(index + i as u64, 0)].store(Some(small));
             }
         }
     }
@@ -377,19 +391,8 @@ impl<P: Platform> Index<P> {
     }
 }
 
-/// A leaf's slot as a reader sees it.
-#[derive(Clone, Copy)]
-pub(super) struct Slot<'e>(&'e AtomicU64);
-
-impl Slot<'_> {
-    #[inline]
-    pub fn load(self) -> Option<Found> {
-        Found::of(self.0.load(Acquire))
-    }
-}
-
-fn empty(slots: &[AtomicU64]) {
-    slots.iter().for_each(|slot| slot.store(0, Release));
+fn empty(slots: &[PageSlot]) {
+    slots.iter().for_each(|slot| slot.store(None));
 }
 
 /// Looks pages up one after the other; those of one leaf by one walk.
@@ -410,10 +413,23 @@ impl<'e, P: Platform> Cursor<'e, P> {
     #[inline]
     pub fn look(&mut self, index: u64) -> Option<Found> {
         if self.at != index >> BITS {
-            self.at = index >> BITS;
-            self.leaf = self.index.leaf(self.pin, index);
+            self.go_to(index);
         }
-        Slot(&self.leaf?[slot_of(index, 0)]).load()
+        self.leaf?[slot_of(index, 0)].load()
+    }
+    /// The slots from the one for `index` to the end of its leaf, if there is one, and how many that are.
+    #[inline]
+    pub fn slots(&mut self, index: u64) -> (Option<&'e [PageSlot]>, usize) {
+        if self.at != index >> BITS {
+            self.go_to(index);
+        }
+        let first = slot_of(index, 0);
+        (self.leaf.map(|leaf| &leaf[first..]), SLOTS - first)
+    }
+    #[inline(never)]
+    fn go_to(&mut self, index: u64) {
+        self.at = index >> BITS;
+        self.leaf = self.index.leaf(self.pin, index);
     }
 }
 
@@ -436,7 +452,7 @@ fn scan<'n, P: Platform, B>(
         match &node.slots {
             Slots::Leaf(slots) => {
                 if at >= *first
-                    && let Some(found) = Found::of(slots[i as usize].load(Acquire))
+                    && let Some(found) = slots[i as usize].load()
                 {
                     *first = found.indexes(at).end;
                     f(at, found)?;

@@ -26,6 +26,11 @@ pub(crate) fn head_and_flags<P: Platform>(p: &'static P, pfn: Pfn) -> (Pfn, Fram
     if !flags.contains(FrameFlags::TAIL) {
         return (pfn, flags);
     }
+    of_tail(p, pfn, order)
+}
+
+#[cold]
+fn of_tail<P: Platform>(p: &'static P, pfn: Pfn, order: u8) -> (Pfn, FrameFlags) {
     let head = first_of(pfn, order);
     (head, p.meta(head).flags())
 }

@@ -255,6 +255,11 @@ impl FrameMeta {
     pub(crate) fn map_held(&self) {
         self.take(MAP);
     }
+    /// Gives a mapping and its reference back; true when it was the last reference.
+    #[must_use]
+    pub(crate) fn unmap(&self) -> bool {
+        self.give(REF + MAP, 1)
+    }
     /// Gives so many mappings and their references back; true when those were the last references.
     #[must_use]
     pub(crate) fn unmap_many(&self, n: u32) -> bool {

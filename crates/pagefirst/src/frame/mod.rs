@@ -198,21 +198,34 @@ pub(crate) fn free_aside<P: Platform>(p: &'static P) -> usize {
 
 /// Drops one mapping of each of these folios and its reference, and frees those that have no other. A folio that comes
 /// several times in a row is counted once.
-pub(crate) fn unmap_all<P: Platform>(p: &'static P, mut folios: &[Pfn]) {
+pub(crate) fn unmap_all<P: Platform>(p: &'static P, folios: &[Pfn]) {
+    let mut folios = folios.iter();
     let gone = || {
-        while let Some((&folio, mut rest)) = folios.split_first() {
-            let mut n = 1;
-            while let Some((_, more)) = rest.split_first().filter(|(next, _)| **next == folio) {
-                (n, rest) = (n + 1, more);
-            }
-            folios = rest;
-            if p.meta(folio).unmap_many(n) {
-                return Some(folio);
+        while let Some(folio) = folios.next() {
+            let more = folios.as_slice();
+            let is_last = match more.first() {
+                Some(next) if next == folio => {
+                    let more = run_of(*folio, more);
+                    if more > 0 {
+                        folios.nth(more - 1);
+                    }
+                    p.meta(*folio).unmap_many(1 + more as u32)
+                }
+                _ => p.meta(*folio).unmap(),
+            };
+            if is_last {
+                return Some(*folio);
             }
         }
         None
     };
     release_all(p, core::iter::from_fn(gone));
+}
+
+/// How often a folio comes at the start of these.
+#[cold]
+fn run_of(folio: Pfn, folios: &[Pfn]) -> usize {
+    folios.iter().take_while(|other| **other == folio).count()
 }
 
 /// Drops one reference of each of these frames, and frees those that have no other.

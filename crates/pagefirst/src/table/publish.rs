@@ -10,7 +10,7 @@ use super::slot::{Nothing, Slot, Walk, walk};
 use super::{PageTable, Reserve, retire};
 use crate::arch::Format;
 use crate::platform::Platform;
-use crate::sync::atomic::Relaxed;
+use crate::sync::atomic::{AtomicU64, Relaxed};
 use crate::sync::epoch::Pin;
 use crate::tlb::Gather;
 use crate::types::{VirtAddr, VirtRange};
@@ -48,14 +48,32 @@ pub(crate) trait Batch {
     /// Counts the mapping of the page at `va`, then validates the page, and gives its entry; `None`, with the count
     /// as before, when there is none or it is not valid any more. All entries are counted as the same.
     fn entry(&mut self, va: VirtAddr) -> Option<NewEntry>;
-    /// The same for a neighbour.
-    #[inline]
-    fn neighbour(&mut self, va: VirtAddr) -> Option<NewEntry> {
-        self.entry(va)
+    /// The same for neighbours: those of pages from `va` on, whose slots are `cells`, as far as these are free. `set` puts an
+    /// entry into its slot. Tells how many slots it dealt with: all, or up to a free one whose page is one of a
+    /// [run](Batch::run).
+    #[inline(always)]
+    fn around(
+        &mut self,
+        va: VirtAddr,
+        span: u64,
+        cells: &[AtomicU64],
+        mut set: impl FnMut(&AtomicU64, u64),
+    ) -> usize {
+        let mut at = va;
+        for cell in cells {
+            // An occupied neighbour is skipped, never a reason to fail (X8); so is the page itself.
+            if cell.load(Relaxed) == 0
+                && let Some(entry) = self.entry(at)
+            {
+                set(cell, entry.raw);
+            }
+            at.0 += span;
+        }
+        cells.len()
     }
-    /// The part of `window` that one count maps, when neither [`entry`](Batch::entry) nor
-    /// [`neighbour`](Batch::neighbour) gives an entry for `va` since its page is part of a larger folio: so many of its
-    /// pages as lie in there, without a look at whether they are valid.
+    /// The part of `window` that one count maps, when [`entry`](Batch::entry) gives none for `va`, or
+    /// [`around`](Batch::around) stopped there, since its page is part of a larger folio: so many of its pages as lie in
+    /// there, without a look at whether they are valid.
     fn run(&mut self, _va: VirtAddr, _window: VirtRange) -> Option<VirtRange> {
         None
     }
@@ -220,29 +238,31 @@ fn fill<P: Platform, B: Batch>(guard: &mut Guard<'_, P>, batch: &mut B) -> Optio
         return None;
     }
     let before = guard.entries();
+    let mut run = page..page;
     let counted = match batch.entry(va) {
         Some(NewEntry { raw, counted }) => {
             guard.set(page, raw);
             counted
         }
-        None => fill_run(guard, batch, va).filter(|_| guard.entry(page) != 0)?.1,
+        None => {
+            let (range, counted) = fill_run(guard, batch, va)?;
+            run = P::Format::slots(range, level);
+            counted
+        }
     };
-    if let Some((mut at, slots)) = window {
-        let mut cells = guard.cells(slots).iter();
-        while let Some(cell) = cells.next() {
-            // An occupied neighbour is skipped, never a reason to fail (X8); so is the page itself.
-            if cell.load(Relaxed) == 0 {
-                if let Some(entry) = batch.neighbour(at) {
-                    debug_assert_eq!(entry.counted, counted);
-                    guard.set_cell(cell, entry.raw);
-                } else if let Some((run, _)) = fill_run(guard, batch, at) {
-                    let others = ((run.end.0 - at.0) >> P::Format::shift(level)) as usize - 1;
-                    cells = cells.as_slice()[others..].iter();
-                    at = run.end;
-                    continue;
+    if let Some((start, slots)) = window {
+        let first = slots.start;
+        // What is before the page's own run, if it is one of a run, and what is behind it.
+        for mut slots in [slots.start..run.start, run.end..slots.end] {
+            while !slots.is_empty() {
+                let at = VirtAddr(start.0 + ((slots.start - first) as u64) * P::Format::span(level));
+                let cells = guard.cells(slots.clone());
+                slots.start +=
+                    batch.around(at, P::Format::span(level), cells, |cell, raw| guard.set_cell(cell, raw));
+                if !slots.is_empty() {
+                    slots.start = around_run(guard, batch, slots.start, at);
                 }
             }
-            at.0 += P::Format::span(level);
         }
     }
     let around = (guard.entries() - before) as u32 - 1;
@@ -254,6 +274,23 @@ fn fill<P: Platform, B: Batch>(guard: &mut Guard<'_, P>, batch: &mut B) -> Optio
         }
     }
     Some(around)
+}
+
+/// Sets the entries of the run that fault-around has come to, at slot `slot` of those that begin with the one for `at`;
+/// tells with which slot to go on.
+#[inline(never)]
+fn around_run<P: Platform, B: Batch>(
+    guard: &mut Guard<'_, P>,
+    batch: &mut B,
+    slot: usize,
+    at: VirtAddr,
+) -> usize {
+    let level = batch.level();
+    let va = VirtAddr(at.0 + (slot - P::Format::index(at, level)) as u64 * P::Format::span(level));
+    match fill_run(guard, batch, va) {
+        Some((run, _)) => P::Format::slots(run, level).end,
+        None => slot + 1,
+    }
 }
 
 /// Sets the entries of pages of one folio around `va`, as many as are free, with one count; tells which pages those are, and

@@ -79,12 +79,12 @@ impl Counted {
     /// As what an entry for a page of a folio with these flags counts.
     #[inline]
     pub fn page(flags: FrameFlags) -> Counted {
-        if flags.contains(FrameFlags::ANON) {
-            Counted::Anon
-        } else if flags.contains(FrameFlags::ZERO) {
-            Counted::Nothing
-        } else {
+        if flags.contains(FrameFlags::FILE) {
             Counted::File
+        } else if flags.contains(FrameFlags::ANON) {
+            Counted::Anon
+        } else {
+            Counted::Nothing
         }
     }
 }

@@ -4,7 +4,6 @@ use super::{BITS, CacheNode, LEAVES, Leaf, MOST, slot_of};
 use crate::frame::first_of;
 use crate::mem::{Reserved, Shared};
 use crate::platform::Platform;
-use crate::sync::atomic::{Relaxed, Release};
 use crate::types::{NoMemory, Pfn};
 use core::ops::Range;
 
@@ -46,8 +45,8 @@ impl Run {
     pub fn store(self, leaf: &Leaf) {
         let slots = &leaf[slot_of(self.index, 0)..][..self.len];
         for (slot, i) in slots.iter().zip(0..) {
-            debug_assert_eq!(slot.load(Relaxed), 0, "two pages at one index");
-            slot.store(Found { pfn: self.first.pfn.add(i), ..self.first }.word(), Release);
+            debug_assert_eq!(slot.load(), None, "two pages at one index");
+            slot.store(Some(Found { pfn: self.first.pfn.add(i), ..self.first }));
         }
     }
 }
