@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -46,8 +47,7 @@ struct Inner {
 type Says = Box<dyn Fn(u64) -> Io + Send + Sync>;
 
 enum Body {
-    /// What `unwritten` says at an offset, except for pages that were stored, and zero from the smallest size on that
-    /// the file was cut to.
+    /// What `unwritten` says at an offset, except for pages that were stored, and zero where it is to forget.
     Memory { stored: Mutex<Stored>, unwritten: Unwritten },
     /// A file of the host.
     Host(std::fs::File),
@@ -63,7 +63,7 @@ enum Unwritten {
 /// What a file in memory was told to keep.
 struct Stored {
     pages: BTreeMap<u64, Vec<u8>>,
-    cut: u64,
+    holes: Vec<Range<u64>>,
 }
 
 impl MachineFile {
@@ -99,7 +99,7 @@ impl MachineFile {
     }
 
     fn memory(unwritten: Unwritten) -> Self {
-        let stored = Mutex::new(Stored { pages: BTreeMap::new(), cut: u64::MAX });
+        let stored = Mutex::new(Stored { pages: BTreeMap::new(), holes: Vec::new() });
         Self::new(Body::Memory { stored, unwritten }, false)
     }
 
@@ -253,27 +253,44 @@ impl MachineFile {
             Body::Host(_) | Body::Shmem => Vec::new(),
         }
     }
+}
 
-    /// Forgets what is stored from `size` on: it reads as zero when the file grows again.
-    ///
-    /// # Errors
-    /// What the host says.
-    pub fn truncate(&self, size: u64) -> std::io::Result<()> {
-        match &self.0.body {
-            Body::Memory { stored, .. } => {
-                let mut stored = stored.lock();
-                stored.cut = stored.cut.min(size);
-                stored.pages.retain(|index, _| index * PAGE_SIZE < size);
-                if let Some(mut last) = stored.pages.last_entry() {
-                    let below = size.saturating_sub(last.key() * PAGE_SIZE).min(PAGE_SIZE);
-                    last.get_mut().truncate(below as usize);
-                }
-                Ok(())
-            }
-            Body::Host(file) if file.metadata()?.len() > size => file.set_len(size),
-            Body::Host(_) | Body::Shmem => Ok(()),
-        }
+impl Stored {
+    /// What is stored of a page, and the holes that reach into it.
+    fn page(&self, index: u64) -> (Vec<u8>, Vec<Range<u64>>) {
+        let (start, end) = (index * PAGE_SIZE, (index + 1).saturating_mul(PAGE_SIZE));
+        let holes = self.holes.iter().filter(|hole| hole.start < end && start < hole.end);
+        (self.pages.get(&index).cloned().unwrap_or_default(), holes.cloned().collect())
     }
+    fn forget(&mut self, hole: Range<u64>) {
+        self.pages.retain(|index, page| {
+            let at = |byte: u64| byte.saturating_sub(index * PAGE_SIZE).min(page.len() as u64) as usize;
+            let part = at(hole.start)..at(hole.end);
+            let whole = part.len() == page.len();
+            page[part].fill(0);
+            !whole
+        });
+        let overlaps = |known: &Range<u64>| known.start <= hole.end && hole.start <= known.end;
+        let known = self.holes.iter().filter(|known| overlaps(known));
+        let hole = known.fold(hole.clone(), |a, b| a.start.min(b.start)..a.end.max(b.end));
+        self.holes.retain(|known| !overlaps(known));
+        self.holes.push(hole);
+    }
+}
+
+/// Makes these bytes of a file of the host read as zero, those beyond its end included.
+fn cut(file: &std::fs::File, bytes: Range<u64>) -> std::io::Result<()> {
+    let end = file.metadata()?.len();
+    if bytes.end >= end {
+        return if bytes.start < end { file.set_len(bytes.start) } else { Ok(()) };
+    }
+    let mut at = bytes.start;
+    while at < bytes.end {
+        let n = (bytes.end - at).min(PAGE_SIZE);
+        file.write_all_at(&[0; PAGE_SIZE as usize][..n as usize], at)?;
+        at += n;
+    }
+    Ok(())
 }
 
 impl Inner {
@@ -285,16 +302,13 @@ impl Inner {
         let start = index * PAGE_SIZE;
         match &self.body {
             Body::Memory { stored, unwritten } => {
-                let (known, cut) = {
-                    let stored = stored.lock();
-                    (stored.pages.get(&index).cloned().unwrap_or_default(), stored.cut)
-                };
+                let (known, holes) = stored.lock().page(index);
                 let n = known.len().min(page.len());
                 page[..n].copy_from_slice(&known[..n]);
                 // The rest is zero already.
                 if let Unwritten::Says(unwritten) = unwritten {
-                    for (at, byte) in (start..cut).zip(page.iter_mut()).skip(n) {
-                        *byte = unwritten(at);
+                    for (at, byte) in (start..).zip(page.iter_mut()).skip(n) {
+                        *byte = if holes.iter().any(|hole| hole.contains(&at)) { 0 } else { unwritten(at) };
                     }
                 }
                 Io::Ready
@@ -372,6 +386,14 @@ impl File for MachineFile {
             }
             Body::Host(file) => file.write_all_at(bytes, index * PAGE_SIZE).map_err(|_| IoError),
             Body::Shmem => self.0.folios.write(index, bytes),
+        }
+    }
+
+    fn forget(&self, bytes: Range<u64>) {
+        match &self.0.body {
+            Body::Memory { stored, .. } => stored.lock().forget(bytes),
+            Body::Host(file) => cut(file, bytes).expect("the host forgets what it stored"),
+            Body::Shmem => {}
         }
     }
 

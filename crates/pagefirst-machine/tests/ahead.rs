@@ -184,7 +184,8 @@ fn stress_of_read_ahead() -> Result {
         for round in 0..6 {
             for i in (n * 50..PAGES).step_by(1 + (round == 5) as usize * 7) {
                 match cpu.load_u8(page(AT, i)) {
-                    Ok(byte) => assert_eq!(byte, mark(i)),
+                    // What was cut off is zero when the file grows again.
+                    Ok(byte) => assert!(byte == mark(i) || byte == 0 && i >= PAGES / 2, "page {i}: {byte}"),
                     Err(trap) => assert!(i >= PAGES / 2, "page {i}: {trap:?}"),
                 }
             }
@@ -195,9 +196,9 @@ fn stress_of_read_ahead() -> Result {
     };
     together(3, read, || {
         for _ in 0..50 {
-            c.set_size(machine, PAGES / 2 * PAGE_SIZE).expect("shrinks");
+            c.set_size(machine, PAGES / 2 * PAGE_SIZE);
             std::thread::sleep(Duration::from_micros(300));
-            let _ = c.set_size(machine, PAGES * PAGE_SIZE);
+            c.set_size(machine, PAGES * PAGE_SIZE);
             std::thread::sleep(Duration::from_micros(300));
         }
     });

@@ -236,7 +236,7 @@ fn faults_beyond_the_end_and_read_errors_are_sigbus() -> Result {
         assert_eq!((trap.error, trap.signal()), (FaultError::Bus(Bus::BeyondEnd), Some((Signal::Bus, 2))));
         assert_eq!(trap.si_addr(), page(at, i).0);
     }
-    cache.set_size(r.machine, 4 * PAGE_SIZE)?;
+    cache.set_size(r.machine, 4 * PAGE_SIZE);
     r.cpu.load_u8(page(at, 3))?;
     file.fail_reads(1, true);
     let trap = r.cpu.touch(page(at, 1), Access::Read).expect_err("a read error");

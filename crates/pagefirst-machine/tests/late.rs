@@ -108,9 +108,8 @@ fn c11_an_error_is_told_to_who_comes_without_the_ticket_and_keeps_it() -> Result
 fn r13_a_file_that_is_cut_while_a_page_is_read() -> Result {
     let (machine, s, file, c) = stage(4)?;
     let (gone, cut) = (blocked(&s, page(AT, 3), Access::Read)?, blocked(&s, page(AT, 1), Access::Write)?);
-    c.set_size(machine, PAGE_SIZE + 100)?;
-    file.truncate(PAGE_SIZE + 100)?;
-    c.set_size(machine, 4 * PAGE_SIZE)?;
+    c.set_size(machine, PAGE_SIZE + 100);
+    c.set_size(machine, 4 * PAGE_SIZE);
     assert!(file.finish(3) && file.finish(1));
     assert!(gone.is_ready() && cut.is_ready());
     // Both are read anew: nothing read before is seen.
@@ -128,7 +127,7 @@ fn r13_a_file_that_is_cut_while_a_page_is_read() -> Result {
     assert_eq!(first_byte(&s, page(AT, 3)), Some(0));
     // Beyond the end.
     let ticket = blocked(&s, page(AT, 2), Access::Read)?;
-    c.set_size(machine, 2 * PAGE_SIZE)?;
+    c.set_size(machine, 2 * PAGE_SIZE);
     file.finish(2);
     assert_eq!(s.retry(page(AT, 2), Access::Read, ticket).error(), Some(FaultError::Bus(Bus::BeyondEnd)));
     check(&s);
@@ -291,8 +290,8 @@ fn pages_are_completed_in_interrupts_with_locks_held() -> Result {
         let _ = wait.as_mut().poll(&mut Context::from_waker(&waker));
         waits.push((i, wait));
         if i % 64 == 0 {
-            c.set_size(machine, (i + 1) * PAGE_SIZE)?;
-            c.set_size(machine, 256 * PAGE_SIZE)?;
+            c.set_size(machine, (i + 1) * PAGE_SIZE);
+            c.set_size(machine, 256 * PAGE_SIZE);
         }
     }
     // Something to be interrupted.
@@ -330,7 +329,8 @@ fn stress_of_late_reads() -> Result {
             seen = seen.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let i = (seen >> 33) % PAGES;
             match cpu.load_u8(page(AT, i)) {
-                Ok(byte) => assert_eq!(byte, mark(i)),
+                // What was cut off is zero when the file grows again.
+                Ok(byte) => assert!(byte == mark(i) || byte == 0 && i >= PAGES / 2, "page {i}: {byte}"),
                 Err(trap) => assert!(
                     i == 13 && trap.error == FaultError::Bus(Bus::Io)
                         || i >= 32 && trap.error == FaultError::Bus(Bus::BeyondEnd),
@@ -346,9 +346,9 @@ fn stress_of_late_reads() -> Result {
     };
     together(3, read, || {
         for _ in 0..200 {
-            c.set_size(machine, PAGES / 2 * PAGE_SIZE).expect("shrinks");
+            c.set_size(machine, PAGES / 2 * PAGE_SIZE);
             std::thread::sleep(Duration::from_micros(200));
-            let _ = c.set_size(machine, PAGES * PAGE_SIZE);
+            c.set_size(machine, PAGES * PAGE_SIZE);
             std::thread::sleep(Duration::from_micros(200));
         }
     });
@@ -398,10 +398,10 @@ fn a_folio_is_there_when_all_of_it_is_and_one_bad_page_is_nobodys_but_its_own() 
     assert_eq!(s.retry(page(AT, 5), Access::Read, ticket).error(), IO);
     // Cut while it is read.
     s.discard(AT, 8 * PAGE_SIZE)?;
-    c.set_size(machine, 0)?;
-    c.set_size(machine, 8 * PAGE_SIZE)?;
+    c.set_size(machine, 0);
+    c.set_size(machine, 8 * PAGE_SIZE);
     let ticket = blocked(&s, page(AT, 4), Access::Read)?;
-    c.set_size(machine, 5 * PAGE_SIZE)?;
+    c.set_size(machine, 5 * PAGE_SIZE);
     while file.finish_one() {}
     assert!(ticket.is_ready());
     drop(ticket);

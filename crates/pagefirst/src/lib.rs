@@ -23,14 +23,16 @@
 //! **2. Announce, then lock every table.** Whoever takes something away announces it first (a mapping call retires
 //! the VMAs concerned), then locks, one at a time, every deepest live table that intersects the range, even where it
 //! looks empty, and takes away what is there; then it flushes; only then does it publish what comes instead. An
-//! install before that lock is found; one after it sees the announcement. (`table::range`, `space`.)
+//! install before that lock is found; one after it sees the announcement. (`table::range`, `space`.) Whoever takes pages
+//! away from a file marks them, walks the file's mappings like that, and lets a page go only when its map count is zero.
+//! (`file`, `rmap`.)
 //!
 //! **3. Dead with the last entry.** A table is marked dead in the store that unlocks it empty. Who meets a dead table
 //! clears the parent's slot under the parent's lock, owns the table from there, and walks again; it is reused after a
 //! flush and a grace period. (`table::record`, `table::retire`, `sync::epoch`.)
 //!
 //! # Lock order
-//! space writer (may sleep) > pin > one table > leaves (a file's index, limbo, slabs, per-CPU caches) > the frame
+//! space writer, or a file's changes > a page being stored (these may sleep) > pin > one table > leaves (a file's index, its mappings, limbo, slabs, per-CPU caches) > the frame
 //! allocator. One lock of each rank at a time; a flush is made with none of them held. Debug builds check it.
 //!
 //! # Example
@@ -65,6 +67,7 @@ pub mod limit;
 pub mod mem;
 pub mod platform;
 pub mod policy;
+mod rmap;
 pub mod space;
 pub mod sync;
 pub mod table;

@@ -10,7 +10,7 @@ use crate::sync::atomic::plain;
 use crate::sync::atomic::{AcqRel, Acquire, AtomicU32, AtomicU64, Relaxed};
 use crate::sync::epoch::Epoch;
 use crate::sync::{Bells, Spin};
-use crate::table::{TableCache, TableRecord};
+use crate::table::{PageTable, TableCache, TableRecord};
 use crate::types::{NoMemory, Pfn};
 
 /// One CPU's words and caches; the platform keeps one for each CPU, on lines of its own.
@@ -54,6 +54,7 @@ pub struct Vm<P: Platform> {
     pub(crate) epoch: Epoch,
     pub(crate) records: Slab<P, TableRecord>,
     pub(crate) tables_in_limbo: Limbo<P, Pfn>,
+    pub(crate) page_tables: Pool<P, PageTable<P>>,
     pub(crate) vmas: Pool<P, Vma<P>>,
     pub(crate) nodes: Pool<P, TreeNode<P>>,
     pub(crate) files: Pool<P, FileCache<P>>,
@@ -77,7 +78,7 @@ pub struct Held {
     pub frames: u64,
     /// Page tables, alive, reserved or in limbo; those in caches not included.
     pub tables: u64,
-    /// Slab objects: VMAs, tree nodes, files and nodes of their caches, limits.
+    /// Slab objects: spaces' page tables, VMAs, tree nodes, files and nodes of their caches, limits.
     pub objects: u64,
     /// Frames in per-CPU caches.
     pub cached_frames: u64,
@@ -95,6 +96,7 @@ impl<P: Platform> Vm<P> {
             epoch: Epoch::new(),
             records: Slab::new(),
             tables_in_limbo: Limbo::new(),
+            page_tables: Pool::new(),
             vmas: Pool::new(),
             nodes: Pool::new(),
             files: Pool::new(),
@@ -119,6 +121,7 @@ impl<P: Platform> Vm<P> {
     pub fn init(&'static self, p: &'static P, regions: &[Region]) -> Result<(), NoMemory> {
         debug_assert!(core::ptr::eq(self, p.vm()), "the platform answers with another Vm");
         assert!(self.zero.load(Relaxed) == 0 && self.frames.total_frames() == 0, "memory is taken over once");
+        self.page_tables.init(p);
         self.vmas.init(p);
         self.nodes.init(p);
         self.files.init(p);
@@ -191,7 +194,8 @@ impl<P: Platform> Vm<P> {
     pub fn collect(&'static self, p: &'static P, most: usize) -> usize {
         frame::free_aside(p);
         let now = self.epoch.advance(p);
-        self.vmas.collect(now, most)
+        self.page_tables.collect(now, most)
+            + self.vmas.collect(now, most)
             + self.nodes.collect(now, most)
             + self.files.collect(now, most)
             + self.cache_nodes.collect(now, most)
@@ -201,7 +205,8 @@ impl<P: Platform> Vm<P> {
 
     /// Tables and objects waiting for their grace period.
     pub fn in_limbo(&'static self, p: &'static P) -> usize {
-        self.vmas.in_limbo()
+        self.page_tables.in_limbo()
+            + self.vmas.in_limbo()
             + self.nodes.in_limbo()
             + self.files.in_limbo()
             + self.cache_nodes.in_limbo()
@@ -239,7 +244,8 @@ impl<P: Platform> Vm<P> {
         let huge_zero = self.drop_huge_zero(p);
         let tables = crate::table::drain(p);
         limit::drain(p);
-        let slabs = self.vmas.trim()
+        let slabs = self.page_tables.trim()
+            + self.vmas.trim()
             + self.nodes.trim()
             + self.files.trim()
             + self.cache_nodes.trim()
@@ -276,7 +282,8 @@ impl<P: Platform> Vm<P> {
     pub fn held(&'static self, p: &'static P) -> Held {
         let cached_frames = frame::cached(p);
         let cached_tables = crate::table::cached(p);
-        let objects = self.vmas.live()
+        let objects = self.page_tables.live()
+            + self.vmas.live()
             + self.nodes.live()
             + self.files.live()
             + self.cache_nodes.live()

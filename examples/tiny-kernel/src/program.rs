@@ -24,6 +24,8 @@ pub struct File {
 #[rustfmt::skip]
 impl file::File for File {
     fn id(&self) -> u64 { self.id }
+    fn forget(&self, _: core::ops::Range<u64>) {}
+
     fn tracks_writes(&self) -> bool { self.tracks_writes }
     fn read(&self, index: u64, mut page: FillGuard<'_>) -> Io {
         for (word, offset) in page.chunks_exact_mut(8).zip((index * PAGE_SIZE..).step_by(8)) {

@@ -74,7 +74,7 @@ fn c67_a_private_copy_that_fails_gives_copy_and_file_page_back_once() -> Result 
     }
     // The page it copies is taken from the file while it looks for memory: the copy is dropped with it.
     let inner = c.clone();
-    hook.arm(3, move || inner.set_size(machine, 2 * PAGE_SIZE).expect("shrinking never fails"));
+    hook.arm(3, move || inner.set_size(machine, 2 * PAGE_SIZE));
     assert_eq!(fault(&s, page(AT, 3), Access::Write), bus(Bus::BeyondEnd));
     assert_eq!(c.pages(), 1);
     s.quiesce();

@@ -29,11 +29,42 @@ pub enum Point {
 /// How often the point is passed before something happens there, and what.
 type Armed = (Point, u32, Box<dyn FnOnce() + Send>);
 
-thread_local!(static ARMED: RefCell<Option<Armed>> = const { RefCell::new(None) });
+/// Where the thread comes from that was begun.
+type UnderWay = std::sync::mpsc::Receiver<std::thread::JoinHandle<()>>;
+
+thread_local! {
+    static ARMED: RefCell<Option<Armed>> = const { RefCell::new(None) };
+    static UNDER_WAY: RefCell<Option<UnderWay>> = const { RefCell::new(None) };
+}
 
 /// At the `nth` time that this thread passes the point, `then` happens on another CPU.
 pub fn arm(point: Point, nth: u32, then: impl FnOnce() + Send + 'static) {
     ARMED.set(Some((point, nth, Box::new(then))));
+}
+
+/// At the `nth` time that this thread passes the point, `then` begins on another CPU, and this thread goes on as soon as
+/// `until` says so. [`finish`] waits for its end.
+pub fn arm_until(
+    point: Point,
+    nth: u32,
+    until: impl Fn() -> bool + Send + 'static,
+    then: impl FnOnce() + Send + 'static,
+) {
+    let (begun, end) = std::sync::mpsc::channel();
+    UNDER_WAY.set(Some(end));
+    arm(point, nth, move || {
+        let thread = std::thread::spawn(then);
+        while !until() && !thread.is_finished() {
+            std::thread::yield_now();
+        }
+        assert!(begun.send(thread).is_ok(), "nobody waits for it");
+    });
+}
+
+/// Waits for the end of what was begun.
+pub fn finish() {
+    let thread = UNDER_WAY.take().and_then(|end| end.recv().ok());
+    assert!(thread.is_some_and(|thread| thread.join().is_ok()), "what was to happen meanwhile failed");
 }
 
 /// Takes back what was armed.

@@ -197,6 +197,7 @@ impl<F: Format> Case<F> {
             Op::ReadFile { file, at, len } => self.read_file(step, file, at, len),
             Op::WriteFile { file, at, len, value } => self.write_file(step, file, at, vec![value; len]),
             Op::Resize { file, size } => self.resize(step, file, size),
+            Op::Punch { file, hole } => self.punch(step, file, hole),
             Op::Evict(file) => self.evict(step, file),
             Op::WriteBack(file) => self.write_back(step, file),
         }
@@ -396,15 +397,19 @@ impl<F: Format> Case<F> {
     }
 
     fn resize(&mut self, step: &Step, file: usize, size: u64) {
-        // Mapped pages beyond the end are truncation's, which the library does not do yet.
-        if self.spaces.iter().any(|space| space.maps(file, pages_of(size), u64::MAX)) {
-            return;
-        }
         let (machine, cache) = (self.machine, self.real.caches[file].clone());
-        let found = self.crew.on(step.cpu, move |_| cache.set_size(machine, size));
-        assert_eq!(found, Ok(()), "{step:?}");
-        self.stores[file].truncate(size).expect("it is in memory");
+        self.crew.on(step.cpu, move |_| cache.set_size(machine, size));
+        let lost = pages_of(size)..u64::MAX;
+        self.spaces.iter_mut().for_each(|space| space.lose(file, &lost, false));
         self.files[file].resize(size);
+    }
+
+    fn punch(&mut self, step: &Step, file: usize, hole: Range<u64>) {
+        let (machine, cache, bytes) = (self.machine, self.real.caches[file].clone(), hole.clone());
+        self.crew.on(step.cpu, move |_| cache.punch(machine, bytes));
+        let lost = pages_of(hole.start)..hole.end / PAGE_SIZE;
+        self.spaces.iter_mut().for_each(|space| space.lose(file, &lost, true));
+        self.files[file].punch(&hole);
     }
 
     fn evict(&mut self, step: &Step, file: usize) {

@@ -2,6 +2,7 @@
 
 use pagefirst::types::PAGE_SIZE;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
 /// The bytes of a page; copied when one of several owners writes.
@@ -80,7 +81,23 @@ impl File {
     pub fn fetch(&mut self, index: u64) {
         self.cached.entry(index).or_insert(false);
     }
-    /// Gives the file another size; none of its pages beyond it is mapped.
+    /// Makes bytes a hole.
+    pub fn punch(&mut self, hole: &Range<u64>) {
+        if hole.start >= hole.end.min(self.size) {
+            return;
+        }
+        for index in hole.start / PAGE_SIZE..pages_of(hole.end) {
+            let at = |byte: u64| {
+                (byte.clamp(index * PAGE_SIZE, (index + 1) * PAGE_SIZE) - index * PAGE_SIZE) as usize
+            };
+            let mut bytes = self.bytes(index);
+            Arc::make_mut(&mut bytes)[at(hole.start)..at(hole.end)].fill(0);
+            self.changed.insert(index, bytes);
+        }
+        let whole = pages_of(hole.start)..hole.end / PAGE_SIZE;
+        self.cached.retain(|index, _| !whole.contains(index));
+    }
+    /// Gives the file another size.
     pub fn resize(&mut self, size: u64) {
         let last = size / PAGE_SIZE;
         if size < self.size {

@@ -160,6 +160,19 @@ impl Space {
         }
     }
 
+    /// Pages of a file, from the first of `lost` on, are no longer the file's: they leave the tables, and with them private
+    /// copies, if they do not stay.
+    pub fn lose(&mut self, file: usize, lost: &Range<u64>, copies_stay: bool) {
+        let is_gone = |page: &u64, entry: &Entry| {
+            let shown = self.areas.at(*page).and_then(|area| area.shows.file());
+            shown.is_some_and(|(f, index)| f == file && lost.contains(&index))
+                && !(copies_stay && matches!(entry, Entry::Own(_)))
+        };
+        let gone: Vec<u64> =
+            self.entries.iter().filter(|(page, entry)| is_gone(page, entry)).map(|(page, _)| *page).collect();
+        gone.into_iter().for_each(|page| self.zap(page..page + 1));
+    }
+
     /// Grows a stack down to `page`, if one is above and may.
     pub fn grow_stack(&mut self, page: u64) -> bool {
         let Some(stack) = self.areas.stack_above(page) else { return false };

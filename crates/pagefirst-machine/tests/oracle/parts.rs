@@ -76,6 +76,7 @@ impl Part {
             | Op::ReadFile { .. }
             | Op::WriteFile { .. }
             | Op::Resize { .. }
+            | Op::Punch { .. }
             | Op::Evict(_)
             | Op::WriteBack(_)
             | Op::Leave

@@ -93,6 +93,10 @@ pub enum Op {
         file: usize,
         size: u64,
     },
+    Punch {
+        file: usize,
+        hole: Range<u64>,
+    },
     Evict(usize),
     WriteBack(usize),
     /// The CPU leaves the space that it runs.
@@ -227,6 +231,13 @@ fn file_ops() -> BoxedStrategy<Op> {
             .prop_map(|((file, at, len), value)| Op::WriteFile { file, at, len, value }),
         1 => (file(), prop_oneof![2 => 0..10 * PAGE_SIZE, 1 => 0..40 * PAGE_SIZE, 1 => 0..LARGEST])
             .prop_map(|(file, size)| Op::Resize { file, size }),
+        // It gets its end back, if another size was set before.
+        1 => file().prop_map(|file| Op::Resize { file, size: FILES[file] }),
+        1 => (place(), any::<bool>()).prop_map(|((file, at, len), whole)| {
+            let hole = at..at + len as u64;
+            let pages = at / PAGE_SIZE * PAGE_SIZE..(hole.end / PAGE_SIZE + 1) * PAGE_SIZE;
+            Op::Punch { file, hole: if whole { pages } else { hole } }
+        }),
         3 => file().prop_map(Op::Evict),
         1 => file().prop_map(Op::WriteBack),
     ]

@@ -3,7 +3,7 @@
 use super::anon::readable;
 use super::around::window;
 use super::hand::Need;
-use super::{Bus, Fault, FaultError, Look, Outcome, huge};
+use super::{Bus, Fault, FaultError, For, Look, Outcome, Ticket, huge};
 use crate::arch::{Attrs, Format};
 use crate::file::{Cursor, FileCache, Found, Lookup};
 use crate::frame::{self, FrameFlags};
@@ -303,6 +303,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             Lookup::Filling(page) if !page.meta().flags().contains(FrameFlags::AHEAD) => {
                 Look::Done(Outcome::Blocked(file.ticket(page)))
             }
+            Lookup::Removing(turn) => Look::Done(Outcome::Blocked(Ticket(For::Removal(file.clone(), turn)))),
             Lookup::BeyondEnd => Look::error(FaultError::Bus(Bus::BeyondEnd)),
             // What is there is marked: more is to be read.
             Lookup::Missing | Lookup::Failed(_) | Lookup::Page(_) | Lookup::Filling(_) => {

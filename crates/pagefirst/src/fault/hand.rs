@@ -230,7 +230,7 @@ impl<'a, P: Platform> Hand<'a, P> {
             }
             Need::Copy(source) => self.huge_copy(space, source),
             Need::Split => self.split(space, addr)?,
-            Need::Page(file, index, wanted) => self.read(space, &file, index, wanted)?,
+            Need::Page(file, index, wanted) => self.read(space, file, index, wanted)?,
             Need::Leave(file, page) => self.ask(&file, page)?,
             Need::Tables(n) => self.tables(p, n)?,
             Need::Flush(seen) => {
@@ -313,7 +313,7 @@ impl<'a, P: Platform> Hand<'a, P> {
     fn read(
         &mut self,
         space: &AddressSpace<P>,
-        file: &FileCache<P>,
+        file: Shared<P, FileCache<P>>,
         index: u64,
         wanted: Wanted,
     ) -> Result<(), Outcome<'a, P>> {
@@ -334,6 +334,7 @@ impl<'a, P: Platform> Hand<'a, P> {
             Err(ReadError::OverLimit(OverLimit(id))) => Err(Outcome::Error(FaultError::OverLimit(id))),
             Err(ReadError::NoMemory) => Err(Outcome::Error(FaultError::NoMemory)),
             Err(ReadError::Blocked(ticket)) => Err(Outcome::Blocked(ticket)),
+            Err(ReadError::Removing(turn)) => Err(Outcome::Blocked(Ticket(For::Removal(file, turn)))),
         }
     }
 

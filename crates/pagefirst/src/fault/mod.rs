@@ -39,7 +39,7 @@ pub use crate::sync::Wait;
 pub(crate) use huge::{LEVEL as HUGE_LEVEL, order as huge_order};
 pub use outcome::{Bus, FaultError, Outcome, Segv, Signal};
 pub use ticket::Ticket;
-pub(crate) use ticket::{For, page_key, writer_key};
+pub(crate) use ticket::{For, page_key, removal_key, writer_key};
 
 use crate::arch::{Attrs, Format};
 use crate::platform::Platform;

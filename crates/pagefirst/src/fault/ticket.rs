@@ -1,6 +1,8 @@
 //! What a blocked fault waits for.
 
+use crate::file::FileCache;
 use crate::frame::{Frame, FrameFlags};
+use crate::mem::Shared;
 use crate::platform::Platform;
 use crate::space::AddressSpace;
 use crate::sync::{Awaited, Bells, Wait};
@@ -27,6 +29,8 @@ pub(crate) enum For<'a, P: Platform> {
     Page(Frame<P>, u64),
     /// The file's answer, whether this page may be written to.
     Answer(Frame<P>),
+    /// The removal of pages of this file that was at work in this turn.
+    Removal(Shared<P, FileCache<P>>, u64),
 }
 
 /// What is rung when this page was read, or could not be.
@@ -37,6 +41,11 @@ pub(crate) fn page_key(page: Pfn) -> u64 {
 /// What is rung when a mapping call has ended. By the root of the page tables, which is no page of a file.
 pub(crate) fn writer_key<P: Platform>(space: &AddressSpace<P>) -> u64 {
     page_key(space.page_table().root_frame())
+}
+
+/// What is rung when a removal of pages of this file has ended. An odd number, as no page's is.
+pub(crate) fn removal_key<P: Platform>(file: &FileCache<P>) -> u64 {
+    file.owner().addr() as u64 | 1
 }
 
 impl<P: Platform> Ticket<'static, P> {
@@ -53,6 +62,7 @@ impl<P: Platform> Ticket<'_, P> {
     pub fn is_ready(&self) -> bool {
         match &self.0 {
             For::Writer(space, turn) => space.turn() != *turn,
+            For::Removal(file, turn) => file.turn() != *turn,
             For::Page(page, _) => !page.meta().flags().contains(FrameFlags::FILLING),
             For::Answer(page) => !page.meta().flags().contains(FrameFlags::ASKED),
         }
@@ -62,6 +72,7 @@ impl<P: Platform> Ticket<'_, P> {
         match &self.0 {
             For::Writer(space, _) => writer_key(space),
             For::Page(page, _) | For::Answer(page) => page_key(page.pfn()),
+            For::Removal(file, _) => removal_key(file),
         }
     }
     /// The page that is waited for.
@@ -69,13 +80,14 @@ impl<P: Platform> Ticket<'_, P> {
     pub(crate) fn page(&self) -> Option<&Frame<P>> {
         match &self.0 {
             For::Page(page, _) => Some(page),
-            For::Writer(..) | For::Answer(_) => None,
+            For::Writer(..) | For::Removal(..) | For::Answer(_) => None,
         }
     }
     fn platform(&self) -> &'static P {
         match &self.0 {
             For::Writer(space, _) => space.platform(),
             For::Page(page, _) | For::Answer(page) => page.platform(),
+            For::Removal(file, _) => file.p,
         }
     }
 }
@@ -114,6 +126,7 @@ impl<P: Platform> fmt::Debug for Ticket<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             For::Writer(_, turn) => write!(f, "mapping call {turn}"),
+            For::Removal(file, turn) => write!(f, "removal {turn} of {file:?}"),
             For::Page(page, _) => write!(f, "{page:?} being read"),
             For::Answer(page) => write!(f, "an answer about {page:?}"),
         }

@@ -7,7 +7,7 @@
 //! split, and the small page copied.
 
 use super::hand::{Need, Why};
-use super::{Bus, Fault, FaultError, Look, Outcome};
+use super::{Fault, Look, Outcome};
 use crate::arch::{Attrs, Format};
 use crate::frame::{FrameFlags, Part, head_of};
 use crate::platform::Platform;
@@ -60,10 +60,11 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
                 return Look::Again;
             }
         } else if let Backing::File { file, .. } = &vma.backing {
-            // The file may have shrunk since the page was mapped.
+            // It may be on its way out of the file.
             let page = pfn.add(P::Format::pages_into(self.addr, slot.level()));
             if !file.is_attached(head_of(p, pfn), page, vma.index_of(self.addr)) {
-                return Look::error(FaultError::Bus(Bus::BeyondEnd));
+                drop(slot);
+                return self.not_there(vma, file);
             }
             if asks && !self.has_leave(head_of(p, pfn)) {
                 return Look::Again;

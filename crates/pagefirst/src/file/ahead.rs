@@ -161,6 +161,7 @@ impl<P: Platform> FileCache<P> {
                 Err(Refused::Short(Short(n))) => nodes.reserve_at_hand(p, n).ok()?,
                 // Another was faster, or the file is shorter by now.
                 Err(Refused::Again) => return Some(index + 1),
+                Err(Refused::Removing(_)) => return Some(behind),
             }
         }
     }

@@ -5,20 +5,28 @@ use super::index::{Cursor, Cut, Found, Index, Writer};
 use crate::frame::{self, Frame, FrameFlags, FrameMeta, Part};
 use crate::mem::{Pooled, Shared};
 use crate::platform::Platform;
-use crate::sync::Spin;
+use crate::rmap::Mappings;
 use crate::sync::atomic::{Acquire, AtomicU64};
 use crate::sync::epoch::Pin;
+use crate::sync::{Lock, Spin};
 use crate::types::{NoMemory, PAGE_SIZE, Pfn};
 use core::fmt;
 
 /// The pages of a file that are in memory. It goes away with its last [`Shared`], and its pages with it.
 pub struct FileCache<P: Platform> {
-    pub(super) p: &'static P,
+    pub(crate) p: &'static P,
     pub(super) file: P::File,
     /// Bytes; changed under the lock.
     pub(super) size: AtomicU64,
     pub(super) index: Index<P>,
     pub(super) writer: Spin<P, Writer>,
+    /// Held while the size changes or pages are removed.
+    pub(super) changes: Lock<P, P::WriterLock, ()>,
+    /// Held while a page is stored.
+    pub(super) stores: Lock<P, P::WriterLock, ()>,
+    /// Removals begun and ended: odd while one is at work.
+    pub(super) turn: AtomicU64,
+    pub(crate) mappings: Spin<P, Mappings<P>>,
 }
 
 impl<P: Platform> Pooled for FileCache<P> {}
@@ -31,6 +39,8 @@ pub(crate) enum Lookup<P: Platform> {
     Filling(Frame<P>),
     /// The page's folio, which could not be read, and nobody has told of that yet.
     Failed(Frame<P>),
+    /// A page on its way out, in this turn of the file ([`FileCache::turn`]).
+    Removing(u64),
     /// A page in which hardware reported a memory error.
     Poisoned,
     /// The file ends before it.
@@ -57,6 +67,10 @@ impl<P: Platform> FileCache<P> {
             size: AtomicU64::new(size),
             index: Index::new(),
             writer: Spin::new(Writer::new()),
+            changes: Lock::ranked(0, ()),
+            stores: Lock::ranked(0, ()),
+            turn: AtomicU64::new(0),
+            mappings: Spin::new(Mappings::new()),
         }))
     }
     /// The file.
@@ -71,7 +85,7 @@ impl<P: Platform> FileCache<P> {
     pub(crate) fn pages_below(&self) -> u64 {
         pages_of(self.size())
     }
-    /// Pages in memory, those that are being read in and those beyond the end that are still mapped included.
+    /// Pages in memory, those that are being read in included.
     pub fn pages(&self) -> u64 {
         self.writer.lock(self.p).pages()
     }
@@ -114,6 +128,10 @@ impl<P: Platform> FileCache<P> {
                 }
                 if state == FrameFlags::FAILED {
                     return Lookup::Failed(folio);
+                }
+                let turn = self.turn();
+                if state.contains(FrameFlags::GOING) && turn % 2 == 1 {
+                    return Lookup::Removing(turn);
                 }
             }
             // It is being taken out: a few instructions of whoever holds the lock.

@@ -32,6 +32,9 @@ pub enum ReadError<P: Platform> {
     /// It is being read in: call again when the ticket is ready, and keep it until then.
     #[error("being read in")]
     Blocked(Ticket<'static, P>),
+    /// It is being removed: until this turn of the file is over. Then look again.
+    #[error("being removed")]
+    Removing(u64),
 }
 
 impl<P: Platform> From<NoMemory> for ReadError<P> {
@@ -58,6 +61,7 @@ impl<P: Platform> fmt::Debug for ReadError<P> {
             ReadError::OverLimit(over) => f.debug_tuple("OverLimit").field(over).finish(),
             ReadError::NoMemory => f.write_str("NoMemory"),
             ReadError::Blocked(ticket) => f.debug_tuple("Blocked").field(ticket).finish(),
+            ReadError::Removing(turn) => f.debug_tuple("Removing").field(turn).finish(),
         }
     }
 }
@@ -66,12 +70,6 @@ impl<P: Platform> fmt::Debug for ReadError<P> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SizeError {
-    /// A page beyond the old end, from before the file shrank, is mapped still: its contents would come back.
-    #[error("page {index}, beyond the end, is still mapped")]
-    StillMapped {
-        /// The page's index.
-        index: u64,
-    },
     /// The end would not be a 64-bit number.
     #[error("file too large")]
     TooLarge,

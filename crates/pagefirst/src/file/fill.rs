@@ -128,6 +128,8 @@ pub(super) enum Refused {
     Short(Short),
     /// The file ends before it, or there is one: look again.
     Again,
+    /// It is being removed, in this turn.
+    Removing(u64),
 }
 
 impl<P: Platform> FileCache<P> {
@@ -183,6 +185,7 @@ impl<P: Platform> FileCache<P> {
                     }
                     continue;
                 }
+                Lookup::Removing(turn) => return Err(ReadError::Removing(turn)),
                 Lookup::Poisoned => return Err(ReadError::Poisoned),
                 Lookup::BeyondEnd => return Err(ReadError::BeyondEnd),
                 Lookup::Missing => {}
@@ -228,6 +231,7 @@ impl<P: Platform> FileCache<P> {
                     Err(NoMemory) => return Err(ReadError::NoMemory),
                 },
                 Err(Refused::Again) => spare = Some(folio),
+                Err(Refused::Removing(turn)) => return Err(ReadError::Removing(turn)),
             }
         }
     }
@@ -272,6 +276,9 @@ impl<P: Platform> FileCache<P> {
         let size = self.size.load(Relaxed);
         if index >= pages_of(size) || self.index.room(&w, index, found.order) != Some(found.order) {
             return Err(Refused::Again);
+        }
+        if self.is_removing(&w, &found.indexes(index)) && !cfg!(mutant = "insert_while_removing") {
+            return Err(Refused::Removing(self.turn()));
         }
         self.index.insert(&mut w, index, found, nodes).map_err(Refused::Short)?;
         held.into_held();

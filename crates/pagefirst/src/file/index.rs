@@ -25,6 +25,7 @@ use core::ops::ControlFlow::{self, Break, Continue};
 
 mod parts;
 
+use core::ops::Range;
 pub(crate) use parts::Found;
 use parts::Run;
 pub(super) use parts::{Cut, Nodes, Short};
@@ -109,12 +110,14 @@ fn top_shift(index: u64) -> u32 {
 /// Possession proves that the cache's lock is held.
 pub(super) struct Writer {
     pages: u64,
+    /// The pages that are being removed, in part at least: none is inserted there.
+    pub removing: Range<u64>,
 }
 
 impl Writer {
     /// For the lock to hold.
     pub const fn new() -> Self {
-        Writer { pages: 0 }
+        Writer { pages: 0, removing: 0..0 }
     }
     /// Pages in the index.
     pub const fn pages(&self) -> u64 {

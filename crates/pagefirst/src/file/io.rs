@@ -3,7 +3,6 @@
 use super::cache::{FileCache, LOOKED_AT, Lookup, Outs, pages_of};
 use super::error::{IoError, ReadError, SizeError, WriteBackError, WriteError};
 use super::index::{Found, LAST_INDEX, MAX_FOLIO_ORDER, Nodes, Short};
-use super::size::Left;
 use super::{File as _, Hint};
 use crate::frame::{Frame, FrameFlags, Part, bytes, words};
 use crate::limit::Payer;
@@ -46,6 +45,10 @@ impl<P: Platform> FileCache<P> {
             let page = match self.read(p, index) {
                 Ok(page) => page,
                 Err(ReadError::BeyondEnd) => break,
+                Err(ReadError::Removing(_)) => {
+                    self.wait_for_removal(p);
+                    continue;
+                }
                 Err(_) if done > 0 => break,
                 Err(e) => return Err(e),
             };
@@ -91,10 +94,14 @@ impl<P: Platform> FileCache<P> {
             let page = match self.read(p, index) {
                 Ok(page) => page,
                 Err(ReadError::BeyondEnd) => continue,
+                Err(ReadError::Removing(_)) => {
+                    self.wait_for_removal(p);
+                    continue;
+                }
                 Err(e) => return Err(e.into()),
             };
             // Grown first: growing zeroes what was beyond the end.
-            self.grow_to(p, end)?;
+            self.grow_to(p, end);
             bytes::write(page.words(), place, from);
             page.meta().set(FrameFlags::DIRTY);
             // A shrink that came between has taken the page out: what was written is gone with it.
@@ -105,22 +112,13 @@ impl<P: Platform> FileCache<P> {
     }
 
     /// Sees that the file has `end` bytes at least.
-    fn grow_to(&self, p: &'static P, end: u64) -> Result<(), SizeError> {
-        while self.size() < end {
-            let mut outs = Outs::new();
-            let pin = Pin::new(p);
-            let mut w = self.writer.lock(p);
-            if self.size.load(Relaxed) >= end {
-                break;
+    fn grow_to(&self, p: &'static P, end: u64) {
+        if self.size() < end {
+            let _alone = self.changes.lock(p);
+            if self.size() < end {
+                self.grow(p, end);
             }
-            match self.clear_beyond(p, &pin, &mut w, &mut outs) {
-                Ok(()) => self.size.store(end, Release),
-                Err(Left::More(_)) => {}
-                Err(Left::Mapped(index)) => return Err(SizeError::StillMapped { index }),
-            }
-            drop((w, pin));
         }
-        Ok(())
     }
 
     /// Writes bytes of a page that lies wholly beyond the end, so that nothing need be read: the page is there with
@@ -174,25 +172,20 @@ impl<P: Platform> FileCache<P> {
         nodes: &mut Nodes<P>,
     ) -> Result<Appended, WriteError<P>> {
         let (index, place, _) = part(at, from.len());
-        let mut outs = Outs::new();
         // Not the last reference wherever it goes, so it may be dropped under the lock.
         let held = folio.another();
         let found = Found { pfn: held.pfn(), order: held.order() };
-        let pin = Pin::new(p);
+        let _alone = self.changes.lock(p);
         let mut w = self.writer.lock(p);
         if index < pages_of(self.size.load(Relaxed)) {
             return Ok(Appended::No);
         }
-        match self.clear_beyond(p, &pin, &mut w, &mut outs) {
-            Ok(()) => {}
-            Err(Left::More(_)) => return Ok(Appended::Again),
-            Err(Left::Mapped(index)) => return Err(SizeError::StillMapped { index }.into()),
-        }
+        self.clear_tail(p, &w);
         if let Some(there) = self.index.get(&w, index) {
             let meta = p.meta(there.folio());
             if !meta.flags().contains(FrameFlags::UP_TO_DATE) {
                 let reading = Frame::try_get(p, there.folio());
-                drop((w, pin));
+                drop(w);
                 let Some(folio) = reading.filter(|folio| !self.take_failed(folio)) else {
                     return Ok(Appended::Again);
                 };
@@ -262,6 +255,12 @@ impl<P: Platform> FileCache<P> {
     fn store(&self, folio: &Frame<P>, copy: &mut Frame<P>, stored: &mut u64) -> Result<(), IoError> {
         let meta = folio.meta();
         let mut result = Ok(());
+        // A removal waits for what is being stored; afterwards that is not to be stored any more.
+        let _one = self.stores.lock(self.p);
+        let is_going = !self.owns(meta, meta.index()) || meta.flags().contains(FrameFlags::GOING);
+        if is_going && !cfg!(mutant = "store_what_is_going") {
+            return Ok(());
+        }
         // Cleared before it is read: who writes after that, sets it again.
         meta.clear(FrameFlags::DIRTY);
         for (index, pfn) in (meta.index()..).zip(folio.frames()) {

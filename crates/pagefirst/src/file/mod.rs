@@ -8,27 +8,25 @@
 //! leaf of the lock order: nodes are reserved before it is taken, what is taken out is dropped after it was left, and
 //! files are read and written outside it. Look-ups and the validation of a fault take no lock:
 //!
-//! | | look-up | fault validates | read in | write | grow | shrink | evict |
+//! | | look-up | fault validates | read in | write | grow | remove | evict |
 //! |---|---|---|---|---|---|---|---|
 //! | look-up | free | free | sees `FILLING` | free | free | the size, or owner and slot, read after the reference was taken | the frozen count refuses it |
 //! | fault validates | | table lock | needs `UP_TO_DATE` | free | size read before the owner | map count against `GOING` and the size | the frozen count refuses it |
 //! | read in | | | the slot | waits for the page | zeroes beyond the size at its insert | a page that is filling is marked `GOING` in one step, so never up to date; it is taken out, and read anew | the reader's reference |
-//! | write | | | | words | the lock | as if written before | the writer's reference; `DIRTY` is set before it goes |
-//! | grow, shrink | | | | | the lock | the lock | the lock |
+//! | write | | | | words | one at a time, and the lock | as if written before | the writer's reference; `DIRTY` is set before it goes |
+//! | grow, remove | | | | | one at a time | one at a time | the lock |
 //!
 //! **Evict** freezes the count (one reference, no mapping, to none), and only then looks whether the page is dirty:
 //! whoever wrote to it set `DIRTY` before giving his reference or mapping back.
 //!
-//! **Shrink** stores the size first. Then a page beyond it is marked `GOING` and its map count is read with a
-//! read-modify-write. A fault raises the map count with one, and then validates. So if the map count reads zero, a
-//! later fault sees the mark and the size; otherwise the page stays, attached but beyond the end, so invalid.
+//! **Remove** (the file shrinks, or a hole is punched) is protocol 2; `truncate` states it.
 //!
-//! **Contents never return.** Growing, under the lock, first zeroes the old last page beyond the end and takes out
-//! every page beyond it; one that is still mapped refuses the growth. Only then is the size stored.
+//! **Contents never return.** When a file has shrunk, no page beyond its end is in memory or mapped, and its storage has
+//! forgotten them. Growing, under the lock, zeroes the old last page beyond the end, and only then stores the size.
 //!
 //! **Folios** of several pages are attached, read in and taken out whole: their first frame has the metadata, and each
 //! page its slot in the index. Only a folio that nobody maps or refers to becomes small pages (its count is frozen
-//! meanwhile, as for evict): at a shrink, where it reaches beyond the end. What of a folio lies beyond the end is zero.
+//! meanwhile, as for evict): at an edge of a removal. What of a folio lies beyond the end is zero.
 //!
 //! Dropped pages that hardware reported as bad are freed like others.
 
@@ -42,9 +40,9 @@ mod io;
 #[cfg(all(test, loom))]
 mod model;
 mod shmem;
-mod size;
 #[cfg(all(test, not(loom)))]
-mod test;
+pub(crate) mod test;
+mod truncate;
 
 pub(crate) use ahead::{Pace, Wanted};
 pub(crate) use ask::MayWrite;
@@ -58,11 +56,12 @@ pub use index::{CacheNode, MAX_FOLIO_ORDER};
 pub(crate) use index::{Cursor, Found};
 pub use shmem::{Shmem, ShmemHuge};
 
+use core::ops::Range;
+
 /// What the embedder supplies for a file: where its pages come from and go to.
 ///
 /// The cache owns the size and the pages; the file, what is stored. What it stored beyond a size that was set must
-/// not come back: who shrinks a file tells the cache first ([`FileCache::set_size`]), then makes the storage forget
-/// the bytes beyond, and only then lets it grow again. One file has one cache at a time.
+/// not come back: the cache tells it what to [forget](File::forget). One file has one cache at a time.
 pub trait File: Clone + Eq + Send + Sync + 'static {
     /// A number that names the file among all files.
     fn id(&self) -> u64;
@@ -93,6 +92,10 @@ pub trait File: Clone + Eq + Send + Sync + 'static {
     /// # Errors
     /// [`IoError`]: the page stays dirty.
     fn write(&self, index: u64, bytes: &[u8]) -> Result<(), IoError>;
+    /// What is stored of these bytes is to read as zero from now on: the file has shrunk to where they start (then they
+    /// have no end), or they are a hole. Called with no spin lock and no pin held, and before anybody reads in what of it
+    /// may be read; it must not use the file's cache.
+    fn forget(&self, bytes: Range<u64>);
     /// Whether shared pages are mapped read-only until they are written, so that it is known which to store (a file
     /// on a disk), or writable from the first (a file in memory).
     fn tracks_writes(&self) -> bool;

@@ -2,6 +2,7 @@
 
 use super::{File, FillGuard, Hint, Io, IoError, MAX_FOLIO_ORDER};
 use crate::types::PAGE_SIZE;
+use core::ops::Range;
 
 /// When a memory file gets large folios, as the mount option `huge=` of tmpfs says (`transhuge.rst` of Linux's
 /// administration guide). Where advice was not to have them there are none.
@@ -78,6 +79,7 @@ impl File for Shmem {
     fn write(&self, _: u64, _: &[u8]) -> Result<(), IoError> {
         Err(IoError)
     }
+    fn forget(&self, _: Range<u64>) {}
     fn tracks_writes(&self) -> bool {
         false
     }

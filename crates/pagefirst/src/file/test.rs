@@ -21,6 +21,7 @@ use crate::tlb::Flush;
 use crate::types::{PAGE_SIZE, Pfn, VirtAddr};
 use crate::vm::{Held, Local, Vm};
 use core::cell::Cell;
+use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicBool, AtomicU64};
@@ -117,7 +118,7 @@ unsafe impl Platform for Machine {
 }
 
 /// A machine with `frames` frames.
-fn machine(frames: u32) -> &'static Machine {
+pub(crate) fn machine(frames: u32) -> &'static Machine {
     CPU.set(0);
     // The metadata is elsewhere, but the region keeps room for it.
     let room = Region { first: Pfn(FIRST), frames }.meta_frames();
@@ -134,11 +135,11 @@ fn machine(frames: u32) -> &'static Machine {
 
 impl Machine {
     /// Nothing is held but the zero page.
-    fn assert_empty(&'static self) {
+    pub(crate) fn assert_empty(&'static self) {
         self.vm.quiesce(self);
         assert_eq!(self.vm.held(self), Held { frames: 1, ..Held::default() });
     }
-    fn cache(&'static self, disk: &Disk, size: u64) -> Shared<Machine, FileCache<Machine>> {
+    pub(crate) fn cache(&'static self, disk: &Disk, size: u64) -> Shared<Machine, FileCache<Machine>> {
         FileCache::new(self, disk.clone(), size).expect("memory for a cache")
     }
 }
@@ -164,11 +165,11 @@ struct Inner {
 
 impl Disk {
     /// Every page, up to the end of what can be, holds its index in every word.
-    fn numbered() -> Self {
+    pub(crate) fn numbered() -> Self {
         Disk(Arc::new(Inner { numbered: true, len: AtomicU64::new(u64::MAX), ..Inner::default() }))
     }
     /// Nothing but what is written.
-    fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         Disk(Arc::new(Inner { len: AtomicU64::new(u64::MAX), ..Inner::default() }))
     }
     fn on_read(&self, hook: impl Fn(u64) + Send + Sync + 'static) {
@@ -176,14 +177,6 @@ impl Disk {
     }
     fn no_hook(&self) {
         *self.0.hook.lock().unwrap() = None;
-    }
-    /// Forgets what lies beyond `len`, as whoever shrinks a file makes its storage do.
-    fn truncate(&self, len: u64) {
-        let mut stored = self.0.stored.lock().unwrap();
-        stored.retain(|index, _| index * PAGE_SIZE < len);
-        if let Some(last) = stored.get_mut(&(len / PAGE_SIZE)) {
-            last.truncate((len % PAGE_SIZE) as usize);
-        }
     }
     fn stored(&self, index: u64) -> Option<Vec<u8>> {
         self.0.stored.lock().unwrap().get(&index).cloned()
@@ -234,22 +227,30 @@ impl File for Disk {
         self.0.stored.lock().unwrap().insert(index, bytes.to_vec());
         Ok(())
     }
+    fn forget(&self, bytes: Range<u64>) {
+        let mut stored = self.0.stored.lock().unwrap();
+        for (index, page) in stored.iter_mut() {
+            let at = |byte: u64| byte.saturating_sub(index * PAGE_SIZE).min(page.len() as u64) as usize;
+            let (start, end) = (at(bytes.start), at(bytes.end));
+            page[start..end].fill(0);
+        }
+    }
     fn tracks_writes(&self) -> bool {
         true
     }
 }
 
 /// Numbers that look random, the same in every run (xorshift64*).
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
-    fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         (self.next() >> 11) % n
     }
 }

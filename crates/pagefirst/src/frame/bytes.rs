@@ -6,20 +6,23 @@
 
 use crate::sync::atomic::plain::AtomicU64;
 use crate::sync::atomic::{AcqRel, Acquire, Relaxed};
+use core::ops::Range;
 
 const WORD: usize = size_of::<u64>();
 
-/// Zeroes the page from byte `from` on.
-pub(crate) fn zero_from(cells: &[AtomicU64], from: usize) {
-    for (i, cell) in cells.iter().enumerate().skip(from / WORD) {
-        match from.saturating_sub(i * WORD) {
-            0 => cell.store(0, Relaxed),
-            keep => {
-                let mut mask = [0; WORD];
-                mask[..keep].fill(0xff);
-                cell.fetch_and(u64::from_ne_bytes(mask), Relaxed);
-            }
+/// Zeroes these bytes of the page.
+pub(crate) fn zero(cells: &[AtomicU64], bytes: Range<usize>) {
+    let words = bytes.start / WORD..bytes.end.div_ceil(WORD);
+    for (i, cell) in words.clone().zip(&cells[words]) {
+        let keep = bytes.start.saturating_sub(i * WORD);
+        let to = WORD.min(bytes.end - i * WORD);
+        if keep == 0 && to == WORD {
+            cell.store(0, Relaxed);
+            continue;
         }
+        let mut mask = [0xff; WORD];
+        mask[keep..to].fill(0);
+        cell.fetch_and(u64::from_ne_bytes(mask), Relaxed);
     }
 }
 

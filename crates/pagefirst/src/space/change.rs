@@ -4,6 +4,7 @@ use super::tree::{MAX_NEW, VmaTree};
 use super::{AddressSpace, MapError, State, Vma, Writing};
 use crate::mem::Shared;
 use crate::platform::Platform;
+use crate::rmap;
 use crate::sync::LockGuard;
 use crate::types::{VirtAddr, VirtRange};
 
@@ -28,6 +29,12 @@ pub(super) struct Change<'a, P: Platform> {
     /// Whether the piece that is pushed next is the first of the range.
     is_first: bool,
     bytes: u64,
+    /// Of each range that was cut: where new mappings of files are.
+    files: [Option<VirtRange>; 2],
+    /// Which of them the range is that was cut last.
+    nth: usize,
+    /// Whether mappings of files are replaced.
+    replaces_files: bool,
 }
 
 impl<'a, P: Platform> Change<'a, P> {
@@ -46,6 +53,9 @@ impl<'a, P: Platform> Change<'a, P> {
             tail: None,
             is_first: true,
             bytes: writing.state.bytes,
+            files: [None; 2],
+            nth: 0,
+            replaces_files: false,
         };
         change.cut_out(range);
         change
@@ -54,6 +64,7 @@ impl<'a, P: Platform> Change<'a, P> {
     /// Ends what was begun and cuts another range out of what there is then: the other end of a move.
     pub fn cut_also(&mut self, range: VirtRange, state: &mut State<P>) -> Result<(), MapError> {
         self.end(state)?;
+        self.nth += 1;
         self.cut_out(range);
         Ok(())
     }
@@ -72,6 +83,7 @@ impl<'a, P: Platform> Change<'a, P> {
         for vma in self.next.overlapping(range) {
             self.bytes -= vma.range.intersect(range).len();
             whole = whole.union(vma.range);
+            self.replaces_files |= vma.spot().is_some();
             if vma.range.start < range.start {
                 self.pending = Some(part(&vma, vma.range.start, range.start));
             }
@@ -113,6 +125,11 @@ impl<'a, P: Platform> Change<'a, P> {
             self.settle(state)?;
         }
         piece.id = p.vm().new_id();
+        piece.enter(&self.space.table);
+        if piece.spot().is_some() {
+            let files = &mut self.files[self.nth];
+            *files = Some(files.map_or(piece.range, |files| files.union(piece.range)));
+        }
         self.stale = Some(self.stale.map_or(piece.range, |stale| stale.union(piece.range)));
         let slot = p.vm().or_drain(p, || p.vm().vmas.reserve())?;
         self.new[self.len] = Some(slot.fill(piece));
@@ -130,6 +147,7 @@ impl<'a, P: Platform> Change<'a, P> {
             && before.continues(&piece)
         {
             self.replace(before.range);
+            self.replaces_files |= before.spot().is_some();
             self.pending = Some(Vma::new(0, before.range, before.prot, before.flags, before.backing.clone()));
         }
         match self.pending.take() {
@@ -158,6 +176,7 @@ impl<'a, P: Platform> Change<'a, P> {
             {
                 last.range.end = after.range.end;
                 self.replace(after.range);
+                self.replaces_files |= after.spot().is_some();
             }
             self.emit(last, state)?;
         }
@@ -185,20 +204,29 @@ impl<'a, P: Platform> Change<'a, P> {
 pub(super) struct Ready<'c, 'a, P: Platform>(&'c Change<'a, P>);
 
 impl<P: Platform> Ready<'_, '_, P> {
-    /// Announces: faults that work from the VMAs about to be replaced notice from now on.
+    /// Announces: faults that work from the VMAs about to be replaced notice from now on, and who walks a file's mappings
+    /// finds those to come.
     pub fn announce(&self) {
+        for range in self.0.files.iter().flatten() {
+            self.0.next.overlapping(*range).for_each(|vma| {
+                vma.set_to_come();
+                rmap::insert(&vma);
+            });
+        }
         for range in self.0.replaced.iter().flatten() {
             self.0.space.tree.overlapping(*range).for_each(|vma| vma.retire());
         }
     }
-    /// A tree like the published one, in which those VMAs are replaced by others like them: to take an announcement
-    /// back.
+    /// A tree like the published one, in which those VMAs are replaced by others like them: to [take the announcement
+    /// back](Ready::take_back).
     pub fn undo(&self) -> Result<VmaTree<P>, MapError> {
         let (p, tree) = (self.0.space.p, self.0.space.tree.fork());
         let mut reserve = tree.reserve(p, 1)?;
         for range in self.0.replaced.into_iter().flatten() {
             for vma in self.0.space.tree.overlapping(range) {
-                let again = Vma::new(p.vm().new_id(), vma.range, vma.prot, vma.flags, vma.backing.clone());
+                let mut again =
+                    Vma::new(p.vm().new_id(), vma.range, vma.prot, vma.flags, vma.backing.clone());
+                again.enter(&self.0.space.table);
                 let slot = p.vm().or_drain(p, || p.vm().vmas.reserve())?;
                 reserve.refill(p, &tree, 1)?;
                 tree.replace(vma.range, &mut [Some(slot.fill(again))], &mut reserve);
@@ -216,9 +244,33 @@ impl<P: Platform> Ready<'_, '_, P> {
         let end = self.0.next.after(cut.end).map_or(VirtAddr(u64::MAX), |v| v.range.start);
         Some(VirtRange::new(start.min(cut.start), end))
     }
+    /// Takes the announcement back.
+    pub fn take_back(self, undo: &VmaTree<P>) {
+        for range in self.0.replaced.iter().flatten().filter(|_| self.0.replaces_files) {
+            undo.overlapping(*range).for_each(|vma| rmap::insert(&vma));
+        }
+        self.adopt(undo);
+        for range in self.0.files.iter().flatten() {
+            self.0.next.overlapping(*range).for_each(|vma| rmap::remove(&vma));
+        }
+    }
     /// Makes the new tree visible with one store.
     pub fn publish(self, state: &mut LockGuard<'_, P, P::WriterLock, State<P>>) {
         state.bytes = self.0.bytes;
-        self.0.space.tree.adopt(&self.0.next);
+        for range in self.0.files.iter().flatten() {
+            self.0.next.overlapping(*range).for_each(|vma| vma.go_live());
+        }
+        self.adopt(&self.0.next);
+    }
+    /// Puts another tree in place of the published one.
+    fn adopt(&self, tree: &VmaTree<P>) {
+        let published = &self.0.space.tree;
+        let old = self.0.replaces_files.then(|| published.fork());
+        published.adopt(tree);
+        for old in old.iter() {
+            for range in self.0.replaced.iter().flatten() {
+                old.overlapping(*range).for_each(|vma| rmap::remove(&vma));
+            }
+        }
     }
 }

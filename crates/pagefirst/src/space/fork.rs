@@ -28,7 +28,9 @@ use super::{AddressSpace, MapError, State, Vma, VmaFlags};
 use crate::arch::{Attrs, Format};
 use crate::frame::{Frame, FrameFlags, Part, head_of};
 use crate::limit::{Payer, Unavailable};
+use crate::mem::Shared;
 use crate::platform::Platform;
+use crate::rmap;
 use crate::table::{Counted, Flow, Guard, NewEntry, NewLeaf, PageTable, Reserve, Visitor};
 use crate::tlb::{Gather, NOTHING, SmallGather};
 use crate::types::{NoMemory, PAGE_SIZE, VirtAddr, VirtRange};
@@ -66,9 +68,11 @@ impl<P: Platform> AddressSpace<P> {
     /// [`MapError::NoMemory`] or [`MapError::OverLimit`]; there is no child then, and nothing that this space shows has changed.
     pub fn fork(&self) -> Result<AddressSpace<P>, MapError> {
         let writing = self.write();
-        let (tree, bytes) = self.child_mappings()?;
+        let table = PageTable::shared(self.p)?;
+        let (tree, bytes) = self.child_mappings(&table)?;
         let state = State { bytes, heap: writing.state.heap, reserve: tree.reserve(self.p, 0)? };
-        let child = AddressSpace::with(self.p, self.policy, self.gap, tree, state)?;
+        let child = AddressSpace::with(self.p, self.policy, self.gap, tree, state, table);
+        child.tree.overlapping(EVERYTHING).for_each(|vma| rmap::insert(&vma));
         let _held_up = HeldUp::new(self);
         // Dropped before that: the flush comes first.
         let mut gather = Gather::new(&self.table);
@@ -84,7 +88,7 @@ impl<P: Platform> AddressSpace<P> {
     }
 
     /// The child's mappings, and their bytes.
-    fn child_mappings(&self) -> Result<(VmaTree<P>, u64), NoMemory> {
+    fn child_mappings(&self, table: &Shared<P, PageTable<P>>) -> Result<(VmaTree<P>, u64), NoMemory> {
         let (p, tree, mut bytes) = (self.p, VmaTree::new(), 0);
         let mut reserve = tree.reserve(p, MAX_NEW)?;
         let mut inherited = self
@@ -97,7 +101,9 @@ impl<P: Platform> AddressSpace<P> {
             for vma in inherited.by_ref().take(MAX_NEW) {
                 let slot = p.vm().or_drain(p, || p.vm().vmas.reserve())?;
                 let id = p.vm().new_id();
-                new[n] = Some(slot.fill(Vma::new(id, vma.range, vma.prot, vma.flags, vma.backing.clone())));
+                let mut child = Vma::new(id, vma.range, vma.prot, vma.flags, vma.backing.clone());
+                child.enter(table);
+                new[n] = Some(slot.fill(child));
                 n += 1;
                 range = range.union(vma.range);
                 bytes += vma.range.len();

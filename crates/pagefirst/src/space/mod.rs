@@ -42,6 +42,7 @@ pub(crate) use stack::Grown;
 pub use tree::TreeNode;
 pub use user::{Stopped, Why};
 pub use vma::{Backing, Vma, VmaFlags};
+pub(crate) use zap::Selects;
 
 use crate::account::Failures;
 use crate::arch::Format;
@@ -50,6 +51,7 @@ use crate::limit::{Limit, Payer};
 use crate::mem::{Link, Shared};
 use crate::platform::Platform;
 use crate::policy::Policy;
+use crate::rmap;
 use crate::sync::atomic::{Acquire, AtomicU64, Relaxed, Release};
 use crate::sync::epoch::Pin;
 use crate::sync::{LockGuard, Writer};
@@ -73,7 +75,8 @@ struct State<P: Platform> {
 /// An address space.
 pub struct AddressSpace<P: Platform> {
     p: &'static P,
-    table: PageTable<P>,
+    /// Counted: whoever walks the reverse map holds it while it works on it.
+    table: Shared<P, PageTable<P>>,
     tree: VmaTree<P>,
     writer: Writer<P, State<P>>,
     /// Odd while a mapping call is at work.
@@ -100,19 +103,21 @@ impl<P: Platform> AddressSpace<P> {
         let tree = VmaTree::new();
         let reserve = tree.reserve(p, 0)?;
         let state = State { bytes: 0, heap: VirtRange::default(), reserve };
-        AddressSpace::with(p, policy, random_gap(p, policy.random_gap), tree, state)
+        let table = PageTable::shared(p)?;
+        Ok(AddressSpace::with(p, policy, random_gap(p, policy.random_gap), tree, state, table))
     }
-    /// A space with these mappings.
+    /// A space with these mappings and these tables.
     fn with(
         p: &'static P,
         policy: Policy,
         gap: u64,
         tree: VmaTree<P>,
         state: State<P>,
-    ) -> Result<Self, NoMemory> {
-        Ok(AddressSpace {
+        table: Shared<P, PageTable<P>>,
+    ) -> Self {
+        AddressSpace {
             p,
-            table: PageTable::new(p)?,
+            table,
             tree,
             writer: Writer::ranked(0, state),
             turn: AtomicU64::new(0),
@@ -120,7 +125,7 @@ impl<P: Platform> AddressSpace<P> {
             gap,
             limit: Link::new(None),
             failures: Failures::default(),
-        })
+        }
     }
     /// The platform.
     pub fn platform(&self) -> &'static P {
@@ -258,11 +263,13 @@ impl<P: Platform> Drop for Writing<'_, P> {
 }
 
 impl<P: Platform> Drop for AddressSpace<P> {
-    /// Exit: everything mapped goes, tables with it.
+    /// Exit: everything mapped goes, tables with it. The root goes with the last who holds it.
     fn drop(&mut self) {
         let mut gather = Gather::new(&self.table);
         let whole = VirtRange::new(VirtAddr(0), P::Format::USER_END);
         let everything = VirtRange::new(VirtAddr(0), VirtAddr(u64::MAX));
         self.table.zap(whole, Some(everything), &mut Stock::empty(self.p), &mut gather);
+        gather.flush();
+        self.tree.overlapping(everything).for_each(|vma| rmap::remove(&vma));
     }
 }

@@ -112,7 +112,7 @@ impl<P: Platform> Writing<'_, P> {
         let (stock, mut cuts) = match (Stock::new(space.p, needed), space.cuts(&ends)) {
             (Ok(stock), Ok(cuts)) => (stock, cuts),
             (Err(error), _) | (_, Err(error)) => {
-                space.tree.adopt(&undo);
+                ready.take_back(&undo);
                 return Err(error.into());
             }
         };

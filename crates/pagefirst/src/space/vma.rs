@@ -7,10 +7,12 @@ use super::Physical;
 use crate::arch::Format;
 use crate::fault::HUGE_LEVEL;
 use crate::file::{File, FileCache, Hint, Pace, Wanted};
-use crate::mem::{Pooled, Shared};
+use crate::mem::{Past, Pooled, Shared};
 use crate::platform::Platform;
 use crate::policy::HugePolicy;
+use crate::rmap::Spot;
 use crate::sync::atomic::{Acquire, AtomicU32, Release};
+use crate::table::PageTable;
 use crate::types::{PAGE_SHIFT, Pfn, Prot, VirtAddr, VirtRange};
 
 bitflags::bitflags! {
@@ -77,28 +79,67 @@ pub struct Vma<P: Platform> {
     pub flags: VmaFlags,
     /// What it shows.
     pub backing: Backing<P>,
-    retired: AtomicU32,
+    /// [`LIVE`], [`RETIRED`], or [`TO_COME`].
+    state: AtomicU32,
+    /// Its place in the reverse map; of a file's mapping in a space.
+    spot: Option<Spot<P>>,
 }
 
-impl<P: Platform> Pooled for Vma<P> {}
+/// What faults find.
+const LIVE: u32 = 0;
+/// What the mapping shows is being taken away or changed; for ever.
+const RETIRED: u32 = 1;
+/// In the reverse map, and not published yet.
+const TO_COME: u32 = 2;
+
+impl<P: Platform> Pooled for Vma<P> {
+    /// Who reads the tables by way of a VMA counts on it.
+    fn end(&mut self, past: &Past) {
+        if let Some(spot) = self.spot.take() {
+            spot.end(past);
+        }
+    }
+}
 
 impl<P: Platform> Vma<P> {
     /// A mapping that is not retired.
     pub fn new(id: u64, range: VirtRange, prot: Prot, flags: VmaFlags, backing: Backing<P>) -> Self {
         debug_assert!(!range.is_empty());
-        Vma { id, range, prot, flags, backing, retired: AtomicU32::new(0) }
+        Vma { id, range, prot, flags, backing, state: AtomicU32::new(LIVE), spot: None }
+    }
+    /// It is to be one of the space with these tables: if it shows a file, it gets a place in the reverse map.
+    pub(crate) fn enter(&mut self, table: &Shared<P, PageTable<P>>) {
+        if matches!(self.backing, Backing::File { .. }) {
+            self.spot = Some(Spot::new(table.clone()));
+        }
+    }
+    /// It is about to be put into the reverse map, and is not [live](Self::is_live) until [`go_live`](Self::go_live).
+    pub(super) fn set_to_come(&self) {
+        self.state.store(TO_COME, Release);
+    }
+    /// Its place in the reverse map.
+    pub(crate) fn spot(&self) -> Option<&Spot<P>> {
+        self.spot.as_ref()
+    }
+    /// It is about to be published, and nothing else is mapped where it is.
+    pub(super) fn go_live(&self) {
+        self.state.store(LIVE, Release);
+    }
+    /// Whether, looked at under a table's lock, what is mapped there is this mapping's and nothing else's.
+    pub(crate) fn is_live(&self) -> bool {
+        self.state.load(Acquire) == LIVE
     }
     /// Announces that what the mapping shows is being taken away or changed; for ever, but for a fork.
     pub(crate) fn retire(&self) {
-        self.retired.store(1, Release);
+        self.state.store(RETIRED, Release);
     }
     /// Takes it back: nothing was taken away or changed.
     pub(crate) fn resume(&self) {
-        self.retired.store(0, Release);
+        self.state.store(LIVE, Release);
     }
     /// Whether that was announced.
     pub fn is_retired(&self) -> bool {
-        self.retired.load(Acquire) != 0
+        self.state.load(Acquire) != LIVE
     }
     /// Whether it shows private memory or private copies of a file's pages.
     pub fn is_private(&self) -> bool {

@@ -7,11 +7,29 @@ use crate::table::{Counted, FaultKind, Flow, Guard, PageTable, Stock, Visitor};
 use crate::tlb::{Gather, NOTHING};
 use crate::types::{VirtAddr, VirtRange};
 
-struct Zap {
-    unpins: Option<VirtRange>,
+/// Which entries are taken out.
+pub(crate) trait Selects<P: Platform> {
+    /// Whether all are, and none is asked about.
+    const ALL: bool = false;
+    /// Whether this entry of a table at `level` is. Asked under the table's lock.
+    fn selects(&mut self, raw: u64, level: u8) -> bool;
 }
 
-impl<P: Platform> Visitor<P> for Zap {
+struct Everything;
+
+impl<P: Platform> Selects<P> for Everything {
+    const ALL: bool = true;
+    fn selects(&mut self, _: u64, _: u8) -> bool {
+        true
+    }
+}
+
+struct Zap<'s, S> {
+    unpins: Option<VirtRange>,
+    which: &'s mut S,
+}
+
+impl<P: Platform, S: Selects<P>> Visitor<P> for Zap<'_, S> {
     #[inline(always)]
     fn leaf(&mut self, guard: &mut Guard<'_, P>, range: VirtRange, gather: &mut Gather<'_, P>) -> Flow {
         let (p, level) = (guard.table().platform(), guard.table().level());
@@ -24,7 +42,9 @@ impl<P: Platform> Visitor<P> for Zap {
                 flow = Flow::Full(va);
                 break;
             }
-            if let Some(raw) = guard.take(index) {
+            let is_selected =
+                S::ALL || matches!(guard.entry(index), raw @ 1.. if self.which.selects(raw, level));
+            if is_selected && let Some(raw) = guard.take(index) {
                 touched = VirtRange { start: touched.start.min(va), end: VirtAddr(va.0 + size) };
                 let attrs = P::Format::attrs(raw);
                 unused += !attrs.contains(Attrs::ACCESSED) as u32;
@@ -58,6 +78,9 @@ impl<P: Platform> Visitor<P> for Zap {
         guard.count(Counted::File, -file);
         flow
     }
+    fn splits(&self, span: VirtRange, range: VirtRange) -> bool {
+        S::ALL && !range.covers(span)
+    }
     fn unpins(&self) -> Option<VirtRange> {
         self.unpins
     }
@@ -74,6 +97,17 @@ impl<P: Platform> PageTable<P> {
         cuts: &mut Stock<P>,
         gather: &mut Gather<'_, P>,
     ) {
-        self.visit(range, &mut Zap { unpins }, cuts, gather);
+        self.visit(range, &mut Zap { unpins, which: &mut Everything }, cuts, gather);
+    }
+
+    /// The same with the entries that are selected. A huge page that reaches beyond the range is not split: all of it is
+    /// taken out, or nothing.
+    pub(crate) fn zap_selected(
+        &self,
+        range: VirtRange,
+        which: &mut impl Selects<P>,
+        gather: &mut Gather<'_, P>,
+    ) {
+        self.visit(range, &mut Zap { unpins: None, which }, &mut Stock::empty(self.platform()), gather);
     }
 }

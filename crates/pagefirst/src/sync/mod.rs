@@ -1,9 +1,11 @@
 //! Atomics (loom's when models are built), locks over the platform's, the epoch, and waiting.
 
 pub mod epoch;
+mod keyed;
 mod lock;
 mod wait;
 
+pub(crate) use keyed::{Key, Keyed};
 pub(crate) use lock::held;
 pub use lock::{Lock, LockGuard, RawLock, Spin, SpinGuard, Writer};
 pub(crate) use wait::Bells;

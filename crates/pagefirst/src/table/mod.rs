@@ -55,6 +55,7 @@ pub use slot::{Locked, Nothing, Seen, Slot, Walk};
 pub(crate) use split::Pieces;
 
 use crate::arch::{Format, MAX_LEVELS};
+use crate::mem::{Pooled, Shared};
 use crate::platform::Platform;
 use crate::sync::atomic::plain::{AtomicU32, AtomicU64};
 use crate::sync::atomic::{AcqRel, Acquire, Relaxed, SeqCst, fence};
@@ -115,6 +116,8 @@ pub struct PageTable<P: Platform> {
     huge_faults: AtomicU64,
 }
 
+impl<P: Platform> Pooled for PageTable<P> {}
+
 impl<P: Platform> PageTable<P> {
     /// An empty root.
     ///
@@ -138,6 +141,11 @@ impl<P: Platform> PageTable<P> {
         table.published[P::Format::LEVELS as usize - 1].store(1, Relaxed);
         p.kernel_half(root);
         Ok(table)
+    }
+    /// The same, counted: a space's.
+    pub(crate) fn shared(p: &'static P) -> Result<Shared<P, Self>, NoMemory> {
+        let slot = p.vm().or_drain(p, || p.vm().page_tables.reserve())?;
+        Ok(slot.fill(PageTable::new(p)?))
     }
     /// The platform.
     pub fn platform(&self) -> &'static P {
@@ -220,7 +228,7 @@ impl<P: Platform> PageTable<P> {
 
 impl<P: Platform> Drop for PageTable<P> {
     fn drop(&mut self) {
-        // A space has taken out what it had mapped; this is what an embedder has.
+        // A space has taken everything out before it let go; this is what an embedder has mapped in a table of its own.
         if self.table_bytes().iter().sum::<u64>() > crate::types::PAGE_SIZE {
             let unmapped = self.mapper().unmap(VirtRange::new(VirtAddr(0), P::Format::USER_END));
             debug_assert!(unmapped.is_ok(), "no huge page is cut");

@@ -25,8 +25,8 @@ fn words_and_parts_of_words_are_copied_and_zeroed() {
         bytes::write(&cells, at, &new);
         model[at..at + n].copy_from_slice(&new);
         assert_eq!(all(&cells), model);
-        bytes::zero_from(&cells, at);
-        model[at..].fill(0);
+        bytes::zero(&cells, at..at + n);
+        model[at..at + n].fill(0);
         assert_eq!(all(&cells), model);
     }
 }

@@ -85,7 +85,7 @@ fn writes_and_reads_go_as_far_as_memory_does() {
     drop(hoarded);
     assert_eq!(cache.write_back(p), Ok(6));
     cache.evict(p);
-    cache.set_size(p, 100 * PAGE_SIZE).unwrap();
+    cache.set_size(p, 100 * PAGE_SIZE);
     let hoarded = hoard(p, 3);
     let read = cache.read_at(p, 0, &mut [0; 20 * PAGE_SIZE as usize]).unwrap() as u64;
     assert_eq!(read, 2 * PAGE_SIZE, "one frame is the index's");

@@ -1,9 +1,9 @@
 //! Growing and shrinking: what lies beyond the end is zero or invalid, and never comes back.
 
 use super::super::cache::Lookup;
-use super::super::{SizeError, WriteError};
+use super::super::{ReadError, SizeError, WriteError};
 use super::contents::{Cache, around, look};
-use super::{AtomicU64, Disk, Machine, PAGE, PAGE_SIZE, Relaxed, machine, std};
+use super::{AtomicU64, CPU, Disk, Machine, PAGE, PAGE_SIZE, Relaxed, machine, std};
 use crate::frame;
 use crate::platform::Platform as _;
 use crate::types::Pfn;
@@ -38,7 +38,7 @@ fn bytes_beyond_the_end_are_zero_when_the_file_grows() {
         if by_writing {
             assert_eq!(cache.write_at(p, 200, &[5]).unwrap(), 1);
         } else {
-            cache.set_size(p, 201).unwrap();
+            cache.set_size(p, 201);
         }
         let seen = bytes(p, &cache, 0, PAGE);
         assert_eq!(seen.len(), 201);
@@ -54,23 +54,20 @@ fn bytes_beyond_the_end_are_zero_when_the_file_grows() {
 #[test]
 fn r13_contents_from_before_a_truncation_do_not_return() {
     let p = machine(200);
-    let disk = Disk::empty();
-    let cache = p.cache(&disk, 0);
+    let cache = p.cache(&Disk::empty(), 0);
     let all = 60 * PAGE_SIZE as usize;
     assert_eq!(cache.write_at(p, 0, &vec![7; all]).unwrap(), all);
-    cache.set_size(p, PAGE_SIZE + 10).unwrap();
-    disk.truncate(PAGE_SIZE + 10);
+    cache.set_size(p, PAGE_SIZE + 10);
     assert_eq!(cache.pages(), 2);
-    cache.set_size(p, all as u64).unwrap();
+    cache.set_size(p, all as u64);
     let seen = bytes(p, &cache, 0, all);
     assert!(seen.iter().enumerate().all(|(i, b)| *b == if i < PAGE + 10 { 7 } else { 0 }));
     // The same with a size on a page's boundary, and to nothing.
     for size in [PAGE_SIZE, 0] {
         cache.write_at(p, 0, &vec![7; all]).unwrap();
-        cache.set_size(p, size).unwrap();
-        disk.truncate(size);
+        cache.set_size(p, size);
         assert_eq!(cache.pages(), size / PAGE_SIZE);
-        cache.set_size(p, all as u64).unwrap();
+        cache.set_size(p, all as u64);
         let seen = bytes(p, &cache, 0, all);
         assert!(seen.iter().enumerate().all(|(i, b)| *b == if i < size as usize { 7 } else { 0 }));
     }
@@ -79,41 +76,115 @@ fn r13_contents_from_before_a_truncation_do_not_return() {
 }
 
 #[test]
-fn r13_a_page_mapped_beyond_the_end_is_invalid_and_refuses_growth() {
+fn r13_a_removal_ends_when_nobody_maps_what_it_removes() {
     let p = machine(200);
-    let disk = Disk::numbered();
-    let cache = p.cache(&disk, 100 * PAGE_SIZE);
+    let cache = p.cache(&Disk::numbered(), 100 * PAGE_SIZE);
     for index in 0..100 {
         cache.read(p, index).unwrap();
     }
+    // Entries on the move, counted and in no table: the removal waits for them.
     let mapped = [70, 3, 99].map(|index| map(p, &cache, index));
-    cache.set_size(p, PAGE_SIZE + 1).unwrap();
-    disk.truncate(PAGE_SIZE + 1);
-    assert_eq!(cache.pages(), 2 + 3, "those mapped are left");
-    assert!(!cache.is_attached(mapped[1], mapped[1], 3));
-    assert!(matches!(look(p, &cache, 3), Lookup::BeyondEnd));
+    std::thread::scope(|s| {
+        let removal = s.spawn(|| {
+            CPU.set(1);
+            cache.set_size(p, PAGE_SIZE + 1);
+        });
+        while cache.pages() > 2 + 3 {
+            p.relax();
+        }
+        assert!(!cache.is_attached(mapped[1], mapped[1], 3));
+        assert!(matches!(look(p, &cache, 3), Lookup::BeyondEnd));
+        assert_eq!(around(p, &cache, 0, 200), [0, 1]);
+        assert_eq!((cache.turn() % 2, cache.pages()), (1, 5), "those mapped are left");
+        mapped.iter().for_each(|pfn| frame::unmap(p, *pfn));
+        removal.join().unwrap();
+    });
+    assert_eq!((cache.turn(), cache.pages()), (2, 2));
+    cache.set_size(p, 100 * PAGE_SIZE);
     assert_eq!(around(p, &cache, 0, 200), [0, 1]);
-    assert_eq!(cache.evict(p), 2);
-    let refused = Err(SizeError::StillMapped { index: 3 });
-    assert_eq!(cache.set_size(p, 50 * PAGE_SIZE), refused);
-    assert_eq!(cache.size(), PAGE_SIZE + 1);
-    assert!(matches!(
-        cache.write_at(p, PAGE_SIZE, &[1, 2]),
-        Err(WriteError::Size(SizeError::StillMapped { index: 3 }))
-    ));
-    assert!(matches!(
-        cache.write_at(p, 1 << 40, &[1]),
-        Err(WriteError::Size(SizeError::StillMapped { index: 3 }))
-    ));
-    assert_eq!(cache.write_at(p, PAGE_SIZE, &[1]).unwrap(), 1, "within the size");
-    assert_eq!(cache.set_size(p, PAGE_SIZE + 2), refused);
-    // No longer mapped, they go.
-    frame::unmap(p, mapped[1]);
-    assert_eq!(cache.set_size(p, 50 * PAGE_SIZE), Err(SizeError::StillMapped { index: 70 }));
-    frame::unmap(p, mapped[0]);
-    frame::unmap(p, mapped[2]);
-    cache.set_size(p, 100 * PAGE_SIZE).unwrap();
-    assert_eq!(around(p, &cache, 0, 200), [1]);
+    drop(cache);
+    p.assert_empty();
+}
+
+#[test]
+fn r05_what_is_in_a_hole_is_gone_and_what_is_beside_it_stays() {
+    for (from, to) in
+        [(PAGE_SIZE, 3 * PAGE_SIZE), (100, 200), (4000, 4200), (0, 3 * PAGE_SIZE + 8), (5000, u64::MAX)]
+    {
+        let p = machine(200);
+        let disk = Disk::empty();
+        let cache = p.cache(&disk, 0);
+        let all = 5 * PAGE + 7;
+        cache.write_at(p, 0, &vec![7; all]).unwrap();
+        cache.write_back(p).unwrap();
+        cache.write_at(p, 2 * PAGE_SIZE, &[8]).unwrap();
+        cache.punch(p, from..to);
+        let hole = |i: u64| from <= i && i < to;
+        let check = || {
+            for (i, byte) in (0..).zip(bytes(p, &cache, 0, all + 1)) {
+                let was = if i == 2 * PAGE_SIZE { 8 } else { 7 };
+                assert_eq!(byte, if hole(i) { 0 } else { was }, "byte {i} of {from}..{to}");
+            }
+        };
+        let whole = (0..6).filter(|i| hole(i * PAGE_SIZE) && hole((i + 1) * PAGE_SIZE - 1)).count() as u64;
+        assert_eq!((cache.pages(), cache.size()), (6 - whole, all as u64));
+        check();
+        // And so they do from the storage.
+        cache.write_back(p).unwrap();
+        assert_eq!(cache.evict(p), 6);
+        check();
+        drop(cache);
+        p.assert_empty();
+    }
+}
+
+#[test]
+fn r05_what_comes_while_pages_are_removed_waits() {
+    let p = machine(100);
+    let disk = Disk::empty();
+    let cache = p.cache(&disk, 8 * PAGE_SIZE);
+    let here = map(p, &cache, 2);
+    let hole = PAGE_SIZE + 100..5 * PAGE_SIZE;
+    std::thread::scope(|s| {
+        let removal = s.spawn(|| {
+            CPU.set(1);
+            cache.punch(p, hole.clone());
+        });
+        while cache.turn() == 0 {
+            p.relax();
+        }
+        // A page that is there, one that is not, and one that only in part is in the hole.
+        while !matches!(cache.read(p, 2), Err(ReadError::Removing(1))) {
+            p.relax();
+        }
+        assert!(matches!(cache.read(p, 3), Err(ReadError::Removing(1))));
+        assert!(matches!(cache.read(p, 1), Err(ReadError::Removing(1))));
+        assert!(matches!(look(p, &cache, 2), Lookup::Removing(1)));
+        assert!(cache.read(p, 5).is_ok() && cache.read(p, 0).is_ok());
+        let others = [
+            s.spawn(|| {
+                CPU.set(2);
+                assert_eq!(bytes(p, &cache, 2 * PAGE_SIZE, 9), [0; 9]);
+                assert_eq!(cache.turn(), 2);
+            }),
+            s.spawn(|| {
+                CPU.set(3);
+                assert_eq!(cache.write_at(p, 3 * PAGE_SIZE, &[1]).unwrap(), 1);
+                assert_eq!(cache.turn(), 2);
+            }),
+            s.spawn(|| {
+                CPU.set(4);
+                cache.set_size(p, 9 * PAGE_SIZE);
+                assert_eq!(cache.turn(), 2);
+            }),
+        ];
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        assert_eq!(cache.turn(), 1);
+        frame::unmap(p, here);
+        removal.join().unwrap();
+        others.into_iter().for_each(|other| other.join().unwrap());
+    });
+    assert_eq!((cache.size(), bytes(p, &cache, 3 * PAGE_SIZE, 1)), (9 * PAGE_SIZE, vec![1]));
     drop(cache);
     p.assert_empty();
 }
@@ -130,9 +201,9 @@ fn r13_what_is_read_while_the_file_shrinks_is_not_seen() {
         let seen = pages.clone();
         disk.on_read(move |_| {
             if !once.swap(true, Relaxed) {
-                inner.set_size(p, shrunk).unwrap();
+                inner.set_size(p, shrunk);
                 storage.0.len.store(shrunk, Relaxed);
-                inner.set_size(p, 10 * PAGE_SIZE).unwrap();
+                inner.set_size(p, 10 * PAGE_SIZE);
                 seen.store(inner.pages(), Relaxed);
                 // The first read still answers from before.
                 storage.0.len.store(if shrunk < 2 * PAGE_SIZE { u64::MAX } else { shrunk }, Relaxed);
@@ -160,8 +231,8 @@ fn a_read_whose_page_is_cut_off_for_good_is_beyond_the_end() {
     let disk = Disk::numbered();
     let cache = p.cache(&disk, 10 * PAGE_SIZE);
     let inner = cache.clone();
-    disk.on_read(move |_| inner.set_size(p, PAGE_SIZE).unwrap());
-    assert!(matches!(cache.read(p, 5), Err(super::super::ReadError::BeyondEnd)));
+    disk.on_read(move |_| inner.set_size(p, PAGE_SIZE));
+    assert!(matches!(cache.read(p, 5), Err(ReadError::BeyondEnd)));
     assert_eq!(cache.pages(), 0);
     disk.no_hook();
     drop(cache);
@@ -172,13 +243,13 @@ fn a_read_whose_page_is_cut_off_for_good_is_beyond_the_end() {
 fn sizes_up_to_the_largest() {
     let p = machine(100);
     let cache = p.cache(&Disk::numbered(), 0);
-    cache.set_size(p, u64::MAX).unwrap();
+    cache.set_size(p, u64::MAX);
     let last = u64::MAX / PAGE_SIZE;
     assert_eq!(cache.read(p, last).unwrap().meta().index(), last);
     assert_eq!(bytes(p, &cache, u64::MAX - 3, 100).len(), 3);
     assert!(matches!(cache.write_at(p, u64::MAX, &[1, 2]), Err(WriteError::Size(SizeError::TooLarge))));
     assert_eq!(cache.write_at(p, u64::MAX - 2, &[1, 2]).unwrap(), 2);
-    cache.set_size(p, 1).unwrap();
+    cache.set_size(p, 1);
     assert_eq!(cache.pages(), 0);
     drop(cache);
     p.assert_empty();

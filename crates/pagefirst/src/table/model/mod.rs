@@ -136,6 +136,9 @@ impl File for NoFile {
     fn write(&self, _: u64, _: &[u8]) -> Result<(), IoError> {
         match *self {}
     }
+    fn forget(&self, _: core::ops::Range<u64>) {
+        match *self {}
+    }
     fn tracks_writes(&self) -> bool {
         match *self {}
     }

@@ -17,6 +17,7 @@ use crate::tlb::Flush;
 use crate::types::{NoMemory, PAGE_SIZE, Pfn, Prot, VirtAddr, VirtRange};
 use crate::vm::{Local, Vm};
 use core::cell::{Cell, UnsafeCell};
+use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::boxed::Box;
@@ -53,6 +54,7 @@ impl File for NoFile {
     fn write(&self, _: u64, _: &[u8]) -> Result<(), IoError> {
         Err(IoError)
     }
+    fn forget(&self, _: Range<u64>) {}
     fn tracks_writes(&self) -> bool {
         false
     }

@@ -1,0 +1,340 @@
+//! Removal: pages leave the file for good, mapped or not, while faults go on (protocol 2).
+//!
+//! The file shrinks, or a hole is punched in it. One removal, or change of the size, at a time: a lock that may sleep
+//! keeps the others waiting. A removal
+//!
+//! 1. *announces*: the size, where it shrinks; `removing`, the range that every insert checks; and `GOING` on each folio of
+//!    the range. Parts of pages at its edges are zeroed. The file's turn is odd from here on;
+//! 2. walks the mappings of the range, takes its pages out of their tables, and flushes;
+//! 3. takes each folio out of the cache whose map count, read with a read-modify-write, is zero. One that is being read
+//!    in is mapped nowhere, and its reader notices;
+//! 4. goes back to 2 while one is left, or something was on the move: an entry being split or moved, a mapping being
+//!    changed, a mapping that came behind the walk;
+//! 5. waits for what is being stored, has the storage forget the range, and ends the turn.
+//!
+//! It needs no memory and cannot fail. A fault that meets `GOING` or `removing` is blocked until the turn ends; beyond the
+//! end of a file that shrank it is told so at once.
+//!
+//! A folio across an edge is split when its pages in the range are mapped no more. If somebody maps or holds it, these
+//! are zeroed instead and stay, beyond the end not valid. Entries for them are found without its count: the walk locks
+//! every table, and who comes after it sees the size.
+//!
+//! | | removal |
+//! |---|---|
+//! | a fault validates | its map count, raised before, is found in step 3; or it sees `GOING` or the size |
+//! | insert | `removing`, checked under the cache's lock |
+//! | reading in | a page is made up to date in one step, and only if it is not `GOING` |
+//! | `read_at`, `write_at` | what they hold stays readable; what is gone they ask for again, and wait for the turn |
+//! | growth, another removal | the lock that may sleep |
+//! | write-back | the lock under which one folio is stored at a time; `GOING` is seen under it |
+//! | evict | the cache's lock |
+//! | a mapping call | the mapping that it makes is in the tree before the one that it replaces is out; entries on the move are counted |
+//! | fork | the child's mappings are in the tree before their entries are made; the parent's are not live meanwhile |
+//! | exit | mappings leave the tree after their entries |
+//!
+//! **Private copies** of pages beyond the end go with them; those of a hole stay. They bear no mark of the file, so they
+//! are taken where a mapping of the file is and nothing else can be: it is neither retired nor yet to come, looked at
+//! under the table's lock. Otherwise a mapping call is at work, and the walk is repeated.
+
+use super::File as _;
+use super::cache::{FileCache, LOOKED_AT, Outs, pages_of};
+use super::index::{Found, LAST_INDEX, Writer};
+use crate::arch::{Attrs, Format};
+use crate::fault::removal_key;
+use crate::frame::{FrameFlags, FrameMeta, bytes, head_of, words};
+use crate::platform::Platform;
+use crate::space::{Selects, Vma};
+use crate::sync::atomic::{Acquire, Relaxed, Release};
+use crate::sync::epoch::Pin;
+use crate::tlb::Gather;
+use crate::types::PAGE_SIZE;
+use core::ops::ControlFlow::{Break, Continue};
+use core::ops::Range;
+
+/// Objects of each kind freed after a removal.
+const COLLECT: usize = 64;
+
+/// What is removed.
+struct Removal {
+    /// The bytes.
+    bytes: Range<u64>,
+    /// The pages that lie wholly in the range: from `first` to before `end`.
+    first: u64,
+    end: u64,
+    /// Whether the file ends there from now on: private copies go as well.
+    shrinks: bool,
+}
+
+impl Removal {
+    /// The file is to end at `size`.
+    fn beyond(size: u64) -> Self {
+        Removal { bytes: size..u64::MAX, first: pages_of(size), end: LAST_INDEX + 1, shrinks: true }
+    }
+    /// These bytes are to be a hole.
+    fn hole(bytes: Range<u64>) -> Self {
+        let (first, end) = (pages_of(bytes.start), bytes.end / PAGE_SIZE);
+        Removal { bytes, first, end, shrinks: false }
+    }
+    /// Whether any page lies wholly in the range.
+    fn has_pages(&self) -> bool {
+        self.first < self.end
+    }
+    /// Whether these pages all do.
+    fn contains(&self, indexes: &Range<u64>) -> bool {
+        self.first <= indexes.start && indexes.end <= self.end
+    }
+    /// The pages of which any byte is in the range.
+    fn touched(&self) -> Range<u64> {
+        self.bytes.start / PAGE_SIZE..pages_of(self.bytes.end)
+    }
+    /// The first and the last of these.
+    fn edges(&self) -> impl Iterator<Item = u64> {
+        let Range { start, end } = self.touched();
+        let last = Some(end - 1).filter(|last| !self.shrinks && *last != start);
+        [Some(start), last].into_iter().flatten()
+    }
+    /// The bytes of the page at `index` that are in the range, if that is not all of them.
+    fn part_of(&self, index: u64) -> Option<Range<usize>> {
+        let at = |byte: u64| byte.saturating_sub(index * PAGE_SIZE).min(PAGE_SIZE) as usize;
+        Some(at(self.bytes.start)..at(self.bytes.end)).filter(|part| part.len() < PAGE_SIZE as usize)
+    }
+}
+
+impl<P: Platform> FileCache<P> {
+    /// Sets the file's size in bytes. Called unpinned, with no lock held; may sleep.
+    ///
+    /// When a file that shrank is back, nothing beyond its end is mapped anywhere or in memory, private copies included,
+    /// and nothing of it is stored ([`File::forget`](super::File::forget)); what is left of the last page is zero.
+    pub fn set_size(&self, p: &'static P, new: u64) {
+        let _alone = self.changes.lock(p);
+        if new >= self.size() {
+            return self.grow(p, new);
+        }
+        self.remove(p, Removal::beyond(new));
+    }
+
+    /// Punches a hole: these bytes of the file read as zero, and pages that lie wholly in it are in memory no longer. The
+    /// size stays, and so do private copies. Called unpinned, with no lock held; may sleep.
+    pub fn punch(&self, p: &'static P, bytes: Range<u64>) {
+        let _alone = self.changes.lock(p);
+        if bytes.start < bytes.end.min(self.size()) {
+            self.remove(p, Removal::hole(bytes));
+        }
+    }
+
+    /// Sees that everything beyond the end is zero and lets the file end at `new`. `changes` is locked.
+    pub(super) fn grow(&self, p: &'static P, new: u64) {
+        let w = self.writer.lock(p);
+        self.clear_tail(p, &w);
+        self.size.store(new, Release);
+    }
+
+    /// Zeroes the last page beyond the end: a mapping may have written there. Other pages beyond it, if there are any, are
+    /// of a folio across the end, and zero. A page that is being read in is zeroed by its reader: it was inserted with
+    /// this size, or a smaller one.
+    pub(super) fn clear_tail(&self, p: &'static P, w: &Writer) {
+        let size = self.size.load(Relaxed);
+        let at = (size % PAGE_SIZE) as usize;
+        if at != 0
+            && let Some(found) = self.index.get(w, size / PAGE_SIZE)
+            && p.meta(found.folio()).flags().contains(FrameFlags::UP_TO_DATE)
+        {
+            bytes::zero(words(p, found.pfn), at..PAGE_SIZE as usize);
+        }
+    }
+
+    fn remove(&self, p: &'static P, removal: Removal) {
+        self.announce(p, &removal);
+        while removal.has_pages() {
+            self.mark(p, &removal);
+            let again = self.unmap(&removal);
+            self.at_edges(p, &removal, |w, found, indexes| {
+                // Its pages go with the others, in the next round if they are mapped again.
+                let _ = found.order > 0 && self.split(w, indexes.start, found);
+            });
+            self.mark(p, &removal);
+            if !(self.take_out(p, &removal) | again) {
+                break;
+            }
+            p.relax();
+        }
+        self.at_edges(p, &removal, |_, found, indexes| {
+            for index in indexes.start.max(removal.first)..indexes.end.min(removal.end) {
+                let page = found.pfn.add((index - indexes.start) as u32);
+                bytes::zero(words(p, page), 0..PAGE_SIZE as usize);
+            }
+        });
+        // Nothing is stored afterwards that was read before.
+        drop(self.stores.lock(p));
+        self.file.forget(removal.bytes);
+        let mut w = self.writer.lock(p);
+        w.removing = 0..0;
+        self.turn.store(self.turn.load(Relaxed) + 1, Release);
+        drop(w);
+        p.ready(removal_key(self));
+        p.vm().collect(p, COLLECT);
+    }
+
+    /// Says what is removed, and zeroes the parts of pages at the edges. A folio across an edge that is being read in goes,
+    /// for what is read may be from before; its reader notices.
+    fn announce(&self, p: &'static P, removal: &Removal) {
+        let mut outs = Outs::new();
+        let mut w = self.writer.lock(p);
+        self.turn.store(self.turn.load(Relaxed) + 1, Release);
+        if removal.shrinks {
+            self.size.store(removal.bytes.start, Release);
+        }
+        // The edges as well: what is stored of them is from before.
+        w.removing = removal.touched();
+        for index in removal.edges() {
+            let Some(found) = self.index.get(&w, index) else { continue };
+            let (folio, indexes) = (p.meta(found.folio()), found.indexes(index));
+            if removal.contains(&indexes) {
+                continue;
+            }
+            if folio.stop_filling() {
+                self.detach(&mut w, indexes.start, folio, &mut outs);
+            } else if let Some(part) = removal.part_of(index) {
+                bytes::zero(words(p, found.pfn), part);
+            }
+        }
+    }
+
+    /// Calls `f`, the lock held, with the folios that lie across an edge of the range, and their pages' indexes.
+    fn at_edges(&self, p: &'static P, removal: &Removal, f: impl Fn(&mut Writer, Found, Range<u64>)) {
+        let mut w = self.writer.lock(p);
+        for index in removal.edges() {
+            if let Some(found) = self.index.get(&w, index)
+                && let indexes = found.indexes(index)
+                && !removal.contains(&indexes)
+            {
+                f(&mut w, Found { pfn: found.folio(), ..found }, indexes);
+            }
+        }
+    }
+
+    /// Marks every folio of the range.
+    fn mark(&self, p: &'static P, removal: &Removal) {
+        self.each(p, removal, |_, _, meta, _| {
+            if !cfg!(mutant = "remove_without_going") {
+                meta.set(FrameFlags::GOING);
+            }
+        });
+    }
+
+    /// Takes the pages of the range out of the tables; true when something may have been missed.
+    fn unmap(&self, removal: &Removal) -> bool {
+        let mut missed = false;
+        let all = self.for_each_mapping(removal.first, removal.end - 1, |vma, table, range| {
+            // Private copies may be anywhere while a mapping call is at work.
+            missed |= removal.shrinks && vma.is_private() && !vma.is_live();
+            let mut takes = Takes { cache: self, removal, vma, missed: false };
+            let mut gather = Gather::new(table);
+            table.zap_selected(range, &mut takes, &mut gather);
+            gather.flush();
+            missed |= takes.missed;
+        });
+        missed || !all
+    }
+
+    /// Takes the folios that are not mapped out of the cache; true when one is left.
+    fn take_out(&self, p: &'static P, removal: &Removal) -> bool {
+        let mut is_left = false;
+        self.each(p, removal, |w, index, meta, outs| {
+            if is_filling(meta) || meta.maps_ordered() == 0 || cfg!(mutant = "remove_walks_once") {
+                self.detach(w, index, meta, outs);
+            } else {
+                is_left = true;
+            }
+        });
+        is_left
+    }
+
+    /// Calls `f` with each folio that lies in the range, the lock held, and room for one that is taken out.
+    fn each(
+        &self,
+        p: &'static P,
+        removal: &Removal,
+        mut f: impl FnMut(&mut Writer, u64, &FrameMeta, &mut Outs<P>),
+    ) {
+        let mut next = removal.first;
+        loop {
+            let mut outs = Outs::new();
+            let mut left = LOOKED_AT;
+            let pin = Pin::new(p);
+            let mut w = self.writer.lock(p);
+            let stopped = self.index.scan(&pin, next, removal.end - 1, &mut |index, found| {
+                if outs.is_full() || left == 0 {
+                    return Break(index);
+                }
+                left -= 1;
+                let indexes = found.indexes(index);
+                if removal.contains(&indexes) {
+                    f(&mut w, indexes.start, p.meta(found.folio()), &mut outs);
+                }
+                Continue(())
+            });
+            drop((w, pin));
+            match stopped {
+                Break(index) => next = index,
+                Continue(()) => return,
+            }
+        }
+    }
+
+    /// Whether one of these pages is being removed, in part at least: nothing is put there.
+    pub(super) fn is_removing(&self, w: &Writer, indexes: &Range<u64>) -> bool {
+        w.removing.start < indexes.end && indexes.start < w.removing.end
+    }
+    /// The removals begun and ended so far: odd while one is at work.
+    pub(crate) fn turn(&self) -> u64 {
+        self.turn.load(Acquire)
+    }
+    /// Waits until the removal that is at work has ended. Called unpinned, with no lock held.
+    pub(super) fn wait_for_removal(&self, p: &'static P) {
+        drop(self.changes.lock(p));
+    }
+}
+
+/// Being read in, so mapped nowhere: whoever raised its count will find it invalid.
+fn is_filling(meta: &FrameMeta) -> bool {
+    meta.flags() & (FrameFlags::FILLING | FrameFlags::UP_TO_DATE) == FrameFlags::FILLING
+}
+
+/// The entries that a removal takes out of a mapping's tables.
+struct Takes<'a, P: Platform> {
+    cache: &'a FileCache<P>,
+    removal: &'a Removal,
+    vma: &'a Vma<P>,
+    /// Something was on the move.
+    missed: bool,
+}
+
+impl<P: Platform> Selects<P> for Takes<'_, P> {
+    /// Under the table's lock, so the page is not free.
+    fn selects(&mut self, raw: u64, level: u8) -> bool {
+        if P::Format::attrs(raw).contains(Attrs::SPECIAL) {
+            return false;
+        }
+        let Some(pfn) = P::Format::frame(raw, level) else {
+            self.missed = true; // a huge page that is being split
+            return false;
+        };
+        let (p, removal) = (self.cache.p, self.removal);
+        let head = head_of(p, pfn);
+        let meta = p.meta(head);
+        let flags = meta.flags();
+        if flags.contains(FrameFlags::FILE) {
+            // Wherever the mapping shows it: another mapping of the file may be here by now.
+            let index = meta.index() + (pfn.0 - head.0) as u64;
+            let end = index + (1 << (P::Format::BITS * level as u32));
+            return meta.owner() == self.cache.owner() && index < removal.end && removal.first < end;
+        }
+        if !removal.shrinks || !flags.contains(FrameFlags::ANON) || !self.vma.is_private() {
+            return false;
+        }
+        let live = self.vma.is_live();
+        self.missed |= !live;
+        live
+    }
+}
