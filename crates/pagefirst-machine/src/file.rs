@@ -1,7 +1,7 @@
 //! Files for the machine's file mappings: in memory, or on the host's disk.
 
-use crate::late::{Device, Late};
-use pagefirst::file::{Ask, AskGuard, File, Fill, FillGuard, Hint, Io, IoError, Shmem, ShmemHuge};
+use crate::late::{Device, Late, Work};
+use pagefirst::file::{Ask, AskGuard, File, FillGuard, Hint, Io, IoError, Shmem, ShmemHuge, StoreGuard};
 use pagefirst::types::PAGE_SIZE;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +33,11 @@ struct Inner {
     /// Which folios it wants.
     folios: Shmem,
     failing: Mutex<BTreeSet<u64>>,
+    failing_writes: Mutex<BTreeSet<u64>>,
+    /// Writes end later too.
+    stores_late: bool,
+    /// Held while one of the reads and writes that end later is taken and done.
+    busy: Mutex<()>,
     read_ahead: u32,
     /// What it says when it is asked before a page becomes writable.
     says: Option<Says>,
@@ -79,6 +84,9 @@ impl MachineFile {
             tracks_writes,
             folios,
             failing,
+            failing_writes: Mutex::default(),
+            stores_late: false,
+            busy: Mutex::default(),
             read_ahead: 0,
             says: None,
             asked: Mutex::default(),
@@ -190,15 +198,26 @@ impl MachineFile {
         self
     }
 
-    /// The pages whose reads have begun and not ended, of a file whose reads end later.
+    /// The same for writes.
+    ///
+    /// # Panics
+    /// When the file was cloned before.
+    #[must_use]
+    pub fn late_writes(mut self) -> Self {
+        self.inner().stores_late = true;
+        self
+    }
+
+    /// The pages whose reads, or writes, have begun and not ended, of a file whose reads end later.
     pub fn pending(&self) -> Vec<u64> {
         self.0.late.as_ref().map(Device::pending).unwrap_or_default()
     }
 
     /// Ends the read of this page; false if it has not begun.
     pub fn finish(&self, index: u64) -> bool {
-        let fill = self.0.late.as_ref().and_then(|device| device.take(index));
-        fill.map(|fill| self.end(index, fill)).is_some()
+        let _busy = self.0.busy.lock();
+        let work = self.0.late.as_ref().and_then(|device| device.take(index));
+        work.map(|work| self.end(index, work)).is_some()
     }
 
     /// Ends the read that began first.
@@ -213,22 +232,45 @@ impl MachineFile {
 
     /// What a thread of the file's does once; false when there is nothing to do.
     pub(crate) fn work(&self) -> bool {
+        let busy = self.0.busy.lock();
         match self.0.late.as_ref().and_then(Device::next) {
-            Some(Ok((index, fill))) => self.end(index, fill),
-            Some(Err(left)) => std::thread::sleep(left),
+            Some(Ok((index, work))) => self.end(index, work),
+            Some(Err(left)) => {
+                drop(busy);
+                std::thread::sleep(left);
+            }
             None => return false,
         }
         true
     }
 
-    fn end(&self, index: u64, mut fill: Fill) {
-        let io = self.0.read(index, &mut fill);
-        fill.complete(if io == Io::Ready { Ok(()) } else { Err(IoError) });
+    fn end(&self, index: u64, work: Work) {
+        let result = |io| if io == Io::Ready { Ok(()) } else { Err(IoError) };
+        match work {
+            Work::Fill(mut fill) => {
+                let io = self.0.read(index, &mut fill);
+                fill.complete(result(io));
+            }
+            Work::Store(store) => {
+                let io = self.0.write(index, &store);
+                store.complete(result(io));
+            }
+        }
     }
 
     /// Reads of this page fail from now on, or no longer do.
     pub fn fail_reads(&self, index: u64, fail: bool) {
         let mut failing = self.0.failing.lock();
+        if fail {
+            failing.insert(index)
+        } else {
+            failing.remove(&index)
+        };
+    }
+
+    /// Writes of this page fail from now on, or no longer do.
+    pub fn fail_writes(&self, index: u64, fail: bool) {
+        let mut failing = self.0.failing_writes.lock();
         if fail {
             failing.insert(index)
         } else {
@@ -329,6 +371,24 @@ impl Inner {
             Body::Shmem => Io::Ready,
         }
     }
+
+    /// Stores a page, now.
+    fn write(&self, index: u64, bytes: &[u8]) -> Io {
+        if self.failing_writes.lock().contains(&index) {
+            return Io::Error;
+        }
+        match &self.body {
+            Body::Memory { stored, .. } => {
+                stored.lock().pages.insert(index, bytes.to_vec());
+                Io::Ready
+            }
+            Body::Host(file) => match file.write_all_at(bytes, index * PAGE_SIZE) {
+                Ok(()) => Io::Ready,
+                Err(_) => Io::Error,
+            },
+            Body::Shmem => Io::Error,
+        }
+    }
 }
 
 /// A file that may be gone.
@@ -370,26 +430,31 @@ impl File for MachineFile {
         self.0.reads.fetch_add(1, Relaxed);
         match &self.0.late {
             Some(device) => {
-                device.begin(self, index, page.keep());
+                device.begin(self, index, Work::Fill(page.keep()));
                 Io::Pending
             }
             None => self.0.read(index, &mut page),
         }
     }
 
-    fn write(&self, index: u64, bytes: &[u8]) -> Result<(), IoError> {
+    fn write(&self, index: u64, bytes: StoreGuard<'_>) -> Io {
         self.0.writes.fetch_add(1, Relaxed);
-        match &self.0.body {
-            Body::Memory { stored, .. } => {
-                stored.lock().pages.insert(index, bytes.to_vec());
-                Ok(())
+        match &self.0.late {
+            Some(device) if self.0.stores_late => {
+                device.begin(self, index, Work::Store(bytes.keep()));
+                Io::Pending
             }
-            Body::Host(file) => file.write_all_at(bytes, index * PAGE_SIZE).map_err(|_| IoError),
-            Body::Shmem => self.0.folios.write(index, bytes),
+            _ => self.0.write(index, &bytes),
         }
     }
 
     fn forget(&self, bytes: Range<u64>) {
+        // What has not been stored yet is not to be.
+        let _busy = self.0.busy.lock();
+        if let Some(device) = &self.0.late {
+            let pages = bytes.start / PAGE_SIZE..bytes.end.div_ceil(PAGE_SIZE);
+            device.give_up_stores(&pages).into_iter().for_each(|store| store.complete(Err(IoError)));
+        }
         match &self.0.body {
             Body::Memory { stored, .. } => stored.lock().forget(bytes),
             Body::Host(file) => cut(file, bytes).expect("the host forgets what it stored"),

@@ -1,9 +1,10 @@
-//! Reads of files that end later.
+//! Reads and writes of files that end later.
 
 use crate::file::{MachineFile, WeakFile};
-use pagefirst::file::Fill;
+use pagefirst::file::{Fill, Store};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// When the reads of a file end.
@@ -31,7 +32,13 @@ struct Queue {
 struct Read {
     index: u64,
     due: Instant,
-    fill: Fill,
+    work: Work,
+}
+
+/// What is to be read, or written.
+pub(crate) enum Work {
+    Fill(Fill),
+    Store(Store),
 }
 
 impl Device {
@@ -39,7 +46,7 @@ impl Device {
         Device { late, queue: Mutex::default() }
     }
 
-    pub fn begin(&self, file: &MachineFile, index: u64, fill: Fill) {
+    pub fn begin(&self, file: &MachineFile, index: u64, work: Work) {
         let mut queue = self.queue.lock();
         queue.begun += 1;
         let delay = match self.late {
@@ -47,7 +54,7 @@ impl Device {
             // By chance enough, and the same in every run.
             Late::Within(most) => most * (queue.begun.wrapping_mul(0x9e37_79b9) >> 8 & 0xff) as u32 / 0xff,
         };
-        queue.reads.push_back(Read { index, due: Instant::now() + delay, fill });
+        queue.reads.push_back(Read { index, due: Instant::now() + delay, work });
         if self.late != Late::Held && !queue.has_thread {
             queue.has_thread = true;
             let file = WeakFile::of(file);
@@ -59,14 +66,29 @@ impl Device {
         self.queue.lock().reads.iter().map(|read| read.index).collect()
     }
 
-    pub fn take(&self, index: u64) -> Option<Fill> {
+    pub fn take(&self, index: u64) -> Option<Work> {
         let mut queue = self.queue.lock();
         let at = queue.reads.iter().position(|read| read.index == index)?;
-        queue.reads.remove(at).map(|read| read.fill)
+        queue.reads.remove(at).map(|read| read.work)
+    }
+
+    /// Takes out what was to be stored of these pages.
+    pub fn give_up_stores(&self, pages: &Range<u64>) -> Vec<Store> {
+        let mut stores = Vec::new();
+        let mut queue = self.queue.lock();
+        let mut left = VecDeque::new();
+        for read in queue.reads.drain(..) {
+            match read.work {
+                Work::Store(store) if pages.contains(&read.index) => stores.push(store),
+                work => left.push_back(Read { work, ..read }),
+            }
+        }
+        queue.reads = left;
+        stores
     }
 
     /// What is due first, when it is due; `None` when there is nothing left, and the thread ends.
-    pub fn next(&self) -> Option<Result<(u64, Fill), Duration>> {
+    pub fn next(&self) -> Option<Result<(u64, Work), Duration>> {
         let mut queue = self.queue.lock();
         let Some((at, due)) = queue.reads.iter().map(|read| read.due).enumerate().min_by_key(|(_, due)| *due)
         else {
@@ -77,6 +99,6 @@ impl Device {
         if !left.is_zero() {
             return Some(Err(left));
         }
-        queue.reads.remove(at).map(|read| Ok((read.index, read.fill)))
+        queue.reads.remove(at).map(|read| Ok((read.index, read.work)))
     }
 }

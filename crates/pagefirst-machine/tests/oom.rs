@@ -447,6 +447,33 @@ fn r06_files() -> Result {
     )
 }
 
+/// Read-ahead ends where there is no memory, and says nothing.
+#[test]
+fn r06_read_ahead() -> Result {
+    fails_at_each_point(
+        "will need",
+        |s| {
+            s.cache.will_need(s.machine, 4, 4);
+            Came::Done
+        },
+        |_| true,
+    )?;
+    fails_at_each_point(
+        "will need, of a file that nothing is in memory of",
+        |s| {
+            let Ok(file) = cache(s.machine, &s.file, 128) else { return Came::NoMemory };
+            file.will_need(s.machine, 100, 4);
+            Came::Done
+        },
+        |_| true,
+    )?;
+    fails_at_each_point(
+        "will need, of a mapping",
+        |s| came(s.space.advise(EMPTY_SHARED, 8 * PAGE_SIZE, Advice::WillNeed)),
+        |_| true,
+    )
+}
+
 /// What a user copy needs is had by faults; it stops where memory does.
 #[test]
 fn r06_user_copies() -> Result {

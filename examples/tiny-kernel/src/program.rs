@@ -6,7 +6,7 @@ use core::ptr::{from_ref, null_mut};
 use core::sync::atomic::Ordering::*;
 use elf::abi::{PF_W, PF_X, PT_LOAD};
 use elf::{ElfBytes, endian::LittleEndian};
-use pagefirst::file::{self, FileCache, FillGuard, Io, IoError};
+use pagefirst::file::{self, FileCache, FillGuard, Io, StoreGuard};
 use pagefirst::space::{AddressSpace, Advice, Backing, Map, Place, VmaFlags};
 use pagefirst::types::{PAGE_SIZE, Prot, VirtAddr};
 use pagefirst::{mem::Shared, platform::Platform};
@@ -34,7 +34,7 @@ impl file::File for File {
         Io::Ready
     }
     /// There is nothing behind the pages in memory, which are kept as long as the file is.
-    fn write(&self, _: u64, _: &[u8]) -> Result<(), IoError> { Err(IoError) }
+    fn write(&self, _: u64, _: StoreGuard<'_>) -> Io { Io::Error }
 }
 
 /// A program in its space.

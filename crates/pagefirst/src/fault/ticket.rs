@@ -31,6 +31,8 @@ pub(crate) enum For<'a, P: Platform> {
     Answer(Frame<P>),
     /// The removal of pages of this file that was at work in this turn.
     Removal(Shared<P, FileCache<P>>, u64),
+    /// This page to be stored.
+    Store(Frame<P>),
 }
 
 /// What is rung when this page was read, or could not be.
@@ -52,6 +54,9 @@ impl<P: Platform> Ticket<'static, P> {
     pub(crate) fn for_page(page: Frame<P>, file: u64) -> Self {
         Ticket(For::Page(page, file))
     }
+    pub(crate) fn for_store(page: Frame<P>) -> Self {
+        Ticket(For::Store(page))
+    }
     pub(crate) fn for_answer(page: Frame<P>) -> Self {
         Ticket(For::Answer(page))
     }
@@ -65,13 +70,14 @@ impl<P: Platform> Ticket<'_, P> {
             For::Removal(file, turn) => file.turn() != *turn,
             For::Page(page, _) => !page.meta().flags().contains(FrameFlags::FILLING),
             For::Answer(page) => !page.meta().flags().contains(FrameFlags::ASKED),
+            For::Store(page) => !page.meta().flags().contains(FrameFlags::STORING),
         }
     }
     /// What [`Platform::ready`] is called with when it is ready, and perhaps at other times.
     pub fn key(&self) -> u64 {
         match &self.0 {
             For::Writer(space, _) => writer_key(space),
-            For::Page(page, _) | For::Answer(page) => page_key(page.pfn()),
+            For::Page(page, _) | For::Answer(page) | For::Store(page) => page_key(page.pfn()),
             For::Removal(file, _) => removal_key(file),
         }
     }
@@ -80,13 +86,13 @@ impl<P: Platform> Ticket<'_, P> {
     pub(crate) fn page(&self) -> Option<&Frame<P>> {
         match &self.0 {
             For::Page(page, _) => Some(page),
-            For::Writer(..) | For::Removal(..) | For::Answer(_) => None,
+            For::Writer(..) | For::Removal(..) | For::Answer(_) | For::Store(_) => None,
         }
     }
     fn platform(&self) -> &'static P {
         match &self.0 {
             For::Writer(space, _) => space.platform(),
-            For::Page(page, _) | For::Answer(page) => page.platform(),
+            For::Page(page, _) | For::Answer(page) | For::Store(page) => page.platform(),
             For::Removal(file, _) => file.p,
         }
     }
@@ -129,6 +135,7 @@ impl<P: Platform> fmt::Debug for Ticket<'_, P> {
             For::Removal(file, turn) => write!(f, "removal {turn} of {file:?}"),
             For::Page(page, _) => write!(f, "{page:?} being read"),
             For::Answer(page) => write!(f, "an answer about {page:?}"),
+            For::Store(page) => write!(f, "{page:?} being stored"),
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Reading and writing files through the cache, write-back, and dropping what nobody uses.
+//! Reading and writing files through the cache, and dropping what nobody uses.
 
-use super::cache::{FileCache, LOOKED_AT, Lookup, Outs, pages_of};
-use super::error::{IoError, ReadError, SizeError, WriteBackError, WriteError};
+use super::Hint;
+use super::cache::{FileCache, LOOKED_AT, Outs, pages_of};
+use super::error::{ReadError, SizeError, WriteError};
 use super::index::{Found, LAST_INDEX, MAX_FOLIO_ORDER, Nodes, Short};
-use super::{File as _, Hint};
-use crate::frame::{Frame, FrameFlags, Part, bytes, words};
+use crate::frame::{Frame, FrameFlags, bytes, words};
 use crate::limit::Payer;
 use crate::platform::Platform;
 use crate::sync::atomic::{Relaxed, Release};
@@ -205,79 +205,6 @@ impl<P: Platform> FileCache<P> {
         }
         self.size.store(at + from.len() as u64, Release);
         Ok(Appended::Yes)
-    }
-
-    /// Stores the dirty pages, as far as they lie below the size; returns how many. Called unpinned, with no lock
-    /// held.
-    ///
-    /// A page that is mapped afterwards is dirty still: it may be written to without anybody being told.
-    ///
-    /// # Errors
-    /// [`WriteBackError`]; what was not stored is dirty still.
-    pub fn write_back(&self, p: &'static P) -> Result<u64, WriteBackError> {
-        let mut stored = 0;
-        if !self.file.is_stored() {
-            return Ok(stored);
-        }
-        let mut failed = Ok(());
-        let mut next = 0;
-        let mut copy = None;
-        while let Some(folio) = self.next_dirty(p, next) {
-            let copy = match &mut copy {
-                Some(copy) => copy,
-                None => copy.insert(p.vm().frame(p)?),
-            };
-            next = folio.meta().index() + (1 << folio.order());
-            if let Err(e) = self.store(&folio, copy, &mut stored) {
-                failed = Err(e.into());
-            }
-        }
-        failed.map(|()| stored)
-    }
-
-    /// The first dirty folio from `first` on.
-    fn next_dirty(&self, p: &'static P, first: u64) -> Option<Frame<P>> {
-        let pin = Pin::new(p);
-        let dirty = |folio| p.meta(folio).flags().contains(FrameFlags::DIRTY);
-        let found = self.index.scan(&pin, first, LAST_INDEX, &mut |index, found| {
-            if dirty(found.folio())
-                && let Lookup::Page(page) = self.lookup(p, &pin, index)
-                && dirty(page.folio().pfn())
-            {
-                return Break(page.into());
-            }
-            Continue(())
-        });
-        found.break_value()
-    }
-
-    /// Stores the pages of a folio, by way of copies: they may be written to meanwhile.
-    fn store(&self, folio: &Frame<P>, copy: &mut Frame<P>, stored: &mut u64) -> Result<(), IoError> {
-        let meta = folio.meta();
-        let mut result = Ok(());
-        // A removal waits for what is being stored; afterwards that is not to be stored any more.
-        let _one = self.stores.lock(self.p);
-        let is_going = !self.owns(meta, meta.index()) || meta.flags().contains(FrameFlags::GOING);
-        if is_going && !cfg!(mutant = "store_what_is_going") {
-            return Ok(());
-        }
-        // Cleared before it is read: who writes after that, sets it again.
-        meta.clear(FrameFlags::DIRTY);
-        for (index, pfn) in (meta.index()..).zip(folio.frames()) {
-            let below = self.size().saturating_sub(index * PAGE_SIZE).min(PAGE_SIZE) as usize;
-            if below == 0 {
-                break;
-            }
-            copy.copy_of(&Part::of(folio.another(), pfn));
-            match self.file.write(index, &copy.bytes()[..below]) {
-                Ok(()) => *stored += 1,
-                Err(error) => result = Err(error),
-            }
-        }
-        if result.is_err() || meta.maps_ordered() > 0 {
-            meta.set(FrameFlags::DIRTY);
-        }
-        result
     }
 
     /// Drops the pages that nobody maps or refers to and that need not be stored; returns how many. Called unpinned,

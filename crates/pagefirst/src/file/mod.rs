@@ -40,6 +40,7 @@ mod io;
 #[cfg(all(test, loom))]
 mod model;
 mod shmem;
+mod store;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod test;
 mod truncate;
@@ -55,6 +56,7 @@ pub use fill::{Fill, FillGuard};
 pub use index::{CacheNode, MAX_FOLIO_ORDER};
 pub(crate) use index::{Cursor, Found};
 pub use shmem::{Shmem, ShmemHuge};
+pub use store::{Store, StoreGuard};
 
 use core::ops::Range;
 
@@ -87,11 +89,11 @@ pub trait File: Clone + Eq + Send + Sync + 'static {
     /// ```
     fn read(&self, index: u64, page: FillGuard<'_>) -> Io;
     /// Stores `bytes`, the part of the page at `index` that lies below the file's size; extends what is stored if
-    /// need be. Called with no lock and no pin held.
+    /// need be. After [`Io::Error`] the page is dirty again. Called with no spin lock and no pin held.
     ///
-    /// # Errors
-    /// [`IoError`]: the page stays dirty.
-    fn write(&self, index: u64, bytes: &[u8]) -> Result<(), IoError>;
+    /// A write that ends later [keeps](StoreGuard::keep) the bytes, answers [`Io::Pending`], and [completes](Store::complete)
+    /// them when they are stored.
+    fn write(&self, index: u64, bytes: StoreGuard<'_>) -> Io;
     /// What is stored of these bytes is to read as zero from now on: the file has shrunk to where they start (then they
     /// have no end), or they are a hole. Called with no spin lock and no pin held, and before anybody reads in what of it
     /// may be read; it must not use the file's cache.

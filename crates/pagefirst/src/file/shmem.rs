@@ -1,6 +1,6 @@
 //! Files that are memory and nothing else: tmpfs, `memfd`, shared anonymous memory.
 
-use super::{File, FillGuard, Hint, Io, IoError, MAX_FOLIO_ORDER};
+use super::{File, FillGuard, Hint, Io, MAX_FOLIO_ORDER, StoreGuard};
 use crate::types::PAGE_SIZE;
 use core::ops::Range;
 
@@ -76,8 +76,8 @@ impl File for Shmem {
     fn read(&self, _: u64, _: FillGuard<'_>) -> Io {
         Io::Ready // it is zero
     }
-    fn write(&self, _: u64, _: &[u8]) -> Result<(), IoError> {
-        Err(IoError)
+    fn write(&self, _: u64, _: StoreGuard<'_>) -> Io {
+        Io::Error
     }
     fn forget(&self, _: Range<u64>) {}
     fn tracks_writes(&self) -> bool {

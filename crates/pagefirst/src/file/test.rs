@@ -11,7 +11,7 @@ mod memory;
 mod race;
 mod size;
 
-use super::{File, FileCache, FillGuard, Io, IoError};
+use super::{File, FileCache, FillGuard, Io, StoreGuard};
 use crate::arch::X86_64;
 use crate::frame::{FrameFlags, FrameMeta, Region};
 use crate::mem::Shared;
@@ -220,12 +220,12 @@ impl File for Disk {
         }
         Io::Ready
     }
-    fn write(&self, index: u64, bytes: &[u8]) -> Result<(), IoError> {
+    fn write(&self, index: u64, bytes: StoreGuard<'_>) -> Io {
         if self.0.fails.load(Relaxed) {
-            return Err(IoError);
+            return Io::Error;
         }
         self.0.stored.lock().unwrap().insert(index, bytes.to_vec());
-        Ok(())
+        Io::Ready
     }
     fn forget(&self, bytes: Range<u64>) {
         let mut stored = self.0.stored.lock().unwrap();

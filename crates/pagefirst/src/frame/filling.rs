@@ -81,7 +81,7 @@ impl Drop for During {
 }
 
 /// Who keeps count of the parts of a folio of several that are being filled: its first tail.
-fn left<P: Platform>(p: &'static P, folio: Pfn) -> &'static super::FrameMeta {
+pub(super) fn left<P: Platform>(p: &'static P, folio: Pfn) -> &'static super::FrameMeta {
     p.meta(folio.add(1))
 }
 

@@ -122,10 +122,6 @@ impl<P: Platform> Frame<P> {
             unsafe { self.p.copy_page(to, from) }
         }
     }
-    /// The frame's bytes; for a frame that is not yet mapped or shared.
-    pub(crate) fn bytes(&mut self) -> &mut [u8] {
-        self.bytes_of(0)
-    }
     /// The bytes of the folio's small page with this number; for a folio that is not yet mapped or shared.
     pub(crate) fn bytes_of(&mut self, page: u32) -> &mut [u8] {
         assert!(page >> self.order() == 0);

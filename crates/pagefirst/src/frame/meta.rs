@@ -32,6 +32,8 @@ bitflags::bitflags! {
         const FAILED = 1 << 9;
         /// The huge zero page: all zeros, never written, in no resident set.
         const ZERO = 1 << 10;
+        /// Being stored: under write-back.
+        const STORING = 1 << 15;
         /// Its file is being asked whether it may be written to.
         const ASKED = 1 << 14;
         /// Read ahead, and who wants it first has more read: not mapped until then.

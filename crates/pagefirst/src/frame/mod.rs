@@ -13,6 +13,7 @@ mod filling;
 mod folio;
 mod handle;
 mod meta;
+mod storing;
 
 pub use buddy::{Frames, MAX_ORDER, Region};
 pub(crate) use filling::{During, Filling};
@@ -21,6 +22,7 @@ pub(crate) use folio::{Part, first_of, head_and_flags, link_tails, split, split_
 pub use handle::Frame;
 pub(crate) use handle::{WORDS, clear_page, copy_page, words};
 pub use meta::{Counts, FrameFlags, FrameMeta};
+pub(crate) use storing::Storing;
 
 use crate::limit;
 use crate::mem::ask;

@@ -3,7 +3,8 @@
 use super::super::cache::Lookup;
 use super::super::index::{Cut, Found, Nodes};
 use super::super::{ReadError, WriteBackError, WriteError};
-use super::{Disk, FileCache, IoError, Machine, PAGE, PAGE_SIZE, Random, Relaxed, WATCH, machine, std};
+use super::{Disk, FileCache, Machine, PAGE, PAGE_SIZE, Random, Relaxed, WATCH, machine, std};
+use crate::file::IoError;
 use crate::frame::{self, Frame, FrameFlags, Part};
 use crate::mem::Shared;
 use crate::platform::Platform as _;
@@ -264,7 +265,7 @@ fn a_page_is_called_clean_before_it_is_stored() {
     WATCH.set(Some((pfn, FrameFlags::empty())));
     assert_eq!(cache.write_back(p), Ok(1));
     let (_, when_copied) = WATCH.take().unwrap();
-    assert_eq!(when_copied, FrameFlags::FILE | FrameFlags::UP_TO_DATE);
+    assert_eq!(when_copied, FrameFlags::FILE | FrameFlags::UP_TO_DATE | FrameFlags::STORING);
     // And who writes, sets it after he wrote.
     WATCH.set(Some((pfn, FrameFlags::empty())));
     cache.write_at(p, 0, &[2]).unwrap();

@@ -35,7 +35,7 @@ mod take;
 use super::record::TableRecord;
 use super::{PageTable, Table, collect, reserve};
 use crate::arch::{Attrs, Format, Tiny};
-use crate::file::{File, FillGuard, Io, IoError};
+use crate::file::{File, FillGuard, Io, StoreGuard};
 use crate::frame::FrameMeta;
 use crate::mem::{Link, Past, Pool, Pooled, Shared};
 use crate::platform::{Note, Platform};
@@ -133,7 +133,7 @@ impl File for NoFile {
     fn read(&self, _: u64, _: FillGuard<'_>) -> Io {
         match *self {}
     }
-    fn write(&self, _: u64, _: &[u8]) -> Result<(), IoError> {
+    fn write(&self, _: u64, _: StoreGuard<'_>) -> Io {
         match *self {}
     }
     fn forget(&self, _: core::ops::Range<u64>) {

@@ -5,7 +5,7 @@ extern crate std;
 use super::build::{MAX_NEW, Side, Tree, needed};
 use super::{Order, STACK_GUARD, Subtree, TreeNode, TreeReserve, VmaTree};
 use crate::arch::X86_64;
-use crate::file::{File, FillGuard, Io, IoError};
+use crate::file::{File, FillGuard, Io, StoreGuard};
 use crate::frame::{FrameMeta, Region};
 use crate::mem::Shared;
 use crate::platform::Platform;
@@ -51,8 +51,8 @@ impl File for NoFile {
     fn read(&self, _: u64, _: FillGuard<'_>) -> Io {
         Io::Error
     }
-    fn write(&self, _: u64, _: &[u8]) -> Result<(), IoError> {
-        Err(IoError)
+    fn write(&self, _: u64, _: StoreGuard<'_>) -> Io {
+        Io::Error
     }
     fn forget(&self, _: Range<u64>) {}
     fn tracks_writes(&self) -> bool {

@@ -1,0 +1,177 @@
+//! Write-back of shared pages while they are mapped and written to.
+
+mod kit;
+
+use kit::*;
+use pagefirst::arch::Attrs;
+use pagefirst::file::WriteBackError;
+use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
+use pagefirst_machine::{Config, Late, Machine, MachineFile};
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Duration;
+
+const AT: VirtAddr = VirtAddr(1 << 30);
+const PAGES: u64 = 64;
+
+fn stage(file: MachineFile) -> Result<(&'static Machine, Space, MachineFile, Cache)> {
+    let machine = machine();
+    let file = file.with_tracking(true);
+    let c = cache(machine, &file, PAGES)?;
+    let s = space(machine)?;
+    s.map(at(AT, shared(&c, 0, PAGES, RW)))?;
+    Ok((machine, s, file, c))
+}
+
+/// Writable, and dirty, as the entry says.
+fn marks(s: &Space, va: VirtAddr) -> (bool, bool) {
+    let attrs = attrs(s, va);
+    (attrs.contains(Attrs::WRITE), attrs.contains(Attrs::DIRTY))
+}
+
+#[test]
+fn memory_files_stay_writable_and_dirty() -> Result {
+    let machine = machine();
+    let file = MachineFile::zeros();
+    let c = cache(machine, &file, 4)?;
+    let s = space(machine)?;
+    s.map(at(AT, shared(&c, 0, 4, RW)))?;
+    fault(&s, AT, Access::Write);
+    assert_eq!((c.write_back(machine)?, marks(&s, AT)), (1, (true, true)));
+    assert_eq!(c.write_back(machine)?, 1, "it may have been written to without a fault");
+    s.unmap(AT, PAGE_SIZE)?;
+    assert_eq!((c.write_back(machine)?, c.write_back(machine)?), (1, 0));
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_stored_is_dirty_still() -> Result {
+    let (machine, s, file, c) = stage(marked())?;
+    fault(&s, AT, Access::Write);
+    fault(&s, page(AT, 1), Access::Write);
+    s.unmap(AT, PAGES * PAGE_SIZE)?;
+    file.fail_writes(0, true);
+    assert!(matches!(c.write_back(machine), Err(WriteBackError::Io(_))));
+    assert!(matches!(c.write_back(machine), Err(WriteBackError::Io(_))));
+    assert_eq!((c.evict(machine), file.writes()), (1, 3), "the other was stored at once");
+    // No frame for a copy: nothing is stored, nothing lost.
+    let taken = machine.leave_free(0);
+    assert!(matches!(c.write_back(machine), Err(WriteBackError::NoMemory(_))));
+    drop(taken);
+    file.fail_writes(0, false);
+    assert_eq!((c.write_back(machine)?, c.write_back(machine)?), (1, 0));
+    Ok(())
+}
+
+#[test]
+fn pages_are_stored_later_and_written_to_meanwhile() -> Result {
+    let (machine, s, file, c) = stage(marked().late(Late::Held).late_writes())?;
+    drop(s.fault(AT, Access::Write));
+    file.finish(0);
+    s.copy_out(AT, &[50]).map_err(|e| e.to_string())?;
+    assert_eq!(c.write_back(machine)?, 1);
+    let ticket = c.storing(machine).ok_or("it is being stored")?;
+    assert!(!ticket.is_ready() && file.pending() == [0]);
+    // Written to meanwhile: what is stored is what it was, and it is dirty again. Not stored twice at a time.
+    s.copy_out(AT, &[51]).map_err(|e| e.to_string())?;
+    assert_eq!((c.write_back(machine)?, file.pending()), (0, vec![0]));
+    assert!(file.finish(0) && ticket.is_ready() && c.storing(machine).is_none());
+    assert_eq!(file.stored(0)[0], 50);
+    drop(ticket);
+    assert_eq!(c.write_back(machine)?, 1);
+    // An error makes it dirty again; so does a driver that forgets it. It stays as long as it is being stored.
+    s.unmap(AT, PAGES * PAGE_SIZE)?;
+    assert_eq!(c.evict(machine), 0);
+    file.fail_writes(0, true);
+    file.finish(0);
+    assert_eq!(c.evict(machine), 0, "dirty");
+    file.fail_writes(0, false);
+    assert_eq!(c.write_back(machine)?, 1);
+    file.lose(0);
+    assert_eq!((c.evict(machine), c.write_back(machine)?), (0, 1));
+    file.finish(0);
+    assert_eq!((file.stored(0)[0], c.evict(machine)), (51, 1));
+    // Its file goes while it is being stored.
+    c.write_at(machine, PAGES * PAGE_SIZE, &[1])?;
+    assert_eq!(c.write_back(machine)?, 1);
+    drop((s, c));
+    machine.vm().quiesce(machine);
+    assert!(file.finish(PAGES));
+    machine.nothing_left().map_err(Into::into)
+}
+
+/// Threads write to their own words of shared pages, of a file that is written back, evicted and cut all the time: what
+/// they wrote last is in memory as long as the file is, and stored in the end.
+fn stress(file: MachineFile, config: Config) -> Result {
+    const WRITERS: u64 = 3;
+    let machine: &'static Machine = Machine::new(Config { cpus: 8, memory: 16 << 20, ..config });
+    let file = file.with_tracking(true);
+    let c = cache(machine, &file, PAGES)?;
+    let ends = AtomicU64::new(0);
+    let stop = AtomicBool::new(false);
+    let last: Vec<AtomicU64> = (0..WRITERS * PAGES).map(|_| AtomicU64::new(0)).collect();
+    let place = |n: u64, i: u64| VirtAddr(page(AT, i).0 + 8 * n);
+    let write = |n: u64| {
+        let _ends = StopAtEnd(&stop);
+        let s = space(machine).expect("memory");
+        s.map(at(AT, shared(&c, 0, PAGES, RW))).expect("room");
+        let mut cpu = machine.vcpu();
+        cpu.switch_to(&s);
+        let mut seed = n + 1;
+        for count in 1..4_000 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let i = (seed >> 40) % PAGES;
+            let before = cpu.load_u64(place(n, i)).expect("it is there");
+            let known = last[(n * PAGES + i) as usize].load(SeqCst);
+            assert!(before == known || known == 0, "page {i}: {before} where {known} was written");
+            cpu.store_u64(place(n, i), count).expect("it is there");
+            last[(n * PAGES + i) as usize].store(count, SeqCst);
+            if seed >> 58 == 0 {
+                s.discard(AT, PAGES * PAGE_SIZE).expect("mapped");
+            }
+        }
+        drop(cpu);
+        ends.fetch_add(1, SeqCst);
+    };
+    together(WRITERS, write, || {
+        while !stop.load(SeqCst) || ends.load(SeqCst) < WRITERS {
+            c.write_back(machine).expect("it can be stored");
+            c.evict(machine);
+            if machine.free_frames() == 0 {
+                break;
+            }
+        }
+    });
+    while c.storing(machine).is_some() || c.write_back(machine)? > 0 {
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    machine.vm().quiesce(machine);
+    assert_eq!(c.pages(), c.evict(machine), "all are clean");
+    for n in 0..WRITERS {
+        for i in 0..PAGES {
+            let known = last[(n * PAGES + i) as usize].load(SeqCst);
+            let stored = file.stored(i);
+            if known != 0 {
+                let at = 8 * n as usize;
+                assert_eq!(stored[at..at + 8], known.to_le_bytes(), "page {i}, word {n}: lost");
+            }
+        }
+    }
+    drop((c, file));
+    machine.nothing_left().map_err(Into::into)
+}
+
+#[test]
+fn x12_no_write_is_lost_to_write_back() -> Result {
+    stress(marked(), Config { checks: true, late_shootdown: 50, ..hardware() })
+}
+
+#[test]
+fn x12_no_write_is_lost_to_write_back_on_harsh_hardware() -> Result {
+    stress(marked(), Config::harsh(3))
+}
+
+#[test]
+fn x12_no_write_is_lost_when_reads_and_writes_end_later() -> Result {
+    stress(marked().late(Late::Within(Duration::from_micros(100))).late_writes(), hardware())
+}

@@ -1,0 +1,208 @@
+//! Write-back: dirty pages are stored, while programs go on writing to them.
+//!
+//! A page is stored from a copy. Its flag `DIRTY` is cleared before it is copied: who writes after that sets it again. What
+//! is mapped is dirty afterwards, for it may be written to without anybody being told.
+//!
+//! | | store | write fault | `write_at` | evict | removal |
+//! |---|---|---|---|---|---|
+//! | store | `STORING`: one at a time for a folio | the mapping keeps it dirty | sets `DIRTY` after it wrote | the reference | it has the storage forget, after what is being stored |
+//!
+//! A file that stores later keeps the copy; the page is `STORING` until that ends, and may be written to and be dirty
+//! again. If it could not be stored it is dirty again. Stable pages are not promised, but the copy is one.
+
+use super::cache::{FileCache, Lookup, pages_of};
+use super::error::{IoError, WriteBackError};
+use super::index::LAST_INDEX;
+use super::{File as _, Io};
+use crate::fault::Ticket;
+use crate::frame::{Frame, FrameFlags, Part, Storing};
+use crate::platform::Platform;
+use crate::sync::epoch::Pin;
+use crate::types::{NoMemory, PAGE_SIZE};
+use core::fmt;
+use core::ops::ControlFlow::{Break, Continue};
+use core::ops::Deref;
+
+/// What is to be stored of a page, owned: a copy of its bytes, as far as they lie below the file's size.
+///
+/// It can be kept for as long as the write takes, and completed anywhere, in an interrupt too. Dropped without, it was
+/// not stored.
+pub struct Store {
+    /// There until the end.
+    page: Option<Storing>,
+    len: usize,
+}
+
+impl Store {
+    /// The bytes are stored, or could not be: then the page is dirty again. Who waits for it is woken. Takes no lock.
+    pub fn complete(mut self, result: Result<(), IoError>) {
+        self.end(result);
+    }
+    fn end(&mut self, result: Result<(), IoError>) {
+        if let Some(page) = self.page.take() {
+            page.end(result.is_err());
+        }
+    }
+    /// The same; the copy's frame is given back, to be used again.
+    fn finish<P: Platform>(mut self, p: &'static P, result: Result<(), IoError>) -> Option<Frame<P>> {
+        let copy = self.page.as_mut().and_then(Storing::take_copy);
+        self.end(result);
+        copy.map(|copy| Frame::from_held(p, copy))
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.end(Err(IoError));
+    }
+}
+
+impl Deref for Store {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.page.as_ref().map_or(&[], |page| &page.bytes()[..self.len])
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("len", &self.len).finish()
+    }
+}
+
+/// What is to be stored of a page, at once, or to be kept.
+#[derive(Debug)]
+pub struct StoreGuard<'a>(&'a mut Option<Store>);
+
+impl StoreGuard<'_> {
+    /// The bytes, to be completed later.
+    pub fn keep(self) -> Store {
+        self.0.take().unwrap_or(Store { page: None, len: 0 })
+    }
+}
+
+impl Deref for StoreGuard<'_> {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or(&[])
+    }
+}
+
+impl<P: Platform> FileCache<P> {
+    /// Stores the dirty pages, as far as they lie below the size; returns how many. Called unpinned, with no lock
+    /// held; may sleep. A page that is being stored already is passed over.
+    ///
+    /// A page that is mapped afterwards is dirty still: it may be written to without anybody being told.
+    ///
+    /// # Errors
+    /// [`WriteBackError`]; what was not stored is dirty still. What the file stores later is no error here: it knows.
+    pub fn write_back(&self, p: &'static P) -> Result<u64, WriteBackError> {
+        let mut work = WriteBack { cache: self, p, copy: None, stored: 0 };
+        if !self.file.is_stored() {
+            return Ok(0);
+        }
+        let mut failed = Ok(());
+        let mut next = 0;
+        while let Some(folio) = self.next_with(p, next, FrameFlags::DIRTY) {
+            next = folio.meta().index() + (1 << folio.order());
+            match work.store(&folio) {
+                Err(WriteBackError::NoMemory(why)) => return Err(why.into()),
+                Err(why) => failed = Err(why),
+                Ok(()) => {}
+            }
+        }
+        failed.map(|()| work.stored)
+    }
+
+    /// A ticket for a page that is being stored, if there is one: who wants to know that all is stored, writes back, and
+    /// waits until there is none.
+    pub fn storing(&self, p: &'static P) -> Option<Ticket<'static, P>> {
+        self.next_with(p, 0, FrameFlags::STORING).map(Ticket::for_store)
+    }
+
+    /// The first folio from `first` on that is up to date and has this flag.
+    fn next_with(&self, p: &'static P, first: u64, flag: FrameFlags) -> Option<Frame<P>> {
+        let pin = Pin::new(p);
+        let has = |folio| p.meta(folio).flags().contains(flag);
+        let found = self.index.scan(&pin, first, LAST_INDEX, &mut |index, found| {
+            if has(found.folio())
+                && let Lookup::Page(page) = self.lookup(p, &pin, index)
+                && has(page.folio().pfn())
+            {
+                return Break(page.into());
+            }
+            Continue(())
+        });
+        found.break_value()
+    }
+}
+
+/// Write-back at work.
+struct WriteBack<'a, P: Platform> {
+    cache: &'a FileCache<P>,
+    p: &'static P,
+    /// For the next copy.
+    copy: Option<Frame<P>>,
+    stored: u64,
+}
+
+impl<P: Platform> WriteBack<'_, P> {
+    fn copy(&mut self) -> Result<Frame<P>, NoMemory> {
+        self.copy.take().map_or_else(|| self.p.vm().frame(self.p), Ok)
+    }
+
+    /// Stores a folio, unless that is being done.
+    fn store(&mut self, folio: &Frame<P>) -> Result<(), WriteBackError> {
+        let (cache, meta, first) = (self.cache, folio.meta(), folio.meta().index());
+        // A removal waits for what is being stored; afterwards that is not to be stored any more.
+        let _one = cache.stores.lock(self.p);
+        let is_going = !cache.owns(meta, first) || meta.flags().contains(FrameFlags::GOING);
+        if is_going && !cfg!(mutant = "store_what_is_going") {
+            return Ok(());
+        }
+        // Before the page is clean: there may be none.
+        self.copy = Some(self.copy()?);
+        let size = cache.size();
+        let pages = pages_of(size).saturating_sub(first).min(1 << folio.order()) as u32;
+        let Some(rest) = Storing::begin(folio, pages) else { return Ok(()) };
+        // Whatever happens, it ends.
+        let mut rest = Store { page: Some(rest), len: 0 };
+        meta.clear(FrameFlags::DIRTY);
+        let result = self.store_pages(folio, pages, size, &mut rest);
+        if result.is_err() || meta.maps_ordered() > 0 {
+            meta.set(FrameFlags::DIRTY);
+        }
+        rest.complete(Ok(()));
+        result
+    }
+
+    fn store_pages(
+        &mut self,
+        folio: &Frame<P>,
+        pages: u32,
+        size: u64,
+        rest: &mut Store,
+    ) -> Result<(), WriteBackError> {
+        let first = folio.meta().index();
+        let mut result = Ok(());
+        for i in 0..pages {
+            let index = first + u64::from(i);
+            let mut copy = self.copy()?;
+            copy.copy_of(&Part::of(folio.another(), folio.pfn().add(i)));
+            let page = match folio.order() {
+                0 => rest.page.take().map(|page| page.with_copy(copy)),
+                _ => rest.page.as_mut().map(|rest| rest.split_off(copy)),
+            };
+            let len = (size - index * PAGE_SIZE).min(PAGE_SIZE) as usize;
+            let mut store = Some(Store { page, len });
+            let io = self.cache.file.write(index, StoreGuard(&mut store));
+            let done = if io == Io::Ready || store.is_none() { Ok(()) } else { Err(IoError) };
+            self.copy = store.and_then(|store| store.finish(self.p, done));
+            match done {
+                Ok(()) => self.stored += 1,
+                Err(error) => result = Err(error.into()),
+            }
+        }
+        result
+    }
+}
