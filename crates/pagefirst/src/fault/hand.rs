@@ -60,6 +60,8 @@ pub(super) enum Why {
     Flushed,
     /// It is a copy stored read-only, whose flush has to be done before it is made writable.
     Unflushed,
+    /// Its file gave leave to write to it.
+    Leave,
     /// It is the huge zero page, for an entry.
     HugeZero,
 }
@@ -77,8 +79,6 @@ pub(crate) struct Hand<'a, P: Platform> {
     pub gather: SmallGather<'a, P>,
     /// A page held beside that.
     pub held: Option<Held<P>>,
-    /// What the file gave leave to write to.
-    pub leave: Option<Frame<P>>,
     /// No huge page can be had, or there is no room for one: the small path goes on.
     pub small: bool,
     /// A page was read from its file.
@@ -96,7 +96,6 @@ impl<'a, P: Platform> Hand<'a, P> {
             reserve: Reserve::new(space.platform()),
             gather: SmallGather::small(space.page_table()),
             held: None,
-            leave: None,
             small: false,
             major: false,
             published: false,
@@ -341,7 +340,7 @@ impl<'a, P: Platform> Hand<'a, P> {
     #[cold]
     fn ask(&mut self, file: &FileCache<P>, page: Part<P>) -> Result<(), Outcome<'a, P>> {
         match file.may_write(page.folio(), page.index()) {
-            MayWrite::Yes => self.leave = Some(page.into()),
+            MayWrite::Yes => self.hold(page, Why::Leave),
             MayWrite::No => return Err(Outcome::Error(FaultError::Bus(Bus::Refused))),
             MayWrite::Later(ticket) => return Err(Outcome::Blocked(ticket)),
         }

@@ -50,17 +50,18 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             return look;
         }
         let Ok(slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
-        if let Some(look) = self.flushes(&slot, pfn) {
-            return look;
-        }
         let p = self.pin.platform();
         let meta = p.meta(head_of(p, pfn));
         if vma.is_private() {
+            if let Some(look) = self.flushes(&slot, pfn) {
+                return look;
+            }
             if !meta.flags().contains(OURS) {
                 return Look::Again;
             }
         } else if let Backing::File { file, .. } = &vma.backing {
-            // It may be on its way out of the file.
+            // No copy was ever in the place of a shared page, so nothing need be flushed. It may be on its way out of the
+            // file.
             let page = pfn.add(P::Format::pages_into(self.addr, slot.level()));
             if !file.is_attached(head_of(p, pfn), page, vma.index_of(self.addr)) {
                 drop(slot);
@@ -76,7 +77,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
 
     /// Whether its file gave leave to write to this folio.
     pub(super) fn has_leave(&self, folio: Pfn) -> bool {
-        self.hand.leave.as_ref().is_some_and(|leave| leave.pfn() == folio)
+        self.hand.holds(Why::Leave).is_some_and(|page| page.folio().pfn() == folio)
     }
     /// The file is asked first, whether its page may be written to; `None` when that was done, and when the page is the
     /// file's no more.
