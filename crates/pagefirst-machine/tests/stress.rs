@@ -8,6 +8,7 @@ use pagefirst::fault::{Bus, FaultError, Segv};
 use pagefirst::file::FileCache;
 use pagefirst::policy::Policy;
 use pagefirst::space::{AddressSpace, Backing, Map, Place, VmaFlags};
+use pagefirst::sync::epoch::Pin;
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr};
 use pagefirst_machine::{Config, Machine, MachineFile, TlbShape, Vcpu};
 use std::error::Error;
@@ -288,9 +289,16 @@ fn stress_a_file_that_changes_its_size() -> Result {
         },
         |n| {
             let size = n * 11 % PAGES * PAGE_SIZE + n % 3 * 100;
-            // A page that is mapped still refuses the growth: it is taken away first, as truncation will.
-            space.discard(at, PAGES * PAGE_SIZE)?;
             cache.set_size(machine, size);
+            let end = size.div_ceil(PAGE_SIZE);
+            let left = (end..PAGES)
+                .find(|i| space.page_table().translate(&Pin::new(machine), page(at, *i)).is_some());
+            if let Some(i) = left {
+                return Err(format!("page {i} is mapped, beyond {end}").into());
+            }
+            if n % 5 == 0 {
+                cache.punch(machine, size / 2..size);
+            }
             Ok(())
         },
     )?;

@@ -136,6 +136,11 @@ impl Stage {
         }
     }
 
+    /// This thread plays this CPU of the stage, beside others: whoever does it sees to what may happen at once.
+    pub fn play(&'static self, cpu: usize) {
+        CPU.set(cpu);
+        STAGE.set(Some(self));
+    }
     pub fn space(&'static self) -> Result<Space> {
         self.space_with(Policy::default())
     }
