@@ -102,7 +102,6 @@ fn what_is_in_a_hole_goes_and_private_copies_stay<F: Format>() -> Result {
     Ok(machine.nothing_left()?)
 }
 
-// catches: remove_walks_once
 #[test]
 fn r05_what_is_beyond_the_end_goes_with_private_copies() -> Result {
     what_is_beyond_the_end_goes_with_private_copies::<X86_64>()?;

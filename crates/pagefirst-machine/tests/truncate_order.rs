@@ -56,6 +56,7 @@ fn r05_a_fault_that_meets_a_removal_waits_for_its_turn_and_beyond_the_end_does_n
     Ok(())
 }
 
+// catches: insert_while_removing
 #[test]
 fn r05_a_page_that_was_not_there_is_not_put_into_a_hole_in_the_making() -> Result {
     let stage = Stage::new(256);
@@ -114,6 +115,7 @@ fn r13_a_mapping_that_comes_behind_the_walk_hides_nothing() -> Result {
     Ok(())
 }
 
+// catches: remove_walks_once
 #[test]
 fn r14_what_is_on_the_move_does_not_arrive_beyond_the_end() -> Result {
     for copies in [false, true] {

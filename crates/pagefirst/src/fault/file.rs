@@ -43,13 +43,8 @@ impl<P: Platform> Pages<'_, P> {
     /// The entry of a page that is a folio by itself.
     #[inline(always)]
     fn single(&self, found: Found, index: u64, attrs: Attrs) -> Option<NewEntry> {
-        // The mapping is counted before the page is validated: who takes it away looks at the count after it
-        // announced so (protocol 2).
         let meta = self.p.meta(found.pfn);
-        if !meta.try_map() {
-            return None;
-        }
-        if !self.file.is_single_attached(meta, index) {
+        if !meta.try_map_valid(|| self.file.is_single_attached(meta, index))? {
             frame::unmap(self.p, found.pfn);
             return None;
         }

@@ -57,3 +57,39 @@ fn r13_fill_against_truncate_main_0() {
 fn r13_fill_against_truncate_main_1() {
     fill_against_truncate(1);
 }
+
+/// A page that is taken out because nobody maps it is not mapped by a fault afterwards.
+fn fault_against_removal(main: usize) {
+    let setup = || {
+        let meta = FrameMeta::default();
+        meta.adopt();
+        meta.set(FrameFlags::UP_TO_DATE);
+        meta
+    };
+    let fault = |meta: &FrameMeta| {
+        let is_valid =
+            || meta.flags() & (FrameFlags::UP_TO_DATE | FrameFlags::GOING) == FrameFlags::UP_TO_DATE;
+        let mapped = meta.try_map_valid(is_valid) == Some(true);
+        if !mapped {
+            let _ = meta.unmap();
+        }
+        mapped
+    };
+    let removal = |meta: &FrameMeta| {
+        meta.go();
+        meta.maps_ordered() == 0
+    };
+    check(main, setup, [fault, removal], |_, [mapped, taken_out]| {
+        assert!(!(mapped && taken_out), "a page is mapped that the file has no longer");
+    });
+}
+// catches: remove_without_going, validate_before_count, maps_read_plainly
+#[test]
+fn r05_fault_against_removal_main_0() {
+    fault_against_removal(0);
+}
+// catches: remove_without_going, validate_before_count, maps_read_plainly
+#[test]
+fn r05_fault_against_removal_main_1() {
+    fault_against_removal(1);
+}

@@ -157,7 +157,7 @@ impl<P: Platform> WriteBack<'_, P> {
         // A removal waits for what is being stored; afterwards that is not to be stored any more.
         let _one = cache.stores.lock(self.p);
         let is_going = !cache.owns(meta, first) || meta.flags().contains(FrameFlags::GOING);
-        if is_going && !cfg!(mutant = "store_what_is_going") {
+        if is_going {
             return Ok(());
         }
         // Before the page is clean: there may be none.

@@ -6,11 +6,11 @@
 //! 1. *announces*: the size, where it shrinks; `removing`, the range that every insert checks; and `GOING` on each folio of
 //!    the range. Parts of pages at its edges are zeroed. The file's turn is odd from here on;
 //! 2. walks the mappings of the range, takes its pages out of their tables, and flushes;
-//! 3. takes each folio out of the cache whose map count, read with a read-modify-write, is zero. One that is being read
-//!    in is mapped nowhere, and its reader notices;
+//! 3. takes each folio out of the cache whose map count, read with a read-modify-write, is zero, and that is not being
+//!    stored. One that is being read in is mapped nowhere, and its reader notices;
 //! 4. goes back to 2 while one is left, or something was on the move: an entry being split or moved, a mapping being
 //!    changed, a mapping that came behind the walk;
-//! 5. waits for what is being stored, has the storage forget the range, and ends the turn.
+//! 5. waits for what of the edges is being stored, has the storage forget the range, and ends the turn.
 //!
 //! It needs no memory and cannot fail. A fault that meets `GOING` or `removing` is blocked until the turn ends; beyond the
 //! end of a file that shrank it is told so at once.
@@ -26,7 +26,7 @@
 //! | reading in | a page is made up to date in one step, and only if it is not `GOING` |
 //! | `read_at`, `write_at` | what they hold stays readable; what is gone they ask for again, and wait for the turn |
 //! | growth, another removal | the lock that may sleep |
-//! | write-back | the lock under which one folio is stored at a time; `GOING` is seen under it |
+//! | write-back | `GOING` is seen under the lock under which one folio at a time begins to be stored; `STORING` is waited for |
 //! | evict | the cache's lock |
 //! | a mapping call | the mapping that it makes is in the tree before the one that it replaces is out; entries on the move are counted |
 //! | fork | the child's mappings are in the tree before their entries are made; the parent's are not live meanwhile |
@@ -153,7 +153,9 @@ impl<P: Platform> FileCache<P> {
                 let _ = found.order > 0 && self.split(w, indexes.start, found);
             });
             self.mark(p, &removal);
-            if !(self.take_out(p, &removal) | again) {
+            // No store begins any more.
+            drop(self.stores.lock(p));
+            if !(self.take_out(p, &removal) | again) || cfg!(mutant = "remove_walks_once") {
                 break;
             }
             p.relax();
@@ -164,8 +166,7 @@ impl<P: Platform> FileCache<P> {
                 bytes::zero(words(p, page), 0..PAGE_SIZE as usize);
             }
         });
-        // Nothing is stored afterwards that was read before.
-        drop(self.stores.lock(p));
+        self.wait_for_stores(p, &removal);
         self.file.forget(removal.bytes);
         let mut w = self.writer.lock(p);
         w.removing = 0..0;
@@ -200,6 +201,20 @@ impl<P: Platform> FileCache<P> {
         }
     }
 
+    /// Waits until nothing of the folios across the edges is being stored that was read before they were zeroed.
+    fn wait_for_stores(&self, p: &'static P, removal: &Removal) {
+        drop(self.stores.lock(p));
+        for index in removal.edges() {
+            let is_storing = || {
+                let found = self.index.get(&self.writer.lock(p), index);
+                found.is_some_and(|found| p.meta(found.folio()).flags().contains(FrameFlags::STORING))
+            };
+            while is_storing() {
+                p.relax();
+            }
+        }
+    }
+
     /// Calls `f`, the lock held, with the folios that lie across an edge of the range, and their pages' indexes.
     fn at_edges(&self, p: &'static P, removal: &Removal, f: impl Fn(&mut Writer, Found, Range<u64>)) {
         let mut w = self.writer.lock(p);
@@ -216,9 +231,7 @@ impl<P: Platform> FileCache<P> {
     /// Marks every folio of the range.
     fn mark(&self, p: &'static P, removal: &Removal) {
         self.each(p, removal, |_, _, meta, _| {
-            if !cfg!(mutant = "remove_without_going") {
-                meta.set(FrameFlags::GOING);
-            }
+            meta.go();
         });
     }
 
@@ -237,11 +250,12 @@ impl<P: Platform> FileCache<P> {
         missed || !all
     }
 
-    /// Takes the folios that are not mapped out of the cache; true when one is left.
+    /// Takes the folios out of the cache that are neither mapped nor being stored; true when one is left.
     fn take_out(&self, p: &'static P, removal: &Removal) -> bool {
         let mut is_left = false;
         self.each(p, removal, |w, index, meta, outs| {
-            if is_filling(meta) || meta.maps_ordered() == 0 || cfg!(mutant = "remove_walks_once") {
+            let is_mapped = meta.maps_ordered() > 0 && !is_filling(meta);
+            if !is_mapped && !meta.flags().contains(FrameFlags::STORING) {
                 self.detach(w, index, meta, outs);
             } else {
                 is_left = true;

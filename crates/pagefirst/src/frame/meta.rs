@@ -99,8 +99,28 @@ impl FrameMeta {
     pub fn counts(&self) -> Counts {
         counts(self.counts.load(Relaxed))
     }
+    /// Says that the page is on its way out: who counts a mapping from now on is told so when he validates it.
+    pub(crate) fn go(&self) {
+        if !cfg!(mutant = "remove_without_going") {
+            self.set(FrameFlags::GOING);
+        }
+    }
+    /// Counts a mapping, and only then asks whether the page may be mapped: who takes it away says so first, and then looks
+    /// at the count (protocol 2). `None`, with nothing counted, if the frame is free; if the answer is no, the caller
+    /// gives the mapping up.
+    #[inline(always)]
+    pub(crate) fn try_map_valid(&self, is_valid: impl FnOnce() -> bool) -> Option<bool> {
+        if cfg!(mutant = "validate_before_count") {
+            let valid = is_valid();
+            return self.try_map().then_some(valid);
+        }
+        self.try_map().then(is_valid)
+    }
     /// The map count, read so that it is ordered against those who raise it before they validate (protocol 1).
     pub fn maps_ordered(&self) -> u32 {
+        if cfg!(mutant = "maps_read_plainly") {
+            return self.counts().maps;
+        }
         counts(self.counts.fetch_add(0, AcqRel)).maps
     }
     /// Makes the caller the only owner of a frame nobody refers to.
