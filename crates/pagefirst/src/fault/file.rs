@@ -32,6 +32,8 @@ struct Pages<'f, P: Platform> {
     run: (VirtAddr, Pfn),
     /// The only folio that may be mapped, if its file was asked.
     leave: Option<Pfn>,
+    /// log2 of the window's pages, if it adapts.
+    remembers: Option<u8>,
 }
 
 impl<P: Platform> Pages<'_, P> {
@@ -81,6 +83,9 @@ impl<P: Platform> Batch for Pages<'_, P> {
     }
     fn window(&self) -> Option<VirtRange> {
         self.window
+    }
+    fn remembers(&self) -> Option<u8> {
+        self.remembers
     }
     fn is_current(&self) -> bool {
         !self.vma.is_retired()
@@ -256,7 +261,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             return self.install(slot, &mut HugePage { p, vma, file, va, first, index, write, attrs });
         }
         // Neighbours of a write would have to be written to be worth it.
-        let window = (!write).then(|| window(policy.fault_around, vma, va, &slot));
+        let (window, order) = (!write).then(|| window(policy.fault_around, vma, va, &slot)).unzip();
         let mut batch = Pages {
             p,
             vma,
@@ -270,6 +275,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             around: around - if policy.prefault_young { Attrs::empty() } else { Attrs::ACCESSED },
             run: (va, found.pfn),
             leave: asks.then(|| found.folio()),
+            remembers: order.filter(|_| !policy.fault_around.is_fixed()),
         };
         self.install(slot, &mut batch)
     }

@@ -50,7 +50,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     ) -> Look<'a, P> {
         let level = slot.level().min(physical.level(vma, self.addr));
         let va = P::Format::span_of(self.addr, level).start;
-        let window = (level == 0).then(|| window(self.space.policy().fault_around, vma, va, &slot));
+        let window = (level == 0).then(|| window(self.space.policy().fault_around, vma, va, &slot).0);
         // Marked at once, so that hardware has nothing to write: nobody asks what was used.
         let write = if vma.prot.contains(Prot::WRITE) { WRITTEN } else { Attrs::empty() };
         let attrs = readable(vma) | write | physical.memory.attrs() | Attrs::SPECIAL;

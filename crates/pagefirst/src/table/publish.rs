@@ -5,7 +5,7 @@
 //! tables missing: build them privately, bottom up, the entries in the leaf, and make the whole chain visible with
 //! one store. Taken by a table that has appeared: descend with the same page. A dead table: unlink it, walk again.
 
-use super::record::{Counted, FaultKind, Guard};
+use super::record::{Counted, FaultKind, Guard, Last};
 use super::slot::{Nothing, Slot, Walk, walk};
 use super::{PageTable, Reserve, retire};
 use crate::arch::Format;
@@ -37,6 +37,10 @@ pub(crate) trait Batch {
     /// The page and the neighbours that may be mapped with it, all in one table; `None` for the page alone.
     #[inline]
     fn window(&self) -> Option<VirtRange> {
+        None
+    }
+    /// log2 of the pages of the window, if the table is to keep in mind that it was one.
+    fn remembers(&self) -> Option<u8> {
         None
     }
     /// Whether all of the window is mapped, or nothing: an occupied slot makes the install fail.
@@ -264,6 +268,9 @@ fn fill<P: Platform, B: Batch>(guard: &mut Guard<'_, P>, batch: &mut B) -> Optio
                 }
             }
         }
+    }
+    if let Some(order) = batch.remembers() {
+        guard.remember(Last { slot: page, order });
     }
     let around = (guard.entries() - before) as u32 - 1;
     guard.count(counted, 1 + around as i32);

@@ -19,6 +19,33 @@ const PINNED: u64 = 4;
 /// Something was counted in the tally.
 const TALLIED: u64 = 8;
 const ONE: u64 = 1 << 8;
+/// In the upper half of the word: where fault-around was last at work ([`Last`]).
+const LAST: u32 = 32;
+
+/// The word without that.
+const fn lower(word: u64) -> u64 {
+    word & ((1 << LAST) - 1)
+}
+
+/// Where in a table of small pages fault-around was last at work, if its window adapts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Last {
+    /// The slot of the page that faulted.
+    pub slot: usize,
+    /// log2 of the pages of the window.
+    pub order: u8,
+}
+
+impl Last {
+    fn bits(self) -> u64 {
+        ((self.slot as u64) << 4 | self.order as u64 + 1) << LAST
+    }
+    fn of(word: u64) -> Option<Last> {
+        let bits = word >> LAST;
+        let order = (bits & 15).checked_sub(1)? as u8;
+        Some(Last { slot: (bits >> 4) as usize, order })
+    }
+}
 
 /// What a fault did, for counting in the record of the table that holds the entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -146,7 +173,11 @@ impl TableRecord {
     /// Entries in use, as last published by a lock holder; `None` while somebody holds the lock.
     pub fn entries(&self) -> Option<u64> {
         let word = self.word.load(Acquire);
-        (word & LOCK == 0).then_some(word / ONE)
+        (word & LOCK == 0).then_some(lower(word) / ONE)
+    }
+    /// Where fault-around was last at work.
+    pub(super) fn last(&self) -> Option<Last> {
+        Last::of(self.word.load(Relaxed))
     }
     /// Dead: empty, unlinked or about to be.
     pub fn is_dead(&self) -> bool {
@@ -274,7 +305,7 @@ impl<'e, P: Platform> Guard<'e, P> {
     }
     /// Entries in use.
     pub fn entries(&self) -> u64 {
-        self.word / ONE
+        lower(self.word) / ONE
     }
     /// Reads an entry.
     #[inline]
@@ -341,6 +372,10 @@ impl<'e, P: Platform> Guard<'e, P> {
             }
         }
     }
+    /// Keeps in mind where fault-around was at work.
+    pub(super) fn remember(&mut self, last: Last) {
+        self.word = lower(self.word) | last.bits();
+    }
     /// Whether the table is kept although it may be empty.
     pub(super) fn is_pinned(&self) -> bool {
         self.word & PINNED != 0
@@ -365,7 +400,7 @@ impl<'e, P: Platform> Guard<'e, P> {
         count.store(count.load(Relaxed).wrapping_add_signed(pages), Relaxed);
     }
     fn leave(&self) -> bool {
-        let dies = self.word & !TALLIED == 0;
+        let dies = lower(self.word) & !TALLIED == 0;
         let dead = if dies && !cfg!(mutant = "unlock_forgets_dead") { DEAD } else { 0 };
         self.record.word.store(self.word | dead, Release);
         if self.ranked {

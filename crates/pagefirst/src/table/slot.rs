@@ -1,6 +1,6 @@
 //! Slots in three states, each a type: nothing, an entry seen, locked.
 
-use super::record::{Guard, Table};
+use super::record::{Guard, Last, Table};
 use crate::arch::{Attrs, Format};
 use crate::platform::Platform;
 use crate::types::{Pfn, VirtAddr, VirtRange};
@@ -75,17 +75,67 @@ impl<'e, P: Platform> Slot<'e, P, Nothing> {
     /// How many entries there are for pages of `range` in the slot's table, and how many of them were used. Read without
     /// the lock; none where the table for small pages is missing.
     pub(crate) fn used_in(&self, range: VirtRange) -> (u32, u32) {
-        let (mut there, mut used) = (0, 0);
-        if self.level() == 0 {
-            let range = range.intersect(P::Format::span_of(self.va, 1));
-            let first = P::Format::index(range.start, 0);
-            for raw in (first..first + range.pages() as usize).map(|i| self.at.entry(i)) {
-                there += (raw != 0) as u32;
-                used += P::Format::attrs(raw).contains(Attrs::ACCESSED) as u32;
+        if self.level() > 0 {
+            return (0, 0);
+        }
+        let range = range.intersect(P::Format::span_of(self.va, 1));
+        let first = P::Format::index(range.start, 0);
+        used_among(self.at, first..first + range.pages() as usize)
+    }
+    /// Where only the slot's table of small pages is missing: what fault-around did last in the nearest such table beside,
+    /// of those to which an entry a few slots away leads.
+    pub(crate) fn beside(&self) -> Option<Beside> {
+        if self.level() != 1 {
+            return None;
+        }
+        let index = self.index();
+        for far in 1..=NEAR {
+            for at in [index.wrapping_sub(far), index + far] {
+                if at < P::Format::user_entries(1)
+                    && let Some(table) = self.at.child(self.at.entry(at))
+                    && let Some(Last { slot, order }) = table.record().last()
+                {
+                    let apart = (at as u64).wrapping_sub(index as u64) << P::Format::shift(1);
+                    let start = self.va.align_down(P::Format::span(1)).0.wrapping_add(apart);
+                    let va = VirtAddr(start + ((slot as u64) << P::Format::shift(0)));
+                    if order == 0 {
+                        return Some(Beside { va, alone: true, there: 1, used: 1 });
+                    }
+                    let order = order.min(MOST_LOOKED_AT);
+                    let first = slot >> order << order;
+                    let (there, used) = used_among(table, first..first + (1 << order));
+                    return Some(Beside { va, alone: false, there, used });
+                }
             }
         }
-        (there, used)
+        None
     }
+}
+
+/// How many slots away a table is looked for: within two cache lines of entries.
+const NEAR: usize = 8;
+/// log2 of the entries of a window that are looked at, at most.
+const MOST_LOOKED_AT: u8 = 5;
+
+/// What fault-around did last in a table beside.
+pub(crate) struct Beside {
+    /// For this address.
+    pub va: VirtAddr,
+    /// It mapped no neighbours.
+    pub alone: bool,
+    /// Entries in the window, or in the part of it around the address, and how many of them were used.
+    pub there: u32,
+    pub used: u32,
+}
+
+/// How many of these slots have entries, and how many of those were used. Read without the lock.
+fn used_among<P: Platform>(table: Table<'_, P>, slots: core::ops::Range<usize>) -> (u32, u32) {
+    let (mut there, mut used) = (0, 0);
+    for raw in slots.map(|i| table.entry(i)) {
+        there += (raw != 0) as u32;
+        used += P::Format::attrs(raw).contains(Attrs::ACCESSED) as u32;
+    }
+    (there, used)
 }
 
 impl<P: Platform> Slot<'_, P, Seen> {
