@@ -7,11 +7,12 @@ use kit::*;
 use pagefirst::Held;
 use pagefirst::arch::{Format, X86_64};
 use pagefirst::fault::{Bus, FaultError, Segv};
+use pagefirst::file::{FileCache, ShmemHuge};
 use pagefirst::limit::Limit;
-use pagefirst::policy::{Policy, TablePolicy};
+use pagefirst::policy::{FaultAround, Policy, TablePolicy};
 use pagefirst::space::Map;
 use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
-use pagefirst_machine::{Config, Machine};
+use pagefirst_machine::{Config, Machine, MachineFile};
 
 const RANGES: u64 = 4_096;
 const FAULTS: u64 = 10_000;
@@ -238,6 +239,45 @@ fn done_the_whole_user_half_costs_what_is_touched_in_it() -> Result {
     drop((cpu, s));
     machine.nothing_left()?;
     Ok(())
+}
+
+/// Reads every page of a memory file of 1 GiB that is full in the cache, from one end to the other, with a window of
+/// fault-around; how many faults that took, how many of them mapped a huge page, and how many leaf tables there were then.
+fn reads_of_a_gibibyte(
+    machine: &'static Machine,
+    huge: ShmemHuge,
+    window: FaultAround,
+) -> Result<(u64, u64, u64)> {
+    const GIB: u64 = 1 << 30;
+    let file = FileCache::new(machine, MachineFile::shmem(huge), GIB)?;
+    warm(machine, &file, 0..GIB / PAGE_SIZE)?;
+    assert_eq!(file.pages(), GIB / PAGE_SIZE);
+    let s = space_with(machine, Policy { fault_around: window, ..policy() })?;
+    s.map(at(BASE, shared(&file, 0, GIB / PAGE_SIZE, R)))?;
+    let mut cpu = machine.vcpu();
+    cpu.switch_to(&s);
+    for i in 0..GIB / PAGE_SIZE {
+        assert_eq!(cpu.load_u64(page(BASE, i))?, 0);
+    }
+    let (counts, account) = (cpu.counts(), s.account());
+    assert_eq!(counts.faults, counts.mapped);
+    assert_eq!(account.file_bytes, GIB);
+    Ok((counts.faults, counts.huge, account.table_bytes[0] / PAGE_SIZE))
+}
+
+#[test]
+fn done_a_gibibyte_of_huge_tmpfs_takes_512_faults_and_no_leaf_table() -> Result {
+    let machine: &'static Machine =
+        Machine::new(Config { checks: false, memory: (1 << 30) + (96 << 20), ..Config::default() });
+    let (least, most) = (PAGE_SIZE, 2 << 20);
+    for window in [FaultAround::adaptive(least, most), FaultAround::fixed(most)] {
+        let reads = reads_of_a_gibibyte(machine, ShmemHuge::Always, window.ok_or("a window")?)?;
+        assert_eq!(reads, (512, 512, 0));
+        machine.nothing_left()?;
+    }
+    let window = FaultAround::fixed(64 << 10).ok_or("a window")?;
+    assert_eq!(reads_of_a_gibibyte(machine, ShmemHuge::Never, window)?, (16_384, 0, 512));
+    Ok(machine.nothing_left()?)
 }
 
 #[test]

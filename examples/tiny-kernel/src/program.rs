@@ -6,7 +6,7 @@ use core::ptr::{from_ref, null_mut};
 use core::sync::atomic::Ordering::*;
 use elf::abi::{PF_W, PF_X, PT_LOAD};
 use elf::{ElfBytes, endian::LittleEndian};
-use pagefirst::file::{self, FileCache, FillGuard, Io, StoreGuard};
+use pagefirst::file::{self, FileCache, FillGuard, Hint, Io, MAX_FOLIO_ORDER, StoreGuard};
 use pagefirst::space::{AddressSpace, Advice, Backing, Map, Place, VmaFlags};
 use pagefirst::types::{PAGE_SIZE, Prot, VirtAddr};
 use pagefirst::{mem::Shared, platform::Platform};
@@ -19,6 +19,8 @@ include!(concat!(env!("OUT_DIR"), "/programs.rs"));
 pub struct File {
     id: u64,
     tracks_writes: bool,
+    /// It is zero, and has folios of 2 MiB.
+    huge: bool,
 }
 
 #[rustfmt::skip]
@@ -27,7 +29,10 @@ impl file::File for File {
     fn forget(&self, _: core::ops::Range<u64>) {}
 
     fn tracks_writes(&self) -> bool { self.tracks_writes }
+    fn max_folio_order(&self) -> u8 { if self.huge { MAX_FOLIO_ORDER } else { 0 } }
+    fn folio_order(&self, _: u64, _: u64, _: Hint) -> u8 { self.max_folio_order() }
     fn read(&self, index: u64, mut page: FillGuard<'_>) -> Io {
+        if self.huge { return Io::Ready; }
         for (word, offset) in page.chunks_exact_mut(8).zip((index * PAGE_SIZE..).step_by(8)) {
             word.copy_from_slice(&(offset + 1).to_le_bytes());
         }
@@ -40,8 +45,9 @@ impl file::File for File {
 /// A program in its space.
 pub struct Task {
     pub space: AddressSpace<Kernel>,
-    /// Descriptor 3 and on: 4 MiB in memory; the same, but pages that are written are told apart; 6,000 bytes.
-    files: [Shared<Kernel, FileCache<Kernel>>; 3],
+    /// Descriptor 3 and on: 4 MiB in memory; the same, but pages that are written are told apart; 6,000 bytes; 16 MiB of
+    /// huge pages.
+    files: [Shared<Kernel, FileCache<Kernel>>; 4],
     entry: u64,
 }
 
@@ -50,9 +56,9 @@ impl Task {
     pub fn load(image: &[u8]) -> Result<Task, &'static str> {
         let p = kernel();
         let space = AddressSpace::new(p, Default::default()).map_err(|_| "no memory for a space")?;
-        let open = |id, tracks_writes, size| FileCache::new(p, File { id, tracks_writes }, size);
-        let files = [open(1, false, 4 << 20), open(2, true, 4 << 20), open(3, false, 6000)];
-        let [Ok(a), Ok(b), Ok(c)] = files else { return Err("no memory for files") };
+        let open = |id, size| FileCache::new(p, File { id, tracks_writes: id == 2, huge: id == 4 }, size);
+        let files = [open(1, 4 << 20), open(2, 4 << 20), open(3, 6000), open(4, 16 << 20)];
+        let [Ok(a), Ok(b), Ok(c), Ok(d)] = files else { return Err("no memory for files") };
         let elf = ElfBytes::<LittleEndian>::minimal_parse(image).map_err(|_| "not an ELF file")?;
         for s in elf.segments().into_iter().flatten().filter(|s| s.p_type == PT_LOAD) {
             let (start, at) = (VirtAddr(s.p_vaddr).page(), VirtAddr(s.p_vaddr));
@@ -65,7 +71,7 @@ impl Task {
             let prot = Prot::READ | can(PF_W, Prot::WRITE) | can(PF_X, Prot::EXEC);
             space.protect(start, len, prot).map_err(|_| "no memory for a segment's rights")?;
         }
-        Ok(Task { space, files: [a, b, c], entry: elf.ehdr.e_entry })
+        Ok(Task { space, files: [a, b, c, d], entry: elf.ehdr.e_entry })
     }
 
     /// The program that this CPU runs.

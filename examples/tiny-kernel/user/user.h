@@ -6,7 +6,7 @@ enum { PAGE = 4096, MB = 1 << 20 };
 enum { READ = 1, WRITE = 2, EXEC = 4 };
 enum { SHARED = 1, PRIVATE = 2, FIXED = 0x10, ANONYMOUS = 0x20 };
 enum { DONTNEED = 4, HUGEPAGE = 14 };
-enum { MEMORY = 3, TRACKED = 4, SHORT = 5 };  // files: 4 MiB each, and 6,000 bytes
+enum { MEMORY = 3, TRACKED = 4, SHORT = 5, HUGE = 6 };  // files: 4 MiB each, 6,000 bytes, 16 MiB of huge pages
 enum { SEGV = 11 << 8, BUS = 7 << 8 };        // what `probe` answers, plus the code of the signal
 
 static inline long call6(long n, long a, long b, long c, long d, long e, long f) {

@@ -18,7 +18,7 @@ const fn peer(name: &'static str, linux_6_1: u32, linux_6_12: u32, goal: u32) ->
     Peer { name, linux_6_1: Some(linux_6_1), linux_6_12: Some(linux_6_12), goal: Some(goal) }
 }
 
-static PEERS: [Peer; 12] = [
+static PEERS: [Peer; 13] = [
     Peer { name: "null system call", linux_6_1: Some(315), linux_6_12: Some(308), goal: None },
     peer("anonymous write, 4 KiB", 3330, 3569, 1100),
     peer("anonymous read (zero page)", 1256, 1485, 500),
@@ -30,6 +30,7 @@ static PEERS: [Peer; 12] = [
     peer("private file write (COW)", 3899, 5164, 1300),
     peer("fault beyond end of file, empty range", 4251, 4665, 500),
     peer("file munmap, per page", 469, 445, 100),
+    peer("huge tmpfs read, per 2 MiB", 7579, 3610, 700),
     peer("mmap + touch + munmap, 4 KiB", 16691, 16418, 5000),
 ];
 

@@ -241,11 +241,18 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let (p, va, index) = (self.pin.platform(), self.addr.page(), vma.index_of(self.addr));
         let mut pages = file.cursor(self.pin);
         // What is there is validated under the lock. What is not, or not as it has to be, has its reasons.
-        let is_there = |found: &Found| match found.order {
+        let Some(found) = pages.look(index) else { return self.not_there(vma, file) };
+        let mut huge = None;
+        let is_there = match found.order {
             0 => file.is_single_attached(p.meta(found.pfn), index),
-            _ => file.is_attached(found.folio(), found.pfn, index),
+            _ => {
+                huge = self.huge_span(vma, file, &slot, found, index);
+                huge.is_some() || file.is_attached(found.folio(), found.pfn, index)
+            }
         };
-        let Some(found) = pages.look(index).filter(is_there) else { return self.not_there(vma, file) };
+        if !is_there {
+            return self.not_there(vma, file);
+        }
         let (policy, write) = (self.space.policy(), self.access == Access::Write);
         let asks = write && vma.asks_to_write();
         if asks && let Some(look) = self.ask_first(vma, found.pfn) {
@@ -254,10 +261,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let in_place = vma.prot.contains(Prot::WRITE) && vma.is_written_in_place();
         let around = readable(vma) | if in_place { Attrs::WRITE } else { Attrs::empty() };
         let attrs = around | if write { Attrs::WRITE | Attrs::DIRTY } else { Attrs::empty() };
-        if slot.level() >= huge::LEVEL
-            && let Some((va, first)) = self.huge_span(vma, file, found)
-        {
-            let index = vma.index_of(va);
+        if let Some((va, first, index)) = huge {
             return self.install(slot, &mut HugePage { p, vma, file, va, first, index, write, attrs });
         }
         // Neighbours of a write would have to be written to be worth it.
@@ -280,18 +284,29 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         self.install(slot, &mut batch)
     }
 
-    /// Where a huge page goes that has the page found for the faulting address, and the first small page of it; `None` where
-    /// the folio is not as large, or lies otherwise in the file than in the mapping, or not all of it may be mapped:
-    /// beyond the mapping, beyond the end, with an error that hardware reported.
-    fn huge_span(&self, vma: &Vma<P>, file: &FileCache<P>, found: Found) -> Option<(VirtAddr, Found)> {
-        let (span, order) = (P::Format::span_of(self.addr, huge::LEVEL), huge::order::<P::Format>());
-        if found.order < order || !vma.takes_huge_of_file(span) {
+    /// Where a huge page goes that has the page found for the faulting address, and the first small page of it, with its
+    /// index; `None` where there is a table, the folio is not as large, or lies otherwise in the file than in the mapping,
+    /// or not all of it may be mapped: beyond the mapping, beyond the end, with an error that hardware reported.
+    fn huge_span(
+        &self,
+        vma: &Vma<P>,
+        file: &FileCache<P>,
+        slot: &Slot<'f, P, Nothing>,
+        found: Found,
+        index: u64,
+    ) -> Option<(VirtAddr, Found, u64)> {
+        let order = huge::order::<P::Format>();
+        if slot.level() < huge::LEVEL || found.order < order {
             return None;
         }
-        let pfn = Pfn(found.pfn.0 - P::Format::pages_into(self.addr, huge::LEVEL));
-        let first = Found { pfn, ..found };
-        let is_whole = file.is_span_attached(found.folio(), pfn, vma.index_of(span.start), 1 << order);
-        is_whole.then_some((span.start, first))
+        let (span, inside) =
+            (P::Format::span_of(self.addr, huge::LEVEL), P::Format::pages_into(self.addr, huge::LEVEL));
+        if !vma.takes_huge_of_file(span) {
+            return None;
+        }
+        let (first, index) = (Found { pfn: Pfn(found.pfn.0 - inside), ..found }, index - inside as u64);
+        let is_whole = file.is_span_attached(found.folio(), first.pfn, index, 1 << order);
+        is_whole.then_some((span.start, first, index))
     }
 
     /// The file's page for the faulting address was not found, or not as it has to be: why, or what to do about it.

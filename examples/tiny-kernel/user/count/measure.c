@@ -95,5 +95,17 @@ void start(long cpu, long cpus) {
 
     COUNT(15, "mmap + touch + munmap, 4 KiB", 512,
           for (int i = 0; i < 512; i++) { char *q = memory(PAGE); *(volatile char *)q = 1; CHECK(unmap(q, PAGE) == 0); }, );
+
+    // In memory from here on, in folios of 2 MiB.
+    at(p, 16 * MB, READ, SHARED, HUGE);
+    read_each(p, 16 * MB, 2 * MB);
+    CHECK(unmap(p, 16 * MB) == 0);
+    for (int i = 0; i < 16; i++) at(p + i * 16 * MB, 16 * MB, READ, SHARED, HUGE);
+    COUNT(20, "huge tmpfs read, per 2 MiB", 128, read_each(p, 256 * MB, 2 * MB), read_each(p, 256 * MB, 2 * MB));
+    COUNT(21, "huge tmpfs munmap, per 2 MiB", 128, unmap(p, 256 * MB), );
+    // The same mapped beside what the tables have it, by small entries.
+    at(p + PAGE, 16 * MB - PAGE, READ, SHARED, HUGE);
+    COUNT(22, "large folio read, per 64 KiB fault (16 pages)", 256, read_each(p + 16 * PAGE, 16 * MB - 16 * PAGE, 16 * PAGE), read_each(p + 16 * PAGE, 16 * MB - 16 * PAGE, 16 * PAGE));
+    COUNT(23, "large folio munmap, per page", 4096, unmap(p, 16 * MB), );
     exit(0);
 }
