@@ -230,8 +230,14 @@ pub fn vmas<F: Format>(space: &Space<F>) -> Vec<(u64, u64, Prot)> {
 
 /// The first byte of the page mapped at an address, read without a fault.
 pub fn first_byte<F: Format>(space: &Space<F>, va: VirtAddr) -> Option<u8> {
-    let pfn = frame(space, va)?;
-    Some(space.platform().cells(pfn)[0].load(Acquire) as u8)
+    loop {
+        let pfn = frame(space, va)?;
+        let byte = space.platform().cells(pfn)[0].load(Acquire) as u8;
+        // A truncation may have taken the page away meanwhile.
+        if frame(space, va) == Some(pfn) {
+            return Some(byte);
+        }
+    }
 }
 
 /// Runs `user` on `users` threads, and `here` on this one; ends when all of them have, their CPUs given back.
