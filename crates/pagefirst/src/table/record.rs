@@ -38,7 +38,7 @@ pub(crate) struct Last {
 
 impl Last {
     fn bits(self) -> u64 {
-        ((self.slot as u64) << 4 | self.order as u64 + 1) << LAST
+        ((self.slot as u64) << 4 | (self.order as u64 + 1)) << LAST
     }
     fn of(word: u64) -> Option<Last> {
         let bits = word >> LAST;
