@@ -137,7 +137,7 @@ impl<F: Format> Machine<F> {
     }
 
     /// The page was written through this translation, which hardware marked in its entry first; and neither the entry,
-    /// which is still there, nor the page's metadata says so. Whoever changes an entry keeps the mark or moves it to
+    /// which is still there, nor the page's metadata says so, that it is dirty or being stored. Whoever changes an entry keeps the mark or moves it to
     /// the page, in one step: it went if that step was a load and a store.
     pub(crate) fn is_mark_lost(&'static self, va: VirtAddr, e: &Entry) -> bool {
         let raw = self.hook_entry(Pfn(e.table), e.level, va).load(Acquire);
@@ -147,7 +147,11 @@ impl<F: Format> Machine<F> {
             && first.add(inside as u32) == Pfn(e.frame)
             && !F::attrs(raw).contains(Attrs::DIRTY)
             && self.arena.is_memory(first)
-            && !self.arena.meta(head_of(self, first)).flags().contains(FrameFlags::DIRTY)
+            && !self
+                .arena
+                .meta(head_of(self, first))
+                .flags()
+                .intersects(FrameFlags::DIRTY | FrameFlags::STORING)
     }
 
     /// Where the format asks for break-before-make: what a CPU has cached and is now to drop led to another page than the

@@ -205,7 +205,8 @@ impl<F: Format> Case<F> {
 
     fn populate(&mut self, step: &Step, range: VirtRange, prot: Prot) {
         let real = self.real(step);
-        let late = self.setting.late;
+        let area = self.spaces[step.space].areas.at(range.start.0 / PAGE_SIZE);
+        let late = self.setting.late && area.is_some_and(|area| area.shows.file().is_some());
         let stopped = self.crew.on(step.cpu, move |_| {
             let mut at = range.start;
             loop {
@@ -432,12 +433,15 @@ impl<F: Format> Case<F> {
             Err(WriteBackError::NoMemory(_)) if self.is_short() => return,
             stored => stored.unwrap_or_else(|e| panic!("{step:?}: {e}")),
         };
-        let spaces = &self.spaces;
+        let spaces = &mut self.spaces;
         let model = &mut self.files[file];
         let dirty = model.cached.values().filter(|dirty| **dirty).count() as u64;
         assert!(stored <= dirty, "{step:?}: {stored} pages stored, {dirty} were written");
         for (index, dirty) in &mut model.cached {
-            *dirty &= spaces.iter().any(|space| space.maps(file, *index, index + 1));
+            if *dirty && model.tracks {
+                spaces.iter_mut().for_each(|space| space.clean(file, *index));
+            }
+            *dirty &= !model.tracks && spaces.iter().any(|space| space.maps(file, *index, index + 1));
         }
     }
 }

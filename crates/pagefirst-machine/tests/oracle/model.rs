@@ -141,6 +141,18 @@ impl Space {
         })
     }
 
+    /// A page of a file that tracks writes is written back: whoever writes to it is to be told of again.
+    pub fn clean(&mut self, file: usize, index: u64) {
+        for (page, entry) in &mut self.entries {
+            let shown = self.areas.at(*page).and_then(|area| area.shows.file());
+            if let Entry::File { writable, dirty, .. } = entry
+                && shown == Some((file, index))
+            {
+                (*writable, *dirty) = (false, false);
+            }
+        }
+    }
+
     /// Makes small pages of the huge ones that lie in a range in part.
     pub fn split(&mut self, range: &Range<u64>) {
         for edge in [range.start, range.end] {

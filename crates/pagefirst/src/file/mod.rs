@@ -56,6 +56,8 @@ pub use fill::{Fill, FillGuard};
 pub use index::{CacheNode, MAX_FOLIO_ORDER};
 pub(crate) use index::{Cursor, Found};
 pub use shmem::{Shmem, ShmemHuge};
+#[cfg(all(test, loom))]
+pub(crate) use store::clean_then_read;
 pub use store::{Store, StoreGuard};
 
 use core::ops::Range;

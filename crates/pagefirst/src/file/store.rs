@@ -1,11 +1,19 @@
 //! Write-back: dirty pages are stored, while programs go on writing to them.
 //!
-//! A page is stored from a copy. Its flag `DIRTY` is cleared before it is copied: who writes after that sets it again. What
-//! is mapped is dirty afterwards, for it may be written to without anybody being told.
+//! A page is stored from a copy. In which order it is marked clean, and copied, decides whether a write is lost:
+//!
+//! 1. its flag `DIRTY` is cleared;
+//! 2. every entry that maps it is made read-only and clean, and that is flushed (`rmap`);
+//! 3. only then it is copied, and the copy stored.
+//!
+//! A write before the flush is in the copy, also one by a stale translation. One after it takes a fault, which sets
+//! `DIRTY`, under the lock of the table, before it makes the entry writable: after step 1, so it stays set. Where an entry
+//! may have been missed, being on the move, and where the file does not track writes, so that its entries stay writable,
+//! the page is dirty afterwards.
 //!
 //! | | store | write fault | `write_at` | evict | removal |
 //! |---|---|---|---|---|---|
-//! | store | `STORING`: one at a time for a folio | the mapping keeps it dirty | sets `DIRTY` after it wrote | the reference | it has the storage forget, after what is being stored |
+//! | store | `STORING`: one at a time for a folio | the table's lock, and the order above | sets `DIRTY` after it wrote | the reference | the lock under which it is begun; the storage forgets after that |
 //!
 //! A file that stores later keeps the copy; the page is `STORING` until that ends, and may be written to and be dirty
 //! again. If it could not be stored it is dirty again. Stable pages are not promised, but the copy is one.
@@ -15,8 +23,9 @@ use super::error::{IoError, WriteBackError};
 use super::index::LAST_INDEX;
 use super::{File as _, Io};
 use crate::fault::Ticket;
-use crate::frame::{Frame, FrameFlags, Part, Storing};
+use crate::frame::{Frame, FrameFlags, FrameMeta, Part, Storing};
 use crate::platform::Platform;
+use crate::rmap::Clean;
 use crate::sync::epoch::Pin;
 use crate::types::{NoMemory, PAGE_SIZE};
 use core::fmt;
@@ -88,11 +97,36 @@ impl Deref for StoreGuard<'_> {
     }
 }
 
+/// Marks a folio clean, and reads it, in the order in which no write is lost; `protect` tells whether every entry is
+/// read-only, and flushed.
+pub(crate) fn clean_then_read<R>(
+    meta: &FrameMeta,
+    protect: impl FnOnce() -> bool,
+    read: impl FnOnce() -> R,
+) -> R {
+    if !cfg!(mutant = "clean_after_protecting") && !cfg!(mutant = "clean_after_reading") {
+        meta.clear(FrameFlags::DIRTY);
+    }
+    let is_clean = protect();
+    if cfg!(mutant = "clean_after_protecting") {
+        meta.clear(FrameFlags::DIRTY);
+    }
+    let read = read();
+    if cfg!(mutant = "clean_after_reading") {
+        meta.clear(FrameFlags::DIRTY);
+    }
+    if !is_clean {
+        meta.set(FrameFlags::DIRTY);
+    }
+    read
+}
+
 impl<P: Platform> FileCache<P> {
     /// Stores the dirty pages, as far as they lie below the size; returns how many. Called unpinned, with no lock
     /// held; may sleep. A page that is being stored already is passed over.
     ///
-    /// A page that is mapped afterwards is dirty still: it may be written to without anybody being told.
+    /// A page of a file that tracks writes is clean afterwards, mapped or not, until it is written to again, which takes a
+    /// fault. Of a file that does not, what is mapped is dirty still: it may be written to without anybody being told.
     ///
     /// # Errors
     /// [`WriteBackError`]; what was not stored is dirty still. What the file stores later is no error here: it knows.
@@ -135,6 +169,24 @@ impl<P: Platform> FileCache<P> {
         });
         found.break_value()
     }
+
+    /// Makes every entry that maps the folio read-only and clean, and flushes; false if some may be writable. A mapping
+    /// that comes after this, to be written by, has set `DIRTY` after that was cleared.
+    fn protect(&self, folio: &Frame<P>) -> bool {
+        let meta = folio.meta();
+        if meta.maps_ordered() == 0 {
+            return true;
+        }
+        if !self.file.tracks_writes() {
+            return false;
+        }
+        let mut clean = Clean::new(folio.pfn());
+        let (first, pages) = (meta.index(), 1 << folio.order());
+        let all = self.for_each_mapping(first, first + pages - 1, |vma, table, range| {
+            clean.visit(vma.is_live(), table, range);
+        });
+        all && clean.is_all(meta.maps_ordered())
+    }
 }
 
 /// Write-back at work.
@@ -167,9 +219,9 @@ impl<P: Platform> WriteBack<'_, P> {
         let Some(rest) = Storing::begin(folio, pages) else { return Ok(()) };
         // Whatever happens, it ends.
         let mut rest = Store { page: Some(rest), len: 0 };
-        meta.clear(FrameFlags::DIRTY);
-        let result = self.store_pages(folio, pages, size, &mut rest);
-        if result.is_err() || meta.maps_ordered() > 0 {
+        let store = || self.store_pages(folio, pages, size, &mut rest);
+        let result = clean_then_read(meta, || cache.protect(folio), store);
+        if result.is_err() {
             meta.set(FrameFlags::DIRTY);
         }
         rest.complete(Ok(()));

@@ -4,8 +4,10 @@
 //! and range (protocol 2). It holds no lock meanwhile: what it found stays, for it is counted, tables included, and what
 //! it does there is harmless if something else is mapped there by now, for it looks at each entry's page.
 
+mod clean;
 mod file;
 
+pub(crate) use clean::Clean;
 pub(crate) use file::{Mappings, Spot};
 
 use crate::file::FileCache;

@@ -11,6 +11,7 @@
 //! | `huge_page_over_a_dead_table_…` | `huge` | a huge page comes after the flush of the table that was there | |
 //! | `r11_huge_page_…` | `huge` | as `r11_…`, for a huge page | 2 |
 //! | `r15_…` | `huge` | no bit is lost in a split, and nobody takes it for nothing | |
+//! | `x12_write_back_…` | `clean` | no write is lost to write-back | `file::store` |
 //! | `take_…` | `take` | what hardware marks is in what is taken, and does not come back | 2 |
 //! | `c06_walk_against_retire_and_reuse` | `reuse` | a table found under a pin stays a table | 3: a grace period |
 //! | `retire_tags_in_order` | `reuse` | who retires late does not shorten another's grace period | 3 |
@@ -26,6 +27,7 @@
 //! even where the value read would have been the right one. (This is stronger than poison in the entries, and costs
 //! no atomic operations.)
 
+mod clean;
 mod epoch;
 mod huge;
 mod install;
@@ -190,6 +192,10 @@ struct Machine {
     retired: AtomicU32,
     /// Shootdowns so far.
     flushes: AtomicU32,
+    /// Whether a CPU has cached a translation that allows writing; a flush takes it.
+    cached: Mutex<bool>,
+    /// What is in the one page that is looked at.
+    contents: AtomicU32,
 }
 
 // SAFETY: cells and metadata are the machine's own and do not move; a thread is a CPU; nobody caches translations.
@@ -224,6 +230,7 @@ unsafe impl Platform for Machine {
     }
     fn shootdown(&'static self, _: &Flush<'_>) {
         self.flushes.fetch_add(1, Relaxed);
+        *self.cached.lock().unwrap() = false;
     }
     fn sync_local(&'static self, _: u64, _: VirtAddr, _: bool) {}
     fn relax(&'static self) {
@@ -264,6 +271,8 @@ impl Machine {
             linked: AtomicU32::new(1),
             retired: AtomicU32::new(0),
             flushes: AtomicU32::new(0),
+            cached: Mutex::new(false),
+            contents: AtomicU32::new(0),
         }));
         m.items.init(m);
         m.watch[0].change(false);

@@ -1,0 +1,70 @@
+//! Write-protecting a folio wherever it is mapped.
+
+use crate::arch::{Attrs, Format};
+use crate::frame::head_of;
+use crate::platform::Platform;
+use crate::table::{Flow, Guard, PageTable, Stock, Visitor};
+use crate::tlb::{Gather, NOTHING};
+use crate::types::{Pfn, VirtAddr, VirtRange};
+
+/// Makes the entries of a folio read-only and clean, and counts them.
+pub(crate) struct Clean {
+    folio: Pfn,
+    found: u32,
+    /// Something was on the move.
+    missed: bool,
+}
+
+impl Clean {
+    /// For the folio with this head, which the caller holds.
+    pub fn new(folio: Pfn) -> Self {
+        Clean { folio, found: 0, missed: false }
+    }
+    /// Visits the addresses of a mapping, and flushes. If the mapping is not live, entries may come and go there by other
+    /// ways than a fault.
+    pub fn visit<P: Platform>(&mut self, is_live: bool, table: &PageTable<P>, range: VirtRange) {
+        self.missed |= !is_live;
+        let mut gather = Gather::new(table);
+        table.visit(range, self, &mut Stock::empty(table.platform()), &mut gather);
+        match cfg!(mutant = "clean_without_flush") {
+            true => core::mem::forget(gather),
+            false => gather.flush(),
+        }
+    }
+    /// Whether those were all, of so many.
+    pub fn is_all(&self, mappings: u32) -> bool {
+        !self.missed && self.found >= mappings
+    }
+}
+
+impl<P: Platform> Visitor<P> for Clean {
+    fn leaf(&mut self, guard: &mut Guard<'_, P>, range: VirtRange, gather: &mut Gather<'_, P>) -> Flow {
+        let (p, level) = (guard.table().platform(), guard.table().level());
+        let (mut va, size) = (P::Format::span_of(range.start, level).start, P::Format::span(level));
+        let mut touched = NOTHING;
+        for index in P::Format::slots(range, level) {
+            let raw = guard.entry(index);
+            let frame = P::Format::frame(raw, level);
+            // A huge page that is being split.
+            self.missed |= raw != 0 && frame.is_none();
+            if let Some(pfn) = frame
+                && !P::Format::attrs(raw).contains(Attrs::SPECIAL)
+                && head_of(p, pfn) == self.folio
+            {
+                self.found += 1;
+                let marks = Attrs::WRITE | Attrs::DIRTY;
+                let clean = |raw| P::Format::with_attrs(raw, P::Format::attrs(raw) - marks);
+                let old = guard.update(index, clean);
+                if clean(old) != old {
+                    touched = VirtRange { start: touched.start.min(va), end: VirtAddr(va.0 + size) };
+                }
+            }
+            va.0 += size;
+        }
+        gather.touch(touched);
+        Flow::Done
+    }
+    fn splits(&self, _: VirtRange, _: VirtRange) -> bool {
+        false
+    }
+}
