@@ -169,7 +169,7 @@ fn aarch64_a_copy_that_is_broken_off() -> Result {
     assert!(other.join().is_ok_and(|read| read.is_ok()));
     // It looks at the page, copies it and breaks the entry; and when it comes back from the flush:
     let inner = s.clone();
-    arm(Point::Found, 2, move || {
+    arm(Point::Found, 1, move || {
         let broken = kit::attrs(&inner, page(FROM, 3));
         assert!(broken.contains(Attrs::NONE), "{broken:?}");
         inner.remap(FROM, 8 * PAGE_SIZE, 8 * PAGE_SIZE, RemapTo::Fixed(TO)).expect("it can move");

@@ -31,7 +31,7 @@ pub struct Cpu {
     /// `trap.s` knows these three.
     number: u64,
     user_stack: AtomicU64,
-    kernel_stack: AtomicU64,
+    pub kernel_stack: AtomicU64,
     /// The program it runs.
     pub task: AtomicPtr<Task>,
     /// Where that goes on when its next fault is refused; 0 for nowhere.

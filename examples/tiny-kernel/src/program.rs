@@ -2,7 +2,7 @@
 
 use crate::platform::{Kernel, kernel};
 use crate::{cpu::boot_root, print, trap::enter_user};
-use core::ptr::{from_ref, null_mut};
+use core::ptr::from_ref;
 use core::sync::atomic::Ordering::*;
 use elf::abi::{PF_W, PF_X, PT_LOAD};
 use elf::{ElfBytes, endian::LittleEndian};
@@ -94,18 +94,41 @@ impl Task {
 
     /// Runs it on this CPU.
     pub fn run(&self, number: usize) {
-        let (cpu, table) = (kernel().this_cpu(), self.space.page_table());
         let stack = self.space.map(Map::anonymous(64 << 10, Prot::READ | Prot::WRITE));
         let top = stack.expect("room for a stack").range.end.0;
+        self.enter(top, number as u64, kernel().running as u64);
+    }
+
+    /// Runs it on this CPU with this stack and these arguments, until it exits; then the CPU is as it was.
+    fn enter(&self, stack: u64, argument: u64, other: u64) {
+        let (cpu, number, table) = (kernel().this_cpu(), kernel().cpu(), self.space.page_table());
+        let before = (cpu.kernel_stack.load(Relaxed), cpu.recover.load(Relaxed));
         cpu.recover.store(0, Relaxed);
-        cpu.task.store(from_ref(self).cast_mut(), Relaxed);
+        let parent = cpu.task.swap(from_ref(self).cast_mut(), Relaxed);
         // In the mask before the root is loaded, and out of it when another is: then nothing of this space is cached.
         kernel().load_root(table.activate(number).phys());
         // SAFETY: the space's tables have the kernel's half, and a user can do no harm.
-        unsafe { enter_user(self.entry, top, number as u64, kernel().running as u64) };
-        kernel().load_root(boot_root());
+        unsafe { enter_user(self.entry, stack, argument, other) };
+        // SAFETY: it waits in its system call, with its task borrowed.
+        let root = unsafe { parent.as_ref() }.map(|task| task.space.page_table().root_frame().phys());
+        kernel().load_root(root.unwrap_or_else(boot_root));
         table.deactivate(number);
-        cpu.task.store(null_mut(), Relaxed);
+        cpu.task.store(parent, Relaxed);
+        cpu.kernel_stack.store(before.0, Relaxed);
+        cpu.recover.store(before.1, Relaxed);
+    }
+
+    /// Runs a copy of the program's memory from `entry` on, until it exits. This CPU stays in the mask of the space that
+    /// it leaves meanwhile: it may be asked for a flush too many.
+    #[inline(never)]
+    fn fork(&self, entry: u64, stack: u64, argument: u64, other: u64) -> Result<u64, i32> {
+        if ![entry, stack].iter().all(|at| self.space.usable().contains(VirtAddr(*at))) {
+            return Err(14);
+        }
+        let space = self.space.fork().map_err(|e| e.errno())?;
+        let child = Task { space, files: self.files.clone(), entry };
+        child.enter(stack, argument, other);
+        Ok(0)
     }
 
     /// A system call: Linux's numbers, arguments and results; from 1000 on our own.
@@ -128,6 +151,7 @@ impl Task {
                 return self.write(d, e);
             }
             1003 => return Ok(self.space.account().faults.mapped()),
+            1004 => return self.fork(a, b, c, d),
             _ => return Err(38),
         };
         done.map(|()| 0).map_err(|e| e.errno())

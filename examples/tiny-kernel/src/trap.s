@@ -48,7 +48,7 @@ fxrstor64 [rip + clean_sse]     # a user sees nothing of what the kernel had in 
 xor eax, eax; xor ebx, ebx; xor ecx, ecx; xor edx, edx; xor ebp, ebp; xor r8d, r8d; xor r9d, r9d
 xor r10d, r10d; xor r11d, r11d; xor r12d, r12d; xor r13d, r13d; xor r14d, r14d; xor r15d, r15d
 swapgs
-iretq
+jmp trap_exit
 
 leave_user:                     # `enter_user` returns; what lies on the stack since is given up
 mov rsp, gs:[16]

@@ -52,6 +52,13 @@ static inline long probe(volatile char *at, int how) {
     return result;
 }
 
+// Runs `child(argument)` on this CPU in a copy of this program's memory, until it exits; then this goes on.
+extern const char child_start[];
+asm("child_start: call *%rsi; ud2");
+static inline long fork_and_run(void (*child)(long), long argument, char *stack) {
+    return call6(1004, (long)child_start, (long)stack, argument, (long)child, 0, 0);
+}
+
 // For a program that wants one CPU: the others leave, and touch nothing any more.
 static inline void alone(long cpu, long cpus) {
     static volatile long gone;

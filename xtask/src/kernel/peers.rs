@@ -18,7 +18,7 @@ const fn peer(name: &'static str, linux_6_1: u32, linux_6_12: u32, goal: u32) ->
     Peer { name, linux_6_1: Some(linux_6_1), linux_6_12: Some(linux_6_12), goal: Some(goal) }
 }
 
-static PEERS: [Peer; 13] = [
+static PEERS: [Peer; 16] = [
     Peer { name: "null system call", linux_6_1: Some(315), linux_6_12: Some(308), goal: None },
     peer("anonymous write, 4 KiB", 3330, 3569, 1100),
     peer("anonymous read (zero page)", 1256, 1485, 500),
@@ -32,6 +32,10 @@ static PEERS: [Peer; 13] = [
     peer("file munmap, per page", 469, 445, 100),
     peer("huge tmpfs read, per 2 MiB", 7579, 3610, 700),
     peer("mmap + touch + munmap, 4 KiB", 16691, 16418, 5000),
+    // Of Linux 6.12's fork the figure is not steady.
+    peer("fork, per mapped 4 KiB page", 141, 490, 100),
+    peer("COW in child, per page", 4003, 5037, 1300),
+    peer("write-protect reuse in parent", 1428, 1553, 500),
 ];
 
 /// The peers of a case, if there are any.

@@ -48,6 +48,7 @@ fn is_read_back<F: Format>(pfn: Pfn, level: u8) {
         let name = format_args!("{attrs:?} of {pfn:?} at level {level}: {raw:#x}");
         assert_eq!((F::frame(raw, level), F::child(raw, level)), (Some(pfn), None), "{name}");
         assert_eq!(F::attrs(raw), attrs, "{name}");
+        assert_eq!(F::read_only(raw), F::with_attrs(raw, attrs - Attrs::WRITE), "{name}");
         // Whatever it was before.
         for before in [Attrs::empty(), Attrs::all() - Attrs::UNCACHED, Attrs::WRITE | Attrs::EXEC] {
             assert_eq!(F::with_attrs(F::leaf(pfn, level, before), attrs), raw, "{name}");

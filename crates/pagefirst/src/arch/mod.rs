@@ -103,6 +103,11 @@ pub unsafe trait Format: 'static {
     /// The same entry with other attributes; whatever else it says stays.
     fn with_attrs(raw: u64, attrs: Attrs) -> u64;
 
+    /// The same entry with [`Attrs::WRITE`] taken away.
+    #[inline]
+    fn read_only(raw: u64) -> u64 {
+        Self::with_attrs(raw, Self::attrs(raw) - Attrs::WRITE)
+    }
     /// Whether hardware has nothing left to mark in this entry of a table at `level`: it is a leaf, accessed, and
     /// dirty if it can be written. From then on it only reads it.
     #[inline]

@@ -135,6 +135,10 @@ unsafe impl<const LEVELS: u8> Format for X86<LEVELS> {
             raw & !(FRAME | PRESENT | NONE | WRITE | USER | PWT | PCD | ACCESSED | DIRTY | SPECIAL | NO_EXEC);
         other | (bits(attrs) ^ address(raw, raw))
     }
+    #[inline]
+    fn read_only(raw: u64) -> u64 {
+        raw & !WRITE
+    }
 }
 
 #[cfg(all(test, not(loom)))]

@@ -10,7 +10,7 @@ use super::hand::{Need, Why};
 use super::{Fault, Look};
 use crate::arch::{Attrs, Format};
 use crate::file::FileCache;
-use crate::frame::{Frame, Part, head_of};
+use crate::frame::{self, Frame, Part, head_of};
 use crate::mem::Shared;
 use crate::platform::Platform;
 use crate::space::Vma;
@@ -76,9 +76,11 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             self.hand.hold(copy.into(), Why::Unflushed);
         }
         drop(slot);
-        // The old page's mapping ends after the flush.
+        // The old page's mapping ends after the flush, which was this CPU's own if it is alone.
         match special {
+            true if alone => {}
             true => self.hand.gather.touch(span),
+            false if alone => frame::unmap(p, head_of(p, old)),
             false => self.hand.gather.page(span, head_of(p, old)),
         }
         if alone {

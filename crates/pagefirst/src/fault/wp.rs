@@ -114,25 +114,34 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     /// A copy takes the place of a page that others see, unless nobody does any more.
     #[inline]
     fn unshare(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>, pfn: Pfn) -> Look<'a, P> {
-        let Ok(slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
-        if let Some(look) = self.flushes(&slot, pfn) {
-            return look;
+        let (p, level, seen) = (self.pin.platform(), slot.level(), slot);
+        loop {
+            let Ok(slot) = seen.lock(|| !vma.is_retired()) else { return Look::Again };
+            if let Some(look) = self.flushes(&slot, pfn) {
+                return look;
+            }
+            let meta = p.meta(head_of(p, pfn));
+            if meta.flags().contains(FrameFlags::ANON) && meta.try_reuse(self.hand.references_to(meta)) {
+                return self.widen(slot);
+            }
+            if self.hand.has_copy(pfn, level) {
+                return self.replace(vma, slot, pfn);
+            }
+            if level > 0 && meta.flags().contains(FrameFlags::FILE) {
+                return self.take_huge(slot);
+            }
+            if level > 0 && self.hand.small {
+                return Look::Need(Need::Split);
+            }
+            let Some(source) = self.held(&slot, pfn) else { return Look::Again };
+            drop(slot);
+            if level > 0 {
+                return Look::Need(Need::Copy(source));
+            }
+            if let Err(need) = self.hand.copy_now(p, self.space.limit_of(self.pin), source) {
+                return Look::Need(need);
+            }
         }
-        let (p, level) = (self.pin.platform(), slot.level());
-        let meta = p.meta(head_of(p, pfn));
-        if meta.flags().contains(FrameFlags::ANON) && meta.try_reuse(self.hand.references_to(meta)) {
-            return self.widen(slot);
-        }
-        if self.hand.has_copy(pfn, level) {
-            return self.replace(vma, slot, pfn);
-        }
-        if level > 0 && meta.flags().contains(FrameFlags::FILE) {
-            return self.take_huge(slot);
-        }
-        if level > 0 && self.hand.small {
-            return Look::Need(Need::Split);
-        }
-        self.held(&slot, pfn).map_or(Look::Again, |page| Look::Need(Need::Copy(page)))
     }
 
     fn widen(&self, mut slot: Slot<'f, P, Locked<'f, P>>) -> Look<'a, P> {

@@ -226,7 +226,11 @@ impl FrameMeta {
                 }
             }
         }
-        self.take(REF + MAP)
+        // Mapped, and the mapping stays as long as the lock is held.
+        if self.counts.load(Relaxed) & SATURATED == 0 {
+            self.counts.fetch_add(REF + MAP, AcqRel);
+        }
+        true
     }
     /// Makes a page of private memory exclusive if nothing refers to it but one mapping, whose table the caller has
     /// locked, and `held` references of the caller's. Meanwhile nobody can take another: whoever comes later, to read it,

@@ -157,10 +157,6 @@ pub(crate) struct Copier<'a, P: Platform> {
     payer: Payer<'a, P>,
 }
 
-fn read_only<F: Format>(raw: u64) -> u64 {
-    F::with_attrs(raw, F::attrs(raw) - Attrs::WRITE)
-}
-
 impl<'a, P: Platform> Copier<'a, P> {
     pub fn new(child: &'a PageTable<P>, payer: Payer<'a, P>) -> Self {
         let p = child.platform();
@@ -294,8 +290,7 @@ impl<P: Platform> Visitor<P> for Copier<'_, P> {
             return Flow::Full(range.start);
         }
         let (mut va, size) = (range.start, P::Format::span(level));
-        let mut touched = NOTHING;
-        let mut flow = Flow::Done;
+        let (mut narrowed, mut flow) = (false, Flow::Done);
         let mut left = guard.entries();
         for index in P::Format::slots(range, level) {
             let raw = guard.entry(index);
@@ -309,8 +304,8 @@ impl<P: Platform> Visitor<P> for Copier<'_, P> {
                 if meta.try_share() {
                     let mut raw = raw;
                     if attrs.contains(Attrs::WRITE) {
-                        raw = read_only::<P::Format>(guard.update(index, read_only::<P::Format>));
-                        touched = VirtRange { start: touched.start.min(va), end: VirtAddr(va.0 + size) };
+                        raw = P::Format::read_only(guard.update(index, P::Format::read_only));
+                        narrowed = true;
                     }
                     self.put(va, level, raw);
                 } else if let Some((frame, of)) = self.copy.take_if(|(_, of)| of.pfn() == pfn) {
@@ -327,7 +322,9 @@ impl<P: Platform> Visitor<P> for Copier<'_, P> {
             }
             va.0 += size;
         }
-        gather.touch(touched);
+        if narrowed {
+            gather.touch(range);
+        }
         flow
     }
     fn splits(&self, _: VirtRange, _: VirtRange) -> bool {

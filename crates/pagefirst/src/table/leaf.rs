@@ -1,7 +1,7 @@
 //! A table for small pages that is filled before anybody sees it, entry by entry, and then published whole: the copy of
 //! another space's. It comes into the tables as every entry does, by [`install`].
 
-use super::publish::{Batch, NewEntry, install, set};
+use super::publish::{Batch, NewEntry, install};
 use super::record::{Counted, FaultKind, Guard};
 use super::slot::Walk;
 use super::{PageTable, Reserve};
@@ -16,12 +16,14 @@ use crate::types::VirtAddr;
 pub(crate) struct NewLeaf<P: Platform> {
     guard: Guard<'static, P>,
     base: VirtAddr,
+    /// Entries that are not counted yet.
+    entries: i32,
 }
 
 impl<P: Platform> NewLeaf<P> {
     /// One for the addresses from `base` on; `None` when the reserve has no table.
     pub fn open(p: &'static P, base: VirtAddr, reserve: &mut Reserve<P>) -> Option<Self> {
-        Some(NewLeaf { guard: Guard::private(p, reserve.take()?, 0, false), base })
+        Some(NewLeaf { guard: Guard::private(p, reserve.take()?, 0, false), base, entries: 0 })
     }
     /// Its first address.
     pub fn base(&self) -> VirtAddr {
@@ -30,13 +32,15 @@ impl<P: Platform> NewLeaf<P> {
     /// Puts in the entry of a page of private memory; its mapping is counted.
     #[inline]
     pub fn set(&mut self, va: VirtAddr, raw: u64) {
-        set(&mut self.guard, P::Format::index(va, 0), NewEntry { raw, counted: Counted::Anon });
+        self.guard.set(P::Format::index(va, 0), raw);
+        self.entries += 1;
     }
     /// Makes it visible in a space that nobody else uses, with what tables are missing above it, which are in `reserve`.
     pub fn publish(self, space: &PageTable<P>, reserve: &mut Reserve<P>, gather: &mut Gather<'_, P>) {
-        let NewLeaf { guard, base } = self;
+        let NewLeaf { guard, base, entries } = self;
         debug_assert!(guard.entries() > 0, "no table without an entry");
         let raw = P::Format::table(guard.table().pfn());
+        guard.count(Counted::Anon, entries);
         drop(guard);
         space.put(base, 1, NewEntry { raw, counted: Counted::Nothing }, reserve, gather);
         space.count_published(0, 1);

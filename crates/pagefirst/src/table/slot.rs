@@ -138,6 +138,13 @@ fn used_among<P: Platform>(table: Table<'_, P>, slots: core::ops::Range<usize>) 
     (there, used)
 }
 
+impl<P: Platform> Clone for Slot<'_, P, Seen> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<P: Platform> Copy for Slot<'_, P, Seen> {}
+
 impl<P: Platform> Slot<'_, P, Seen> {
     /// The entry as it was read.
     pub fn raw(&self) -> u64 {

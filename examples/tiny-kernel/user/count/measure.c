@@ -39,6 +39,20 @@ static char *at(char *place, long len, int prot, int flags, int file) {
     return place;
 }
 
+static char stack[2 * PAGE] __attribute__((aligned(16)));
+static char *shared;
+static uint64_t before_fork;
+
+// A copy of the program that has just been made.
+static void child(long len) {
+    uint64_t t = now();
+    mark(0);
+    static const char name[] = "fork, per mapped 4 KiB page\n";
+    report(16, len / PAGE, t - before_fork, name, sizeof name - 1);
+    COUNT(17, "COW in child, per page", len / PAGE, write_each(shared, len, PAGE), write_each(shared, len, PAGE));
+    exit(0);
+}
+
 void start(long cpu, long cpus) {
     char *room = memory(ROOM), *p = room;
     CHECK((long)room % (2 * MB) == 0 && unmap(room, ROOM) == 0);
@@ -107,5 +121,13 @@ void start(long cpu, long cpus) {
     at(p + PAGE, 16 * MB - PAGE, READ, SHARED, HUGE);
     COUNT(22, "large folio read, per 64 KiB fault (16 pages)", 256, read_each(p + 16 * PAGE, 16 * MB - 16 * PAGE, 16 * PAGE), read_each(p + 16 * PAGE, 16 * MB - 16 * PAGE, 16 * PAGE));
     COUNT(23, "large folio munmap, per page", 4096, unmap(p, 16 * MB), );
+
+    shared = at(p, 16 * MB, READ | WRITE, PRIVATE | ANONYMOUS, -1);
+    write_each(p, 16 * MB, PAGE);
+    mark(16);
+    before_fork = now();
+    CHECK(fork_and_run(child, 16 * MB, stack + sizeof stack) == 0);
+    COUNT(18, "write-protect reuse in parent", 4096, write_each(p, 16 * MB, PAGE), write_each(p, 16 * MB, PAGE));
+    CHECK(unmap(p, 16 * MB) == 0);
     exit(0);
 }
