@@ -208,6 +208,12 @@ impl<F: Format> Machine<F> {
                     let zero = self.arena.meta(head).flags().contains(FrameFlags::ZERO);
                     found.counted += if zero { 0 } else { F::span(level) / PAGE_SIZE };
                     *found.frames.entry(head).or_default() += 1;
+                    let flags = self.arena.meta(head).flags();
+                    if F::attrs(raw).contains(Attrs::WRITE)
+                        && flags & (FrameFlags::ANON | FrameFlags::EXCLUSIVE) == FrameFlags::ANON
+                    {
+                        return Err(format!("{frame:?} at {va} can be written, and others may have it"));
+                    }
                 }
                 if let Some(shadow) = &self.shadow {
                     for i in 0..(F::span(level) / PAGE_SIZE) as u32 {

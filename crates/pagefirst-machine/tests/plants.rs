@@ -12,6 +12,7 @@ use pagefirst::arch::Aarch64;
 use pagefirst::frame::Frame;
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr};
 use pagefirst_machine::{Config, Machine, Vcpu};
+use std::sync::{Arc, Mutex};
 
 const AT: VirtAddr = VirtAddr(1 << 30);
 const PAGES: u64 = 16;
@@ -121,6 +122,33 @@ fn an_entry_put_into_a_dead_table() -> Result {
     s.quiesce();
     check(&s);
     drop(s);
+    Ok(machine.nothing_left()?)
+}
+
+// catches: settle_shared_copy
+// says: can be written, and others may have it
+#[test]
+fn a_page_that_is_shared_and_can_be_written() -> Result {
+    let machine = Machine::<Doors>::new(Config { keep_tags: true, checks: true, ..Config::default() });
+    let s = space(machine)?;
+    s.map(at(AT, anonymous(PAGES, RW)))?;
+    assert!(matches!(fault(&s, AT, Access::Read), End::Mapped(..)));
+    // Another CPU may have what a copy takes the place of.
+    let visit = || {
+        let mut cpu = machine.vcpu();
+        cpu.switch_to(&s);
+        cpu.load_u64(AT).is_ok()
+    };
+    assert!(std::thread::scope(|scope| scope.spawn(visit).join()).is_ok_and(|read| read));
+    // The copy is stored read-only and flushed, and its space forks before it is made writable.
+    let (inner, child) = (s.clone(), Arc::new(Mutex::new(None)));
+    let to = child.clone();
+    arm(Point::Found, 1, move || *to.lock().expect("nobody panics") = inner.fork().ok());
+    assert!(matches!(fault(&s, AT, Access::Write), End::Mapped(..)));
+    assert!(doors::has_happened());
+    let child = child.lock().expect("nobody panics").take().ok_or("no memory")?;
+    check(&s);
+    drop((s, child));
     Ok(machine.nothing_left()?)
 }
 

@@ -216,11 +216,13 @@ impl FrameMeta {
             if self.pins() > 0 && !cfg!(mutant = "fork_shares_pinned") {
                 return false;
             }
-            self.clear(FrameFlags::EXCLUSIVE);
+            if !cfg!(mutant = "fork_keeps_exclusive") {
+                self.clear(FrameFlags::EXCLUSIVE);
+            }
             // Entries of one folio may be in several tables: who pins it by another looks at the flag after it counted.
             if self.order() > 0 {
                 fence(SeqCst);
-                if self.pins() > 0 {
+                if self.pins() > 0 && !cfg!(mutant = "fork_looks_for_pins_once") {
                     self.set(FrameFlags::EXCLUSIVE);
                     return false;
                 }

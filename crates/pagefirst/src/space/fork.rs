@@ -72,18 +72,21 @@ impl<P: Platform> AddressSpace<P> {
         let (tree, bytes) = self.child_mappings(&table)?;
         let state = State { bytes, heap: writing.state.heap, reserve: tree.reserve(self.p, 0)? };
         let child = AddressSpace::with(self.p, self.policy, self.gap, tree, state, table);
-        child.tree.overlapping(EVERYTHING).for_each(|vma| rmap::insert(&vma));
-        let _held_up = HeldUp::new(self);
-        // Dropped before that: the flush comes first.
-        let mut gather = Gather::new(&self.table);
         drop(child.limit.replace(self.limit.share()));
-        let mut copier = Copier::new(&child.table, child.payer());
-        for vma in child.tree.overlapping(EVERYTHING) {
-            if vma.is_private() && !vma.flags.contains(VmaFlags::WIPE_ON_FORK) {
-                copier.copy(&self.table, vma.range, &mut gather)?;
+        child.tree.overlapping(EVERYTHING).for_each(|vma| rmap::insert(&vma));
+        let hold = |hold: bool| {
+            let each = |vma: &Vma<P>| if hold { vma.retire() } else { vma.resume() };
+            self.tree.overlapping(EVERYTHING).for_each(|vma| each(&vma));
+        };
+        held_up(&self.table, hold, |gather| {
+            let mut copier = Copier::new(&child.table, child.payer());
+            for vma in child.tree.overlapping(EVERYTHING) {
+                if vma.is_private() && !vma.flags.contains(VmaFlags::WIPE_ON_FORK) {
+                    copier.copy(&self.table, vma.range, gather)?;
+                }
             }
-        }
-        drop(copier);
+            Ok::<(), Unavailable>(())
+        })?;
         Ok(child)
     }
 
@@ -115,20 +118,21 @@ impl<P: Platform> AddressSpace<P> {
     }
 }
 
-/// While it lives, faults in the space's mappings wait for the mapping call that made it.
-struct HeldUp<'a, P: Platform>(&'a AddressSpace<P>);
-
-impl<'a, P: Platform> HeldUp<'a, P> {
-    fn new(space: &'a AddressSpace<P>) -> Self {
-        space.tree.overlapping(EVERYTHING).for_each(|vma| vma.retire());
-        HeldUp(space)
+/// Runs `copy` while faults in the space of these tables are held up, until what it gathered is flushed.
+pub(crate) fn held_up<P: Platform, R>(
+    table: &PageTable<P>,
+    hold: impl Fn(bool),
+    copy: impl FnOnce(&mut Gather<'_, P>) -> R,
+) -> R {
+    hold(true);
+    let mut gather = Gather::new(table);
+    let done = copy(&mut gather);
+    if cfg!(mutant = "fork_resumes_before_flush") {
+        hold(false);
     }
-}
-
-impl<P: Platform> Drop for HeldUp<'_, P> {
-    fn drop(&mut self) {
-        self.0.tree.overlapping(EVERYTHING).for_each(|vma| vma.resume());
-    }
+    gather.flush();
+    hold(false);
+    done
 }
 
 /// What must be had before the copying goes on.

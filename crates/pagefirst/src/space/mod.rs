@@ -19,7 +19,7 @@ mod brk;
 mod change;
 mod cuts;
 mod error;
-mod fork;
+pub(crate) mod fork;
 mod map;
 mod physical;
 mod pin;

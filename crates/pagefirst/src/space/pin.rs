@@ -215,7 +215,7 @@ impl<P: Platform> AddressSpace<P> {
             folio: Frame::from(part),
         };
         // A fork may have shared another part of the folio, under another lock, before it could see the pin.
-        if exclusive && !meta.flags().contains(FrameFlags::EXCLUSIVE) {
+        if exclusive && !meta.flags().contains(FrameFlags::EXCLUSIVE) && !cfg!(mutant = "pin_looks_once") {
             return Look::Fault(Access::Write);
         }
         slot.widen(if write { Attrs::ACCESSED | Attrs::DIRTY } else { Attrs::ACCESSED });

@@ -15,6 +15,7 @@
 //! | `take_…` | `take` | what hardware marks is in what is taken, and does not come back | 2 |
 //! | `c06_walk_against_retire_and_reuse` | `reuse` | a table found under a pin stays a table | 3: a grace period |
 //! | `retire_tags_in_order` | `reuse` | who retires late does not shorten another's grace period | 3 |
+//! | `r12_…` | `fork` | a page that fork shares is written by nobody; a pinned one is not shared; nor is one reused that somebody reads | |
 //! | `epoch_…` | `epoch` | no reader is overtaken; what it read happened before the reuse | `sync::epoch` |
 //! | `link_against_replace` | `epoch` | the same for [`Link`](crate::mem::Link) and the slabs | `mem::shared` |
 //! | `link_to_what_is_shared` | `epoch` | what ends with what links to it is read by nobody | `mem::shared` |
@@ -29,6 +30,7 @@
 
 mod clean;
 mod epoch;
+mod fork;
 mod huge;
 mod install;
 mod reuse;
@@ -182,7 +184,14 @@ struct Machine {
     cells: Vec<[AtomicU64; Tiny::ENTRIES]>,
     meta: Vec<FrameMeta>,
     watch: Vec<Watch>,
+    /// Frames that are tables; those behind are pages.
+    tables: usize,
+    /// What a page holds: a word.
+    memory: Vec<AtomicU64>,
+    /// Another CPU's translation of page 0: an entry, or none; gone with the next shootdown.
+    stale: Mutex<u64>,
     space: OnceLock<PageTable<Machine>>,
+    child: OnceLock<PageTable<Machine>>,
     items: Pool<Machine, Item>,
     link: OnceLock<Link<Machine, Item>>,
     /// Something that the epoch alone protects, and whether readers can find it.
@@ -228,9 +237,13 @@ unsafe impl Platform for Machine {
     fn page(&'static self, _: Pfn) -> NonNull<u8> {
         unreachable!("no model touches a page")
     }
+    unsafe fn copy_page(&'static self, to: Pfn, from: Pfn) {
+        self.memory[to.0 as usize].store(self.memory[from.0 as usize].load(Relaxed), Relaxed);
+    }
     fn shootdown(&'static self, _: &Flush<'_>) {
         self.flushes.fetch_add(1, Relaxed);
         *self.cached.lock().unwrap() = false;
+        *self.stale.lock().unwrap() = 0;
     }
     fn sync_local(&'static self, _: u64, _: VirtAddr, _: bool) {}
     fn relax(&'static self) {
@@ -257,14 +270,23 @@ unsafe impl Platform for Machine {
 impl Machine {
     /// A machine whose CPUs have so many tables in their caches, and a space; its root is one more.
     fn new(tables: [usize; CPUS]) -> &'static Machine {
-        let frames = 2 + tables.iter().sum::<usize>(); // frame 0 is nobody
+        Machine::with_pages(tables, 0)
+    }
+    /// One with pages of private memory, nobody's yet, beside.
+    fn with_pages(tables: [usize; CPUS], pages: usize) -> &'static Machine {
+        let first = 2 + tables.iter().sum::<usize>(); // frame 0 is nobody
+        let frames = first + pages;
         let m: &'static Machine = Box::leak(Box::new(Machine {
             vm: Vm::new(),
             locals: core::array::from_fn(|_| Local::new()),
             cells: (0..frames).map(|_| core::array::from_fn(|_| AtomicU64::new(0))).collect(),
             meta: (0..frames).map(|_| FrameMeta::default()).collect(),
             watch: (0..frames).map(|_| Watch::new()).collect(),
+            tables: first,
+            memory: (0..frames).map(|_| AtomicU64::new(0)).collect(),
+            stale: Mutex::new(0),
             space: OnceLock::new(),
+            child: OnceLock::new(),
             items: Pool::new(),
             link: OnceLock::new(),
             object: Watch::new(),
@@ -322,7 +344,7 @@ impl Machine {
         };
         let live = self.space().table_bytes().iter().sum::<u64>() / PAGE_SIZE;
         assert_eq!(live, tables, "tables counted as they were published and unlinked");
-        let owned = self.watch.iter().filter(|w| w.is_owned()).count() as u64;
+        let owned = self.watch[..self.tables].iter().filter(|w| w.is_owned()).count() as u64;
         let limbo = self.vm.tables_in_limbo.len(self) as u64;
         assert_eq!(owned, tables + limbo, "a table leaked");
         found
@@ -333,7 +355,7 @@ impl Machine {
     /// # Safety
     /// Nobody uses it any more.
     unsafe fn free(&'static self) {
-        for meta in &self.meta[1..] {
+        for meta in &self.meta[1..self.tables] {
             let record = NonNull::new(meta.owner()).unwrap().cast::<TableRecord>();
             // SAFETY: taken from this slab in `fill_cache`, and nobody reads it any more.
             unsafe { self.vm.records.give(self, &[record]) };
@@ -341,7 +363,7 @@ impl Machine {
         // SAFETY: leaked by `new`, and nobody uses it any more. The space must not retire its root now.
         unsafe {
             let mut this = Box::from_raw(core::ptr::from_ref(self).cast_mut());
-            core::mem::forget(this.space.take());
+            core::mem::forget((this.space.take(), this.child.take()));
         }
     }
 }
