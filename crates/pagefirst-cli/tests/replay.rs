@@ -27,7 +27,7 @@ fn trailer(name: &str) -> Trailer {
 
 #[test]
 fn replays_of_the_bundled_recordings_come_close_to_linux() {
-    for name in ["cc1", "sqlite", "python"] {
+    for name in ["cc1", "sqlite", "python", "shell"] {
         let output = replay(&[name, "--policy", "linux", "--json"]);
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -101,23 +101,55 @@ fn write(path: &Path, event: Event) {
     writer.finish(&Trailer::default()).unwrap();
 }
 
+/// What a replay says of each process.
+fn programs(arguments: &[&str]) -> Vec<Value> {
+    let output = replay(&[arguments, &["--json", "--checks"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for run in report["runs"].as_array().unwrap() {
+        assert_eq!((&run["left"]["frames"], &run["left"]["tables"]), (&0.into(), &0.into()));
+        assert_eq!(
+            (&run["calls_failed"], &run["sigsegv"], &run["sigbus"]),
+            (&0.into(), &0.into(), &0.into())
+        );
+    }
+    report["runs"][0]["programs"].as_array().unwrap().clone()
+}
+
+/// `sh -c 'ls | sort'`: two children, each with a program of its own after the shell's.
 #[test]
-fn what_cannot_be_replayed_is_refused_with_its_place() {
+fn processes_and_programs_are_replayed_each_in_its_space() {
+    for cpus in ["1", "2"] {
+        let programs = programs(&["shell", "--cpus", cpus]);
+        let mut said: Vec<_> = programs
+            .iter()
+            .map(|program| {
+                let name = program["program"].as_str().unwrap();
+                (program["process"].as_u64().unwrap(), name, program["touches"].as_u64().unwrap())
+            })
+            .collect();
+        said.sort_by_key(|(process, ..)| *process);
+        assert_eq!(said, [(0, "sh", 290), (1, "sh", 51), (1, "ls", 320), (2, "sh", 51), (2, "sort", 284)]);
+        for program in &programs {
+            let copies = program["copy"].as_u64().unwrap();
+            assert!(copies > 0, "each writes to what it shares with another, or to a file's page: {program}");
+        }
+    }
+}
+
+#[test]
+fn a_process_that_is_alone_in_a_recording_is_replayed_so() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("it.pfrec");
     let name = path.to_str().unwrap();
     let thread = ThreadId(0);
     let fork = Event::Fork { thread, child: ProcessId(1), shares_memory: false };
     let exec = Event::Exec { thread, program: "ls".into() };
-    for (event, what) in [(fork, "starts process 1 by fork"), (exec, "replaces its program by ls")] {
+    for (event, processes) in [(fork, [(0, "sh"), (1, "sh")]), (exec, [(0, "sh"), (0, "ls")])] {
         write(&path, event);
-        let output = replay(&[name]);
-        assert_eq!(output.status.code(), Some(1));
-        let message = String::from_utf8(output.stderr).unwrap();
-        assert!(
-            message.starts_with(&format!("pagefirst: {name}: event 1: process 0 (sh) {what}; ")),
-            "{message}"
-        );
+        let programs = programs(&[name]);
+        let said = programs.iter().map(|p| (p["process"].as_u64().unwrap(), p["program"].as_str().unwrap()));
+        assert_eq!(said.collect::<Vec<_>>(), processes);
     }
 }
 

@@ -64,7 +64,7 @@ pub fn rows(run: &Run, native: &Native) -> [Row; 3] {
     };
     [
         row("minor faults", run.account.faults.mapped(), |n| n.minor_faults),
-        row("VmHWM, kB", run.peak_resident >> 10, |n| n.vm_hwm_kib),
+        row("VmHWM, kB", run.first_peak >> 10, |n| n.vm_hwm_kib),
         row("VmPTE, kB", (tables + kept) >> 10, |n| n.vm_pte_kib),
     ]
 }

@@ -10,6 +10,11 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 /// Touches of one vCPU that wait to be performed.
 type Work = Vec<(VirtAddr, Do)>;
+/// What a vCPU is to do.
+enum Order {
+    Touch(Work),
+    SwitchTo(Arc<Space>),
+}
 /// The list they were in, and how many were refused, as SIGSEGV and as SIGBUS.
 type Done = (Work, Result<(u64, u64), NoMemory>);
 
@@ -21,7 +26,7 @@ pub enum Crew {
 
 pub struct Worker {
     work: Work,
-    give: Sender<Work>,
+    give: Sender<Order>,
     take: Receiver<Done>,
     busy: bool,
 }
@@ -53,13 +58,21 @@ impl Crew {
             return Crew::One { vcpu, refused: (0, 0) };
         }
         let workers = (0..cpus).map(|_| {
-            let (give, work) = channel::<Work>();
+            let (give, orders) = channel::<Order>();
             let (done, take) = channel();
             let space = space.clone();
             scope.spawn(move || {
                 let mut vcpu = machine.vcpu();
                 vcpu.switch_to(&space);
-                while let Ok(mut work) = work.recv() {
+                drop(space); // it is the vCPU that leaves it
+                while let Ok(order) = orders.recv() {
+                    let mut work = match order {
+                        Order::Touch(work) => work,
+                        Order::SwitchTo(space) => {
+                            vcpu.switch_to(&space);
+                            continue;
+                        }
+                    };
                     let mut refused = (0, 0);
                     let all = work.drain(..).try_for_each(|(a, d)| perform(&mut vcpu, a, d, &mut refused));
                     if done.send((work, all.map(|()| refused))).is_err() {
@@ -92,7 +105,7 @@ impl Crew {
     pub fn settle(&mut self) -> Result<(), NoMemory> {
         let Crew::Many { workers, refused } = self else { return Ok(()) };
         for worker in workers.iter_mut().filter(|w| !w.work.is_empty()) {
-            worker.busy = worker.give.send(std::mem::take(&mut worker.work)).is_ok();
+            worker.busy = worker.give.send(Order::Touch(std::mem::take(&mut worker.work))).is_ok();
         }
         let mut all = Ok(());
         for worker in workers.iter_mut().filter(|w| w.busy) {
@@ -108,9 +121,20 @@ impl Crew {
         all
     }
 
-    pub fn refused(&self) -> (u64, u64) {
+    /// Enters another space. Called when all touches are done.
+    pub fn switch_to(&mut self, space: &Arc<Space>) {
         match self {
-            Crew::One { refused, .. } | Crew::Many { refused, .. } => *refused,
+            Crew::One { vcpu, .. } => vcpu.switch_to(space),
+            Crew::Many { workers, .. } => workers.iter().for_each(|worker| {
+                let _ = worker.give.send(Order::SwitchTo(space.clone())); // ended: see `settle`
+            }),
+        }
+    }
+
+    /// How many touches were refused since this was last asked, as SIGSEGV and as SIGBUS.
+    pub fn take_refused(&mut self) -> (u64, u64) {
+        match self {
+            Crew::One { refused, .. } | Crew::Many { refused, .. } => std::mem::take(refused),
         }
     }
 }

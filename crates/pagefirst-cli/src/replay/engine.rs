@@ -3,6 +3,10 @@
 //! Touches run on vCPUs, so that faults happen where the library's policies make them happen; calls run between
 //! touches. With several vCPUs the recorded threads are dealt out to them, each thread's touches stay in order, and
 //! every call waits for the touches before it.
+//!
+//! Each process has a space of its own: its parent's fork, or an empty one when it executes a program. (So has a child that
+//! would have its parent's memory on Linux, `vfork`: the emulator copied it as well.) One process runs at a time, in the
+//! order of the recording.
 
 use super::crew::Crew;
 use super::place::{Placer, fixed};
@@ -22,7 +26,7 @@ use pagefirst::space::{
 use pagefirst::types::{NoMemory, PAGE_SIZE, Prot as Rights, VirtAddr};
 use pagefirst_machine::{Config, Counts, Machine, MachineFile};
 use pagefirst_record::{
-    Address, Advice, Backing, Event, FileId, FormatError, Map, MapKind, MappingId, Place, Prot,
+    Address, Advice, Backing, Event, FileId, FormatError, Map, MapKind, MappingId, Place, ProcessId, Prot,
 };
 use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet};
@@ -68,18 +72,40 @@ pub enum ReplayError {
     },
 }
 
+/// What a process did while it ran one program.
+pub struct Program {
+    /// The process.
+    pub process: ProcessId,
+    /// The program's name.
+    pub name: String,
+    /// Touches performed.
+    pub touches: u64,
+    /// Touches that ended as SIGSEGV and as SIGBUS.
+    pub refused: (u64, u64),
+    /// Calls performed.
+    pub calls: u64,
+    /// Calls that failed or that cannot be replayed.
+    pub failed: u64,
+    /// What the space held at its end.
+    pub account: Account,
+}
+
 /// What a replay came to.
 pub struct Run {
     /// What this way of replaying is called.
     pub name: &'static str,
-    /// What the space held at the end.
+    /// What each process did, program by program, in the order of their ends.
+    pub programs: Vec<Program>,
+    /// What the first process's space held at the end.
     pub account: Account,
-    /// Bytes of huge pages mapped at the end that were never touched.
+    /// Bytes of huge pages mapped there at the end that were never touched.
     pub huge_untouched: u64,
-    /// The most bytes of tables at one time.
+    /// The most bytes of tables at one time, of all processes together.
     pub peak_tables: u64,
-    /// The largest resident set, in bytes.
+    /// The largest resident set, in bytes, of all processes together.
     pub peak_resident: u64,
+    /// The first process's largest.
+    pub first_peak: u64,
     /// Touches performed.
     pub touches: u64,
     /// Touches that ended as SIGSEGV and as SIGBUS.
@@ -102,8 +128,9 @@ pub struct Run {
 pub fn replay(recording: &Checked, options: &Options, bar: &ProgressBar) -> Result<Run, ReplayError> {
     let mut stage = Stage { machine: options.machine(options.cpus + 1), files: Files::default() };
     let mut recording = recording.open()?;
-    let events = std::iter::from_fn(|| recording.next_event().map(|e| e.map(|(_, event)| event)).transpose());
-    let mut run = stage.perform(options, events, bar)?;
+    let program = recording.header().program.clone();
+    let events = std::iter::from_fn(|| recording.next_event().transpose());
+    let mut run = stage.perform(options, &program, events, bar)?;
     drop(stage.files);
     stage.machine.vm().quiesce(stage.machine);
     run.left = stage.machine.vm().held(stage.machine);
@@ -121,14 +148,16 @@ pub fn repeat(
     let machine = options.machine(loops as usize * (options.cpus + 1));
     let mut open = recording.open()?;
     let mut events = Vec::new();
-    while let Some((_, event)) = open.next_event()? {
+    while let Some(event) = open.next_event()? {
         events.push(event);
     }
+    let program = &open.header().program;
     let one_loop = || {
         let mut stage = Stage { machine, files: Files::default() };
         let round = |_| {
             let start = Instant::now();
-            stage.perform(options, events.iter().map(Ok), &ProgressBar::hidden())?;
+            let events = events.iter().map(|(process, event)| Ok((*process, event)));
+            stage.perform(options, program, events, &ProgressBar::hidden())?;
             Ok(start.elapsed())
         };
         (0..rounds).map(round).collect::<Result<Vec<_>, ReplayError>>()
@@ -157,41 +186,44 @@ struct Files {
 }
 
 impl Stage {
-    /// Performs events in a space of their own, which is gone when this returns.
+    /// Performs the events of a recording of this program, in spaces that are gone when this returns.
     fn perform(
         &mut self,
         options: &Options,
-        mut events: impl Iterator<Item = Result<impl Borrow<Event>, FormatError>>,
+        program: &str,
+        mut events: impl Iterator<Item = Result<(ProcessId, impl Borrow<Event>), FormatError>>,
         bar: &ProgressBar,
     ) -> Result<Run, ReplayError> {
         let out = |event| move |NoMemory| ReplayError::NoMemory { event, memory: options.memory };
         let (machine, start) = (self.machine, Instant::now());
-        let placer = Placer::new(options.place);
-        let policy = options.policy(&placer);
-        let space = Arc::new(Space::new(machine, policy).map_err(out(0))?);
+        let first = Process::new(machine, options, ProcessId(0), program).map_err(out(0))?;
         let mut engine = Engine {
             machine,
-            space: space.clone(),
-            placer,
-            bases: Vec::new(),
+            options,
+            now: first,
+            others: HashMap::new(),
             files: &mut self.files,
-            touched: (options.huge == Huge::Always).then(Touched::default),
-            advised: options.huge == Huge::Advise,
             run: Run::new(options.name),
         };
         std::thread::scope(|scope| {
-            let mut crew = Crew::new(scope, machine, &space, options.cpus);
+            let mut crew = Crew::new(scope, machine, &engine.now.space, options.cpus);
             let mut n = 0;
-            while let Some(event) = events.next().transpose()? {
+            while let Some((process, event)) = events.next().transpose()? {
+                if process != engine.now.number {
+                    engine.switch(process, &mut crew).map_err(out(n))?;
+                }
                 let step = match event.borrow() {
                     &Event::Touch { thread, at, access, .. } => {
-                        engine.run.touches += 1;
+                        engine.now.touches += 1;
                         let at = engine.address(at);
-                        if let Some(touched) = &mut engine.touched {
+                        if let Some(touched) = &mut engine.now.touched {
                             touched.mark(at);
                         }
                         crew.touch(thread, at, access)
                     }
+                    &Event::Fork { child, .. } => engine.fork(child, &mut crew),
+                    Event::Exec { program, .. } => engine.exec(program, &mut crew),
+                    Event::End { .. } => engine.end(&mut crew),
                     call => crew.settle().and_then(|()| engine.call(call.clone())),
                 };
                 step.map_err(out(n))?;
@@ -200,16 +232,9 @@ impl Stage {
                     bar.set_position(n);
                 }
             }
-            crew.settle().map_err(out(n))?;
-            engine.run.refused = crew.refused();
-            Ok::<(), ReplayError>(())
+            engine.end_all(&mut crew).map_err(out(n))
         })?;
-        engine.sample();
         let mut run = engine.run;
-        run.account = space.account();
-        if let Some(touched) = &engine.touched {
-            run.huge_untouched = run.account.huge_bytes.saturating_sub(touched.of_huge_pages(&space));
-        }
         run.machine = machine.counts();
         run.time = start.elapsed();
         Ok(run)
@@ -244,10 +269,12 @@ impl Run {
     fn new(name: &'static str) -> Self {
         Run {
             name,
+            programs: Vec::new(),
             account: Account::default(),
             huge_untouched: 0,
             peak_tables: 0,
             peak_resident: 0,
+            first_peak: 0,
             touches: 0,
             refused: (0, 0),
             calls: 0,
@@ -260,17 +287,151 @@ impl Run {
     }
 }
 
-struct Engine<'s> {
-    machine: &'static Machine,
+/// A process, while it runs one program.
+struct Process {
+    number: ProcessId,
+    program: String,
     space: Arc<Space>,
     placer: Placer,
     /// Where each mapping's reservation starts.
     bases: Vec<u64>,
-    files: &'s mut Files,
     /// Kept where there may be huge pages: from the start, or from the first advice on.
     touched: Option<Touched>,
-    advised: bool,
+    touches: u64,
+    refused: (u64, u64),
+    calls: u64,
+    failed: u64,
+    /// It ended, and what it did is in the run.
+    ended: bool,
+}
+
+impl Process {
+    fn new(
+        machine: &'static Machine,
+        options: &Options,
+        number: ProcessId,
+        program: &str,
+    ) -> Result<Self, NoMemory> {
+        let placer = Placer::new(options.place);
+        let space = Arc::new(Space::new(machine, options.policy(&placer))?);
+        let touched = (options.huge == Huge::Always).then(Touched::default);
+        Ok(Process::running(number, program, space, placer, Vec::new(), touched))
+    }
+    fn running(
+        number: ProcessId,
+        program: &str,
+        space: Arc<Space>,
+        placer: Placer,
+        bases: Vec<u64>,
+        touched: Option<Touched>,
+    ) -> Self {
+        let program = program.to_owned();
+        let (touches, refused, calls, failed) = (0, (0, 0), 0, 0);
+        Process {
+            number,
+            program,
+            space,
+            placer,
+            bases,
+            touched,
+            touches,
+            refused,
+            calls,
+            failed,
+            ended: false,
+        }
+    }
+    /// A copy of it.
+    fn fork(&self, number: ProcessId) -> Result<Self, NoMemory> {
+        // Of all the reasons that a mapping call may fail for, this one has no other.
+        let space = Arc::new(self.space.fork().map_err(|_| NoMemory)?);
+        let (placer, bases, touched) = (self.placer.clone(), self.bases.clone(), self.touched.clone());
+        Ok(Process::running(number, &self.program, space, placer, bases, touched))
+    }
+}
+
+struct Engine<'s> {
+    machine: &'static Machine,
+    options: &'s Options,
+    /// The process whose events these are, and all others that live.
+    now: Process,
+    others: HashMap<ProcessId, Process>,
+    files: &'s mut Files,
     run: Run,
+}
+
+impl Engine<'_> {
+    /// Goes on with another process.
+    fn switch(&mut self, to: ProcessId, crew: &mut Crew) -> Result<(), NoMemory> {
+        self.settle(crew)?;
+        let next = match self.others.remove(&to) {
+            Some(process) => process,
+            // The reader sees to it that nobody acts before it is made.
+            None => Process::new(self.machine, self.options, to, "")?,
+        };
+        crew.switch_to(&next.space);
+        let before = std::mem::replace(&mut self.now, next);
+        if !before.ended {
+            self.others.insert(before.number, before);
+        }
+        Ok(())
+    }
+    fn settle(&mut self, crew: &mut Crew) -> Result<(), NoMemory> {
+        crew.settle()?;
+        let (segv, bus) = crew.take_refused();
+        self.now.refused = (self.now.refused.0 + segv, self.now.refused.1 + bus);
+        Ok(())
+    }
+    fn fork(&mut self, child: ProcessId, crew: &mut Crew) -> Result<(), NoMemory> {
+        self.settle(crew)?;
+        self.others.insert(child, self.now.fork(child)?);
+        Ok(())
+    }
+    fn exec(&mut self, program: &str, crew: &mut Crew) -> Result<(), NoMemory> {
+        self.end(crew)?;
+        let next = Process::new(self.machine, self.options, self.now.number, program)?;
+        crew.switch_to(&next.space);
+        self.now = next;
+        Ok(())
+    }
+    /// The process ends, or its program.
+    fn end(&mut self, crew: &mut Crew) -> Result<(), NoMemory> {
+        self.settle(crew)?;
+        self.sample();
+        let now = &mut self.now;
+        now.ended = true;
+        let account = now.space.account();
+        if now.number == ProcessId(0) {
+            self.run.account = account;
+            let touched = now.touched.as_ref().map(|touched| touched.of_huge_pages(&now.space));
+            self.run.huge_untouched = touched.map_or(0, |touched| account.huge_bytes.saturating_sub(touched));
+        }
+        let run = &mut self.run;
+        run.touches += now.touches;
+        run.refused = (run.refused.0 + now.refused.0, run.refused.1 + now.refused.1);
+        run.calls += now.calls;
+        run.failed += now.failed;
+        run.programs.push(Program {
+            process: now.number,
+            name: now.program.clone(),
+            touches: now.touches,
+            refused: now.refused,
+            calls: now.calls,
+            failed: now.failed,
+            account,
+        });
+        Ok(())
+    }
+    /// The recording ends, and whoever lives yet.
+    fn end_all(&mut self, crew: &mut Crew) -> Result<(), NoMemory> {
+        loop {
+            if !self.now.ended {
+                self.end(crew)?;
+            }
+            let Some(next) = self.others.keys().min().copied() else { return Ok(()) };
+            self.switch(next, crew)?;
+        }
+    }
 }
 
 fn rights(prot: Prot) -> Rights {
@@ -283,15 +444,21 @@ fn rights(prot: Prot) -> Rights {
 
 impl Engine<'_> {
     fn address(&self, at: Address) -> VirtAddr {
-        VirtAddr(self.bases.get(at.mapping.0 as usize).copied().unwrap_or(0).wrapping_add(at.offset))
+        VirtAddr(self.now.bases.get(at.mapping.0 as usize).copied().unwrap_or(0).wrapping_add(at.offset))
     }
 
     /// Resident set and tables only grow between calls: looked at before each call that may shrink them and at the end,
     /// the peaks are exact.
     fn sample(&mut self) {
-        let tables: u64 = self.space.page_table().table_bytes().iter().sum();
+        let tables = |p: &Process| p.space.page_table().table_bytes().iter().sum::<u64>();
+        let all = || std::iter::once(&self.now).chain(self.others.values());
+        let (tables, resident) =
+            (all().map(tables).sum(), all().map(|process| process.space.resident_bytes()).sum());
         self.run.peak_tables = self.run.peak_tables.max(tables);
-        self.run.peak_resident = self.run.peak_resident.max(self.space.resident_bytes());
+        self.run.peak_resident = self.run.peak_resident.max(resident);
+        if self.now.number == ProcessId(0) {
+            self.run.first_peak = self.run.first_peak.max(self.now.space.resident_bytes());
+        }
     }
 
     fn call(&mut self, event: Event) -> Result<(), NoMemory> {
@@ -313,7 +480,7 @@ impl Engine<'_> {
                 }
                 Ok(())
             }
-            // A recording with forks and new programs is refused before.
+            // Processes were seen to before.
             Event::ThreadStart { .. }
             | Event::ThreadExit { .. }
             | Event::Stray { .. }
@@ -325,7 +492,7 @@ impl Engine<'_> {
                 if may_shrink(&call) {
                     self.sample();
                 }
-                self.run.calls += 1;
+                self.now.calls += 1;
                 self.perform(call)
             }
         };
@@ -333,7 +500,7 @@ impl Engine<'_> {
             Ok(()) => Ok(()),
             Err(Failed::Map(MapError::NoMemory)) => Err(NoMemory),
             Err(why) => {
-                self.run.failed += 1;
+                self.now.failed += 1;
                 self.run.first_failed.get_or_insert_with(|| format!("{what:?}: {why}"));
                 Ok(())
             }
@@ -344,49 +511,49 @@ impl Engine<'_> {
         match event {
             Event::Map(map) => self.map(&map)?,
             Event::Unmap { at, len, .. } => {
-                self.space.unmap(self.address(at), len)?;
+                self.now.space.unmap(self.address(at), len)?;
                 self.forget(self.address(at), len);
             }
             Event::Protect { at, len, prot, .. } => {
-                self.space.protect(self.address(at), len, rights(prot))?
+                self.now.space.protect(self.address(at), len, rights(prot))?
             }
             Event::Remap { old_len: 0, .. } => {
                 return Err(Failed::Unknown("a second mapping of the same pages"));
             }
             Event::Remap { from, old_len, new_len, id, recorded, keep, moved, .. } => {
                 let from = self.address(from);
-                let to = match self.placer.is_recorded() && moved {
+                let to = match self.now.placer.is_recorded() && moved {
                     true => RemapTo::Fixed(VirtAddr(recorded)),
                     false => RemapTo::Anywhere,
                 };
-                let at = self.space.remap(from, old_len, new_len, to)?;
+                let at = self.now.space.remap(from, old_len, new_len, to)?;
                 self.born(id, at.0);
-                if let Some(touched) = &mut self.touched {
+                if let Some(touched) = &mut self.now.touched {
                     touched.shift(from, old_len.min(new_len), at);
                 }
                 if keep && at != from {
                     let map = Mapping::anonymous(old_len, Rights::READ | Rights::WRITE);
-                    self.space.map(Mapping { place: At::Fixed(from), ..map })?;
+                    self.now.space.map(Mapping { place: At::Fixed(from), ..map })?;
                 }
             }
             Event::Advise { at, len, advice: Advice::DontNeed, .. } => {
-                self.space.discard(self.address(at), len)?;
+                self.now.space.discard(self.address(at), len)?;
                 self.forget(self.address(at), len);
             }
             Event::Advise { at, len, advice: Advice::Huge, .. } => {
-                self.space.advise(self.address(at), len, Told::Huge)?;
-                if self.advised {
-                    self.touched.get_or_insert_default();
+                self.now.space.advise(self.address(at), len, Told::Huge)?;
+                if self.options.huge == Huge::Advise {
+                    self.now.touched.get_or_insert_default();
                 }
             }
             Event::Advise { at, len, advice: Advice::NoHuge, .. } => {
-                self.space.advise(self.address(at), len, Told::NoHuge)?
+                self.now.space.advise(self.address(at), len, Told::NoHuge)?
             }
             // Other advice may be ignored; MADV_FREE is as good as ignored while memory is not short.
             Event::Advise { .. } => {}
             Event::Brk { heap, new, .. } => {
                 let start = self.address(Address { mapping: heap, offset: 0 });
-                self.space.brk(VirtAddr(start.0 + new))?;
+                self.now.space.brk(VirtAddr(start.0 + new))?;
             }
             _ => {}
         }
@@ -394,29 +561,29 @@ impl Engine<'_> {
     }
 
     fn forget(&mut self, at: VirtAddr, len: u64) {
-        if let Some(touched) = &mut self.touched {
+        if let Some(touched) = &mut self.now.touched {
             touched.forget(at, len);
         }
     }
 
     fn born(&mut self, id: MappingId, base: u64) {
         let i = id.0 as usize;
-        if self.bases.len() <= i {
-            self.bases.resize(i + 1, 0);
+        if self.now.bases.len() <= i {
+            self.now.bases.resize(i + 1, 0);
         }
-        self.bases[i] = base;
+        self.now.bases[i] = base;
     }
 
     fn map(&mut self, map: &Map) -> Result<(), Failed> {
         let base = match map.place {
             Place::At(at) => Some(self.address(at).0),
-            _ => match self.placer.reservation(map) {
+            _ => match self.now.placer.reservation(map) {
                 Some(base) => Some(base),
                 None if map.reserve > map.len => {
                     // A place large enough for what comes beside it later.
                     let whole = Mapping::anonymous(map.reserve, Rights::empty());
-                    let range = self.space.map(whole)?.range;
-                    self.space.unmap(range.start, range.len())?;
+                    let range = self.now.space.map(whole)?.range;
+                    self.now.space.unmap(range.start, range.len())?;
                     Some(range.start.0)
                 }
                 None => None,
@@ -425,7 +592,7 @@ impl Engine<'_> {
         if map.kind == MapKind::Heap {
             let base = base.unwrap_or(0);
             self.born(map.id, base);
-            return Ok(self.space.set_heap(VirtAddr(base))?);
+            return Ok(self.now.space.set_heap(VirtAddr(base))?);
         }
         let start = base.map(|b| if map.grows_down { b + map.reserve - map.len } else { b });
         let mut flags = VmaFlags::empty();
@@ -447,7 +614,7 @@ impl Engine<'_> {
             }
             Backing::Anonymous => Shows::Anonymous,
         };
-        let mapped = self.space.map(Mapping {
+        let mapped = self.now.space.map(Mapping {
             len: map.len,
             prot: rights(map.prot),
             flags,

@@ -12,7 +12,7 @@ mod touched;
 
 use engine::{Options, ReplayError, Run};
 use pagefirst::policy::FaultAround;
-use pagefirst_record::{Checker, Event, FormatError, Header, Native, Recording, Report, Trailer};
+use pagefirst_record::{Checker, FormatError, Header, Native, Recording, Report, Trailer};
 use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,10 +23,11 @@ struct Bundled {
     bytes: &'static [u8],
 }
 
-const BUNDLED: [Bundled; 3] = [
+const BUNDLED: [Bundled; 4] = [
     Bundled { name: "cc1", bytes: include_bytes!("../../recordings/cc1.pfrec") },
     Bundled { name: "sqlite", bytes: include_bytes!("../../recordings/sqlite.pfrec") },
     Bundled { name: "python", bytes: include_bytes!("../../recordings/python.pfrec") },
+    Bundled { name: "shell", bytes: include_bytes!("../../recordings/shell.pfrec") },
 ];
 
 /// When tables are made.
@@ -90,7 +91,7 @@ pub enum Placement {
 /// Replay a recording and print what it cost.
 #[derive(clap::Args, Debug)]
 pub struct ReplayArgs {
-    /// A recording, or the name of a bundled one: cc1, sqlite, python
+    /// A recording, or the name of a bundled one: cc1, sqlite, python, shell
     #[arg(default_value = "cc1")]
     pub file: PathBuf,
     /// Whose ways to follow. With Linux's, what Linux took for the program is printed beside it, with the errors
@@ -178,11 +179,6 @@ enum Error {
     Format { name: String, source: FormatError },
     #[error("{name}: {unexplained} of {touches} touches are unexplained: nothing that is mapped allows them")]
     Unexplained { name: String, unexplained: u64, touches: u64 },
-    #[error(
-        "{name}: event {event}: process {process} ({program}) {what}; only recordings of one process that runs one \
-         program can be replayed so far"
-    )]
-    Several { name: String, event: u64, process: u32, program: String, what: String },
     #[error("{name}: {source}")]
     Replay { name: String, source: ReplayError },
 }
@@ -227,18 +223,6 @@ fn read(args: &ReplayArgs) -> Result<Checked, Error> {
     let header = recording.header().clone();
     let mut checker = Checker::new(&header.program);
     while let Some((process, event)) = recording.next_event().map_err(format)? {
-        let several = match event {
-            Event::Fork { child, .. } => Some(format!("starts process {} by fork", child.0)),
-            Event::Exec { ref program, .. } => Some(format!("replaces its program by {program}")),
-            _ => None,
-        };
-        if let Some(what) = several {
-            let report = checker.report();
-            let programs = report.processes.get(process.0 as usize).map(|report| &report.programs);
-            let program = programs.and_then(|programs| programs.last()).cloned().unwrap_or_default();
-            let (event, process) = (report.events, process.0);
-            return Err(Error::Several { name, event, process, program, what });
-        }
         checker.event(process, &event);
     }
     let report = checker.report().clone();

@@ -32,6 +32,7 @@ const HALF_TABLE: u64 = 1 << 20;
 const STACK_LIMIT: u64 = 9 << 20;
 
 /// Chooses places.
+#[derive(Clone)]
 pub struct Placer {
     how: Placement,
     /// The next free address for what goes low.

@@ -1,6 +1,6 @@
 //! What a replay prints.
 
-use super::engine::Run;
+use super::engine::{Program, Run};
 use super::{Checked, Huge, ReplayArgs, Ways, beside};
 use pagefirst::policy::FaultAround;
 use pagefirst_record::{LossKind, NativeRun};
@@ -105,6 +105,30 @@ impl Comparison<'_> {
                 )?
             }
             None => writeln!(out, "Linux's own figures were not recorded.")?,
+        }
+        if a.programs.len() > 1 {
+            writeln!(
+                out,
+                "\nOf all this, calls, touches and peaks are everybody's, the rest is the first process's last program's."
+            )?;
+            writeln!(
+                out,
+                "{:<34}{:>10}{:>8}{:>10}{:>10}{:>14}",
+                "process and program", "touches", "calls", "faults", "copies", "resident kB"
+            )?;
+            for program in &a.programs {
+                let (name, faults) =
+                    (format!("{} {}", program.process.0, program.name), program.account.faults);
+                writeln!(
+                    out,
+                    "{name:<34}{:>10}{:>8}{:>10}{:>10}{:>14}",
+                    thousands(program.touches),
+                    thousands(program.calls),
+                    thousands(faults.mapped()),
+                    thousands(faults.copy),
+                    thousands(program.account.resident_bytes() >> 10)
+                )?;
+            }
         }
         for run in [a, b] {
             if run.refused != (0, 0) {
@@ -229,11 +253,22 @@ fn run(run: &Run) -> Value {
             "anon": run.account.anon_bytes, "file": run.account.file_bytes, "huge": run.account.huge_bytes,
             "huge_untouched": run.huge_untouched,
         },
+        "programs": run.programs.iter().map(program).collect::<Vec<_>>(),
         "prefaulted": { "pages": run.account.around, "unused": run.account.unused },
         "left": {
             "frames": run.left.frames - ZERO_PAGE, "tables": run.left.tables, "objects": run.left.objects,
         },
         "seconds": run.time.as_secs_f64(),
+    })
+}
+
+fn program(program: &Program) -> Value {
+    let f = &program.account.faults;
+    json!({
+        "process": program.process.0, "program": program.name, "touches": program.touches, "calls": program.calls,
+        "calls_failed": program.failed, "sigsegv": program.refused.0, "sigbus": program.refused.1,
+        "faults": f.mapped(), "copy": f.copy, "reuse": f.reuse,
+        "resident_bytes": program.account.resident_bytes(), "table_bytes": program.account.tables_bytes(),
     })
 }
 

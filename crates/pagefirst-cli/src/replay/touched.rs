@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 const SMALL: u64 = 512;
 
 /// The pages touched, by number, since they were last mapped or discarded.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Touched(BTreeSet<u64>);
 
 impl Touched {
