@@ -68,6 +68,7 @@ fn nothing_left(machine: &'static Machine, held: impl Sized) -> Result {
     Ok(machine.nothing_left()?)
 }
 
+// catches: huge_counts_pages
 #[test]
 fn x11_a_huge_read_takes_one_entry_one_count_and_no_leaf_table() -> Result {
     let (machine, space, file, at) = mapped(2, |f| shared(f, 0, 2 * SMALL, R))?;
@@ -144,6 +145,7 @@ fn where_a_huge_entry_does_not_fit_small_ones_come_in_the_same_call() -> Result 
     nothing_left(machine, (space, file))
 }
 
+// catches: huge_past_end
 #[test]
 fn x09_nothing_is_mapped_beyond_the_end_though_a_folio_reaches_there() -> Result {
     let machine = machine();

@@ -100,6 +100,7 @@ fn x09_a_huge_entry_is_not_made_when_the_file_has_shrunk_meanwhile() -> Result {
     Ok(())
 }
 
+// catches: split_loses_dirty
 #[test]
 fn x12_hardware_marks_a_file_before_the_split_and_nothing_is_lost() -> Result {
     let (stage, file, s) = wanting(ShmemHuge::Always, shared)?;

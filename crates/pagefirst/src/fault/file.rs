@@ -210,7 +210,8 @@ impl<P: Platform> Batch for HugePage<'_, P> {
         let Found { pfn, .. } = self.first;
         let (folio, pages) = (self.first.folio(), 1 << huge::order::<P::Format>());
         // As for a small page: counted once, for one entry.
-        if !self.p.meta(folio).try_map() {
+        let once = if cfg!(mutant = "huge_counts_pages") { pages as u32 } else { 1 };
+        if !self.p.meta(folio).try_map_many(once) {
             return None;
         }
         if !self.file.is_span_attached(folio, pfn, self.index, pages) {

@@ -5,7 +5,7 @@
 //! proof that the cache's lock is held.
 //!
 //! A large folio has a slot for each of its small pages, with the page's own frame and the folio's order in it; so what
-//! makes it into small pages needs no node (`docs/decisions/010`). Folios lie at multiples of their size in the file.
+//! makes it into small pages needs no node (`docs/decisions/011`). Folios lie at multiples of their size in the file.
 //!
 //! | | look up, scan | insert | remove |
 //! |---|---|---|---|

@@ -75,12 +75,11 @@ impl Pieces {
                 frame::link_tails(p, page);
                 p.meta(page).map_more(others);
             }
-            Counted::File if !cfg!(mutant = "split_without_count") => {
-                p.meta(frame::head_of(p, page)).map_more(others);
-            }
-            Counted::Anon | Counted::File | Counted::Nothing => {}
+            Counted::File => p.meta(frame::head_of(p, page)).map_more(others),
+            Counted::Anon | Counted::Nothing => {}
         }
-        let attrs = P::Format::attrs(old);
+        let lost = if cfg!(mutant = "split_loses_dirty") { Attrs::DIRTY } else { Attrs::empty() };
+        let attrs = P::Format::attrs(old) - lost;
         let is_zero = !attrs.contains(Attrs::SPECIAL) && p.meta(page).flags().contains(FrameFlags::ZERO);
         Pieces { page, attrs, level, is_zero }
     }
