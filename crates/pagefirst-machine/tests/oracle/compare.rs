@@ -4,7 +4,7 @@ use super::calls::bytes_of;
 use super::case::Case;
 use super::kit::{check, entry};
 use super::model::{Entry, LEAF, leaf};
-use super::plan::Step;
+use super::plan::{Setting, Step};
 use pagefirst::account::{Account, Faults};
 use pagefirst::arch::{Attrs, Format};
 use pagefirst::platform::Platform;
@@ -20,12 +20,14 @@ impl<F: Format> Case<F> {
         let (anon_bytes, huge_bytes, file_bytes) = model.resident();
         let table_bytes = model.table_bytes();
         let mut faults = model.faults;
-        if self.setting.hardware.cpus > 1 || self.setting.hardware.is_harsh {
-            // A CPU may know less than the entry allows, and fault for nothing.
+        let Setting { hardware, late, .. } = self.setting;
+        if hardware.cpus > 1 || hardware.is_harsh || late {
+            // A CPU may know less than the entry allows, and fault for nothing. And where a file may answer late, mappings
+            // are populated page by page, huge pages too.
             assert!(found.faults.spurious >= faults.spurious, "step {n}, {step:?}");
             faults = Faults { spurious: found.faults.spurious, ..faults };
         }
-        if self.setting.late {
+        if late {
             // A fault that reads waits once or twice, by chance.
             faults = Faults { blocked: found.faults.blocked, ..faults };
         }
