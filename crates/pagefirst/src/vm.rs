@@ -5,6 +5,7 @@ use crate::frame::{self, Frame, FrameCache, FrameFlags, Frames, Region};
 use crate::limit::{self, Limit};
 use crate::mem::{Limbo, Pool, Slab};
 use crate::platform::Platform;
+use crate::rmap::Spot;
 use crate::space::{TreeNode, Vma};
 use crate::sync::atomic::plain;
 use crate::sync::atomic::{AcqRel, Acquire, AtomicU32, AtomicU64, Relaxed};
@@ -56,6 +57,7 @@ pub struct Vm<P: Platform> {
     pub(crate) tables_in_limbo: Limbo<P, Pfn>,
     pub(crate) page_tables: Pool<P, PageTable<P>>,
     pub(crate) vmas: Pool<P, Vma<P>>,
+    pub(crate) spots: Pool<P, Spot<P>>,
     pub(crate) nodes: Pool<P, TreeNode<P>>,
     pub(crate) files: Pool<P, FileCache<P>>,
     pub(crate) cache_nodes: Pool<P, CacheNode<P>>,
@@ -78,7 +80,7 @@ pub struct Held {
     pub frames: u64,
     /// Page tables, alive, reserved or in limbo; those in caches not included.
     pub tables: u64,
-    /// Slab objects: spaces' page tables, VMAs, tree nodes, files and nodes of their caches, limits.
+    /// Slab objects: spaces' page tables, VMAs, their places in files, tree nodes, files and nodes of their caches, limits.
     pub objects: u64,
     /// Frames in per-CPU caches.
     pub cached_frames: u64,
@@ -98,6 +100,7 @@ impl<P: Platform> Vm<P> {
             tables_in_limbo: Limbo::new(),
             page_tables: Pool::new(),
             vmas: Pool::new(),
+            spots: Pool::new(),
             nodes: Pool::new(),
             files: Pool::new(),
             cache_nodes: Pool::new(),
@@ -123,6 +126,7 @@ impl<P: Platform> Vm<P> {
         assert!(self.zero.load(Relaxed) == 0 && self.frames.total_frames() == 0, "memory is taken over once");
         self.page_tables.init(p);
         self.vmas.init(p);
+        self.spots.init(p);
         self.nodes.init(p);
         self.files.init(p);
         self.cache_nodes.init(p);
@@ -196,6 +200,7 @@ impl<P: Platform> Vm<P> {
         let now = self.epoch.advance(p);
         self.page_tables.collect(now, most)
             + self.vmas.collect(now, most)
+            + self.spots.collect(now, most)
             + self.nodes.collect(now, most)
             + self.files.collect(now, most)
             + self.cache_nodes.collect(now, most)
@@ -207,6 +212,7 @@ impl<P: Platform> Vm<P> {
     pub fn in_limbo(&'static self, p: &'static P) -> usize {
         self.page_tables.in_limbo()
             + self.vmas.in_limbo()
+            + self.spots.in_limbo()
             + self.nodes.in_limbo()
             + self.files.in_limbo()
             + self.cache_nodes.in_limbo()
@@ -246,6 +252,7 @@ impl<P: Platform> Vm<P> {
         limit::drain(p);
         let slabs = self.page_tables.trim()
             + self.vmas.trim()
+            + self.spots.trim()
             + self.nodes.trim()
             + self.files.trim()
             + self.cache_nodes.trim()
@@ -284,6 +291,7 @@ impl<P: Platform> Vm<P> {
         let cached_tables = crate::table::cached(p);
         let objects = self.page_tables.live()
             + self.vmas.live()
+            + self.spots.live()
             + self.nodes.live()
             + self.files.live()
             + self.cache_nodes.live()

@@ -1,6 +1,6 @@
 //! Where a file is mapped: a tree of its mappings, searched by the pages they show.
 //!
-//! It is intrusive: the links are in the VMAs ([`Spot`]), so to put one in or take one out needs no memory, and an exit
+//! It is intrusive: the links are the VMAs' own ([`Spot`]), so to put one in or take one out needs no memory, and an exit
 //! cannot fail (`docs/decisions/030`). It is AVL-balanced, in the order of first index and VMA number, and every node
 //! knows the last index below it. A spin lock of the file's, a leaf of the lock order, is held for one step of it.
 //!
@@ -13,7 +13,7 @@
 //! that before, so no page comes there anew; and what was there before is counted by its page, or, where pages are not
 //! counted, [`Mappings::came`] tells that it has to be walked again.
 
-use crate::mem::{Past, Shared};
+use crate::mem::{Pooled, Shared};
 use crate::platform::Platform;
 use crate::space::{Backing, Vma};
 use crate::sync::{Key, Keyed};
@@ -36,11 +36,9 @@ impl<P: Platform> Spot<P> {
     pub fn new(table: Shared<P, PageTable<P>>) -> Self {
         Spot { table, links: Keyed::new(Links { below: [None, None], height: 1, last: 0 }) }
     }
-    /// The mapping ends.
-    pub fn end(self, past: &Past) {
-        self.table.end(past);
-    }
 }
+
+impl<P: Platform> Pooled for Spot<P> {}
 
 struct Links<P: Platform> {
     /// What comes before, and what comes after.

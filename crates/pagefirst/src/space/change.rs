@@ -125,7 +125,7 @@ impl<'a, P: Platform> Change<'a, P> {
             self.settle(state)?;
         }
         piece.id = p.vm().new_id();
-        piece.enter(&self.space.table);
+        piece.enter(&self.space.table)?;
         if piece.spot().is_some() {
             let files = &mut self.files[self.nth];
             *files = Some(files.map_or(piece.range, |files| files.union(piece.range)));
@@ -226,7 +226,7 @@ impl<P: Platform> Ready<'_, '_, P> {
             for vma in self.0.space.tree.overlapping(range) {
                 let mut again =
                     Vma::new(p.vm().new_id(), vma.range, vma.prot, vma.flags, vma.backing.clone());
-                again.enter(&self.0.space.table);
+                again.enter(&self.0.space.table)?;
                 let slot = p.vm().or_drain(p, || p.vm().vmas.reserve())?;
                 reserve.refill(p, &tree, 1)?;
                 tree.replace(vma.range, &mut [Some(slot.fill(again))], &mut reserve);

@@ -105,7 +105,7 @@ impl<P: Platform> AddressSpace<P> {
                 let slot = p.vm().or_drain(p, || p.vm().vmas.reserve())?;
                 let id = p.vm().new_id();
                 let mut child = Vma::new(id, vma.range, vma.prot, vma.flags, vma.backing.clone());
-                child.enter(table);
+                child.enter(table)?;
                 new[n] = Some(slot.fill(child));
                 n += 1;
                 range = range.union(vma.range);

@@ -13,7 +13,7 @@ use crate::policy::HugePolicy;
 use crate::rmap::Spot;
 use crate::sync::atomic::{Acquire, AtomicU32, Release};
 use crate::table::PageTable;
-use crate::types::{PAGE_SHIFT, Pfn, Prot, VirtAddr, VirtRange};
+use crate::types::{NoMemory, PAGE_SHIFT, Pfn, Prot, VirtAddr, VirtRange};
 
 bitflags::bitflags! {
     /// Properties of a mapping beside its rights.
@@ -82,7 +82,7 @@ pub struct Vma<P: Platform> {
     /// [`LIVE`], [`RETIRED`], or [`TO_COME`].
     state: AtomicU32,
     /// Its place in the reverse map; of a file's mapping in a space.
-    spot: Option<Spot<P>>,
+    spot: Option<Shared<P, Spot<P>>>,
 }
 
 /// What faults find.
@@ -108,10 +108,16 @@ impl<P: Platform> Vma<P> {
         Vma { id, range, prot, flags, backing, state: AtomicU32::new(LIVE), spot: None }
     }
     /// It is to be one of the space with these tables: if it shows a file, it gets a place in the reverse map.
-    pub(crate) fn enter(&mut self, table: &Shared<P, PageTable<P>>) {
+    ///
+    /// # Errors
+    /// [`NoMemory`].
+    pub(crate) fn enter(&mut self, table: &Shared<P, PageTable<P>>) -> Result<(), NoMemory> {
         if matches!(self.backing, Backing::File { .. }) {
-            self.spot = Some(Spot::new(table.clone()));
+            let p = table.platform();
+            let slot = p.vm().or_drain(p, || p.vm().spots.reserve())?;
+            self.spot = Some(slot.fill(Spot::new(table.clone())));
         }
+        Ok(())
     }
     /// It is about to be put into the reverse map, and is not [live](Self::is_live) until [`go_live`](Self::go_live).
     pub(super) fn set_to_come(&self) {
@@ -119,7 +125,7 @@ impl<P: Platform> Vma<P> {
     }
     /// Its place in the reverse map.
     pub(crate) fn spot(&self) -> Option<&Spot<P>> {
-        self.spot.as_ref()
+        self.spot.as_deref()
     }
     /// It is about to be published, and nothing else is mapped where it is.
     pub(super) fn go_live(&self) {

@@ -23,7 +23,7 @@ fn mapping(
     let backing = Backing::File { file: file.clone(), first };
     let vm = crate::platform::Platform::vm(p);
     let mut vma = Vma::new(vm.new_id(), range, Prot::READ, VmaFlags::empty(), backing);
-    vma.enter(table);
+    vma.enter(table).expect("memory for a spot");
     vm.vmas.share(vma).expect("memory for a VMA")
 }
 
