@@ -216,3 +216,31 @@ fn x12_no_write_is_lost_to_write_back_on_harsh_hardware() -> Result {
 fn x12_no_write_is_lost_when_reads_and_writes_end_later() -> Result {
     stress(marked().late(Late::Within(Duration::from_micros(100))).late_writes(), hardware())
 }
+
+#[test]
+fn x12_a_huge_entry_and_those_of_a_child_are_write_protected_too() -> Result {
+    let machine: &'static Machine = Machine::new(Config { memory: 32 << 20, ..hardware() });
+    let file = MachineFile::zeros().with_folios(9).with_tracking(true);
+    let c = cache(machine, &file, 512)?;
+    let s = space(machine)?;
+    s.map(at(AT, shared(&c, 0, 512, RW)))?;
+    let mut cpu = machine.vcpu();
+    cpu.switch_to(&s);
+    cpu.store_u8(page(AT, 3), 7)?;
+    assert_eq!((entry(&s, AT).1, marks(&s, AT)), (1, (true, true)), "a huge entry");
+    let child: Space = std::sync::Arc::new(s.fork()?);
+    for byte in [8, 9] {
+        assert_eq!(c.write_back(machine)?, 512);
+        assert_eq!((entry(&s, AT).1, marks(&s, AT), c.write_back(machine)?), (1, (false, false), 0));
+        cpu.switch_to(&child);
+        cpu.store_u8(page(AT, 3), byte)?;
+        assert_eq!((c.write_back(machine)?, file.stored(3)[0]), (512, byte));
+        cpu.switch_to(&s);
+        assert_eq!(cpu.load_u8(page(AT, 3))?, byte);
+        cpu.store_u8(page(AT, 4), byte)?;
+    }
+    check(&s);
+    drop(cpu);
+    drop((s, child, c));
+    machine.nothing_left().map_err(Into::into)
+}
