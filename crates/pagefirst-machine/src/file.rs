@@ -1,7 +1,9 @@
 //! Files for the machine's file mappings: in memory, or on the host's disk.
 
 use crate::late::{Device, Late, Work};
-use pagefirst::file::{Ask, AskGuard, File, FillGuard, Hint, Io, IoError, Shmem, ShmemHuge, StoreGuard};
+use pagefirst::file::{
+    Ask, AskGuard, Direct, File, FillGuard, Hint, Io, IoError, Shmem, ShmemHuge, StoreGuard,
+};
 use pagefirst::types::PAGE_SIZE;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,12 +45,15 @@ struct Inner {
     says: Option<Says>,
     /// Questions it has not answered yet.
     asked: Mutex<Vec<(u64, Ask)>>,
+    /// Where it is, if it is memory itself.
+    place: Option<Place>,
     /// There if reads end later.
     late: Option<Device>,
     reads: AtomicU64,
     writes: AtomicU64,
 }
 
+type Place = Box<dyn Fn(u64, bool) -> Result<Direct, IoError> + Send + Sync>;
 type Says = Box<dyn Fn(u64) -> Io + Send + Sync>;
 
 enum Body {
@@ -90,6 +95,7 @@ impl MachineFile {
             read_ahead: 0,
             says: None,
             asked: Mutex::default(),
+            place: None,
             late: None,
             reads,
             writes,
@@ -154,6 +160,19 @@ impl MachineFile {
     #[must_use]
     pub fn with_tracking(mut self, tracks_writes: bool) -> Self {
         self.inner().tracks_writes = tracks_writes;
+        self
+    }
+
+    /// The same file, fresh, which is memory itself: where its pages are, by index, for a write or not.
+    ///
+    /// # Panics
+    /// When the file was cloned before: that is settled when it is made.
+    #[must_use]
+    pub fn placed(
+        mut self,
+        place: impl Fn(u64, bool) -> Result<Direct, IoError> + Send + Sync + 'static,
+    ) -> Self {
+        self.inner().place = Some(Box::new(place));
         self
     }
 
@@ -472,6 +491,16 @@ impl File for MachineFile {
 
     fn folio_order(&self, index: u64, size: u64, hint: Hint) -> u8 {
         self.0.folios.folio_order(index, size, hint)
+    }
+
+    fn is_direct(&self) -> bool {
+        self.0.place.is_some()
+    }
+
+    fn direct(&self, index: u64, write: bool) -> Result<Direct, IoError> {
+        let asked = if write { &self.0.writes } else { &self.0.reads };
+        asked.fetch_add(1, Relaxed);
+        self.0.place.as_ref().ok_or(IoError).and_then(|place| place(index, write))
     }
 
     fn has_mkwrite(&self) -> bool {

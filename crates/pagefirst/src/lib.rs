@@ -75,4 +75,4 @@ pub mod tlb;
 pub mod types;
 mod vm;
 
-pub use vm::{Held, Local, Vm};
+pub use vm::{Held, Local, Poisoned, Vm};

@@ -82,9 +82,9 @@ pub unsafe trait Platform: Sync + Sized + 'static {
     /// The bytes of frame `pfn` in the direct map, page-aligned.
     fn page(&'static self, pfn: Pfn) -> NonNull<u8>;
 
-    /// Whether the frame is memory that [`page`](Platform::page) reaches for as long as a program has it mapped: asked of
-    /// frames that the embedder mapped itself ([`Backing::Physical`](crate::space::Backing::Physical)), which user copies
-    /// then use.
+    /// Whether the frame is memory that [`page`](Platform::page) reaches, now and for as long as a program has it mapped:
+    /// asked of frames that the embedder maps ([`Backing::Physical`](crate::space::Backing::Physical),
+    /// [`File::direct`]), which user copies then use, and private writes copy.
     #[inline]
     fn is_memory(&'static self, _pfn: Pfn) -> bool {
         false

@@ -1,7 +1,7 @@
 //! The library's state on one machine, and of one CPU.
 
-use crate::file::{CacheNode, FileCache};
-use crate::frame::{self, Frame, FrameCache, FrameFlags, Frames, Region};
+use crate::file::{self, CacheNode, FileCache};
+use crate::frame::{self, Bad, Frame, FrameCache, FrameFlags, Frames, Region};
 use crate::limit::{self, Limit};
 use crate::mem::{Limbo, Pool, Slab};
 use crate::platform::Platform;
@@ -10,7 +10,7 @@ use crate::space::{TreeNode, Vma};
 use crate::sync::atomic::plain;
 use crate::sync::atomic::{AcqRel, Acquire, AtomicU32, AtomicU64, Relaxed};
 use crate::sync::epoch::Epoch;
-use crate::sync::{Bells, Spin};
+use crate::sync::{Bells, Spin, held};
 use crate::table::{PageTable, TableCache, TableRecord};
 use crate::types::{NoMemory, Pfn};
 
@@ -66,10 +66,30 @@ pub struct Vm<P: Platform> {
     pub(crate) limit_records: limit::Records<P>,
     /// The first of the frames to be freed that were let go of where nothing can be freed; 0 for none.
     pub(crate) aside: AtomicU32,
+    /// Held while a page's file is used that might end; see `frame::with_file`.
+    pub(crate) ending_files: Spin<P, ()>,
     zero: plain::AtomicU32,
     /// The huge zero page; 0 while there is none. One reference is ours.
     huge_zero: AtomicU32,
     next_id: plain::AtomicU64,
+}
+
+/// Who had a frame in which hardware reported an error ([`Vm::poison`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Poisoned {
+    /// Nobody. It is never handed out.
+    Free,
+    /// A file. Nobody has the page mapped any more, and who wants it gets SIGBUS.
+    File {
+        /// It was written and is not stored: that is lost.
+        lost: bool,
+    },
+    /// Programs, as private memory.
+    Private,
+    /// The library itself, or it is about to become a page: nothing was done. If it becomes a page, call again.
+    InUse,
+    /// It is no frame of the library's.
+    Foreign,
 }
 
 /// What the library itself holds at one moment. After every space and file is gone and [`Vm::quiesce`] ran, all
@@ -108,6 +128,7 @@ impl<P: Platform> Vm<P> {
             limits: Pool::new(),
             limit_records: limit::Records::new(),
             aside: AtomicU32::new(0),
+            ending_files: Spin::ranked(held::TABLE, ()),
             zero: plain::AtomicU32::new(0),
             huge_zero: AtomicU32::new(0),
             next_id: plain::AtomicU64::new(1),
@@ -187,6 +208,20 @@ impl<P: Platform> Vm<P> {
     #[inline]
     pub fn wake(&self, key: u64) {
         self.bells.ring(key);
+    }
+
+    /// Hardware reported a memory error in this frame: nobody gets it any more. What it is part of goes on without it. Once
+    /// it is free it is never handed out again.
+    ///
+    /// Called unpinned, with no lock held.
+    pub fn poison(&'static self, p: &'static P, pfn: Pfn) -> Poisoned {
+        match frame::mark_bad(p, pfn) {
+            Bad::Free => Poisoned::Free,
+            Bad::Page(page) if page.folio().meta().flags().contains(FrameFlags::ANON) => Poisoned::Private,
+            Bad::Page(page) => Poisoned::File { lost: file::lose(p, &page) },
+            Bad::Other => Poisoned::InUse,
+            Bad::Foreign => Poisoned::Foreign,
+        }
     }
 
     pub(crate) fn new_id(&self) -> u64 {

@@ -33,6 +33,10 @@ fn is_read_back<F: Format>(pfn: Pfn, level: u8) {
     assert_eq!(F::child(table, level), (level > 0).then_some(pfn));
     assert_eq!(F::allows(table), Attrs::WRITE | Attrs::EXEC);
     assert_eq!(F::shown(table), None);
+    let poison = F::poison();
+    assert_eq!((F::child(poison, level), F::frame(poison, level)), (None, None));
+    assert!(poison != 0 && !F::attrs(poison).intersects(Attrs::ACCESSED | Attrs::SPECIAL), "{poison:#x}");
+    assert!(!F::is_settled(poison, level) && F::shown(poison).is_some_and(|phys| phys >> 44 != 0));
     if level > 0 {
         assert_eq!(F::frame(table, level), None);
         let transit = F::transit(pfn);

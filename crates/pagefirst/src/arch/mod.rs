@@ -82,6 +82,12 @@ pub unsafe trait Format: 'static {
     /// An entry of a table above level 0, neither empty nor present, that stands in for a huge page while it is being
     /// split into the entries of this table. No usable address stands in it.
     fn transit(leaf: Pfn) -> u64;
+    /// An entry of a table at level 0 that stands in for a page of private memory that hardware reported as bad: neither
+    /// empty nor present, and nothing usable stands in it. No huge page is ever split there, so it is free for that.
+    #[inline]
+    fn poison() -> u64 {
+        Self::transit(Pfn(0))
+    }
     /// The table this entry of a table at `level` points to.
     fn child(raw: u64, level: u8) -> Option<Pfn>;
     /// The frame of a present leaf entry; `None` when the entry is empty, a table or not present.

@@ -1,8 +1,9 @@
 //! What a fault has in hand between two looks, and what it may need.
 
+use super::direct::Answer;
 use super::{Bus, FaultError, For, Outcome, Ticket, huge};
 use crate::arch::Format;
-use crate::file::{FileCache, MayWrite, ReadError, Told, Wanted};
+use crate::file::{File as _, FileCache, MayWrite, ReadError, Told, Wanted};
 use crate::frame::{Frame, FrameMeta, Part};
 use crate::limit::{Limit, OverLimit};
 use crate::mem::Shared;
@@ -25,6 +26,8 @@ pub(crate) enum Need<P: Platform> {
     Page(Shared<P, FileCache<P>>, u64, Wanted),
     /// The file's leave to write to this page of it.
     Leave(Shared<P, FileCache<P>>, Part<P>),
+    /// Where a file that is memory itself has a page, and a copy of it.
+    Direct { file: Shared<P, FileCache<P>>, index: u64, write: bool, copies: bool },
     /// So many tables.
     Tables(u8),
     /// The huge page at the address in small ones: there is no other for a copy.
@@ -79,6 +82,8 @@ pub(crate) struct Hand<'a, P: Platform> {
     pub gather: SmallGather<'a, P>,
     /// A page held beside that.
     pub held: Option<Held<P>>,
+    /// Where a file that is memory itself has a page.
+    pub answer: Option<Answer<P>>,
     /// No huge page can be had, or there is no room for one: the small path goes on.
     pub small: bool,
     /// A page was read from its file.
@@ -96,6 +101,7 @@ impl<'a, P: Platform> Hand<'a, P> {
             reserve: Reserve::new(space.platform()),
             gather: SmallGather::small(space.page_table()),
             held: None,
+            answer: None,
             small: false,
             major: false,
             published: false,
@@ -231,6 +237,9 @@ impl<'a, P: Platform> Hand<'a, P> {
             Need::Split => self.split(space, addr)?,
             Need::Page(file, index, wanted) => self.read(space, file, index, wanted)?,
             Need::Leave(file, page) => self.ask(&file, page)?,
+            Need::Direct { file, index, write, copies } => {
+                self.ask_direct(space, file, index, write, copies)?
+            }
             Need::Tables(n) => self.tables(p, n)?,
             Need::Flush(seen) => {
                 let level = seen.order() / P::Format::BITS as u8;
@@ -292,6 +301,39 @@ impl<'a, P: Platform> Hand<'a, P> {
             return Err(Outcome::Blocked(Ticket(For::Writer(space, turn))));
         }
         space.platform().relax();
+        Ok(())
+    }
+
+    /// Asks a file that is memory itself where a page is.
+    #[cold]
+    fn ask_direct(
+        &mut self,
+        space: &'a AddressSpace<P>,
+        file: Shared<P, FileCache<P>>,
+        index: u64,
+        write: bool,
+        copies: bool,
+    ) -> Result<(), Outcome<'a, P>> {
+        let failed = |bus| Err(Outcome::Error(FaultError::Bus(bus)));
+        let turn = file.turn();
+        if turn % 2 == 1 {
+            return Err(Outcome::Blocked(Ticket(For::Removal(file, turn))));
+        }
+        // A private write leaves the file as it is.
+        let Ok(run) = file.file().direct(index, write && !copies).and_then(|run| run.checked(index)) else {
+            return failed(Bus::Io);
+        };
+        let copy = match run.frame(index, 1) {
+            Some(from) if copies => {
+                let mut page = self.page(space)?;
+                if !page.copy_of_memory(from) {
+                    return failed(Bus::Io);
+                }
+                Some(page)
+            }
+            _ => None,
+        };
+        self.answer = Some(Answer { file, index, write, turn, run, copy });
         Ok(())
     }
 

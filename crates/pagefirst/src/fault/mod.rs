@@ -14,6 +14,7 @@
 //! | `file` | nothing; a file, read or shared write | the file's page, with its neighbours (`around`) |
 //! | `cow` | nothing, or a page that is not ours; a private write | a copy |
 //! | `broken` | the same, where nothing may take a page's place before a flush | a copy |
+//! | `direct` | nothing, or read-only; a file that is memory itself | its memory, by the largest entry that fits; a copy |
 //! | `physical` | nothing; physical memory or a device | frames, by the largest entry that fits |
 //! | `wp` | a page that may be written where it is | the same page, writable |
 //! | here | a page whose entry allows it, not marked accessed or dirty | the same entry, marked |
@@ -26,6 +27,7 @@ mod anon;
 mod around;
 mod broken;
 mod cow;
+mod direct;
 mod file;
 mod hand;
 mod huge;
@@ -42,6 +44,7 @@ pub use ticket::Ticket;
 pub(crate) use ticket::{For, page_key, removal_key, writer_key};
 
 use crate::arch::{Attrs, Format};
+use crate::file::File as _;
 use crate::platform::Platform;
 #[cfg(feature = "__baseline")]
 use crate::policy::TablePolicy;
@@ -155,6 +158,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         match &vma.backing {
             Backing::Anonymous if write => self.fresh_page(vma, slot),
             Backing::Anonymous => self.zero_page(vma, slot),
+            Backing::File { file, .. } if file.file().is_direct() => self.direct_page(vma, file, slot),
             Backing::File { file, .. } if write && vma.is_private() => self.private_copy(vma, file, slot),
             Backing::File { file, .. } => self.file_page(vma, file, slot),
             Backing::Physical(physical) => self.frames(vma, *physical, slot),
@@ -164,7 +168,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     #[inline]
     fn entry_there(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>) -> Look<'a, P> {
         if P::Format::frame(slot.raw(), slot.level()).is_none() {
-            return Look::Done(Outcome::Spurious); // a huge page that is being split
+            return not_a_page(slot);
         }
         let attrs = P::Format::attrs(slot.raw());
         if P::Format::BREAK_BEFORE_MAKE && attrs.contains(Attrs::NONE) {
@@ -259,6 +263,15 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             Ok(()) => None,
             Err(tables) => Some(Look::Need(Need::Tables(tables))),
         }
+    }
+}
+
+/// A huge page that is being split, or a page that is lost.
+#[cold]
+fn not_a_page<'a, P: Platform>(slot: Slot<'_, P, Seen>) -> Look<'a, P> {
+    match slot.level() == 0 && slot.raw() == P::Format::poison() {
+        true => Look::error(FaultError::Bus(Bus::Poison)),
+        false => Look::Done(Outcome::Spurious),
     }
 }
 

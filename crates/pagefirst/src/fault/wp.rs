@@ -7,7 +7,7 @@
 //! split, and the small page copied.
 
 use super::hand::{Need, Why};
-use super::{Fault, Look, Outcome};
+use super::{Bus, Fault, FaultError, Look, Outcome};
 use crate::arch::{Attrs, Format};
 use crate::frame::{FrameFlags, Part, head_of};
 use crate::platform::Platform;
@@ -28,6 +28,9 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         if P::Format::attrs(slot.raw()).contains(Attrs::SPECIAL) {
             return match vma.backing {
                 Backing::Physical(_) => self.write_frame(vma, slot),
+                Backing::File { ref file, .. } if pfn != self.pin.platform().vm().zero_page() => {
+                    self.write_direct(vma, file, slot)
+                }
                 _ => self.replace_zero(vma, slot, pfn),
             };
         }
@@ -135,6 +138,9 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             }
             let Some(source) = self.held(&slot, pfn) else { return Look::Again };
             drop(slot);
+            if source.is_bad() {
+                return cannot_be_copied(level);
+            }
             if level > 0 {
                 return Look::Need(Need::Copy(source));
             }
@@ -164,4 +170,10 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         }
         Some(self.held(slot, pfn).map_or(Look::Again, |page| Look::Need(Need::Flush(page))))
     }
+}
+
+/// Of a huge page, the good parts can.
+#[cold]
+fn cannot_be_copied<'a, P: Platform>(level: u8) -> Look<'a, P> {
+    if level > 0 { Look::Need(Need::Split) } else { Look::error(FaultError::Bus(Bus::Poison)) }
 }

@@ -283,6 +283,8 @@ impl<P: Platform> Drop for FileCache<P> {
             meta.set_owner(core::ptr::null_mut());
             drop(Frame::from_held(p, folio));
         });
+        // Who found the file by one of them uses it no more.
+        drop(p.vm().ending_files.lock(p));
     }
 }
 

@@ -36,6 +36,7 @@ impl<P: Platform> FileCache<P> {
     /// # Errors
     /// [`ReadError`], never `BeyondEnd`, when the first page could not be had.
     pub fn read_at(&self, p: &'static P, offset: u64, to: &mut [u8]) -> Result<usize, ReadError<P>> {
+        self.not_direct()?;
         let mut done = 0;
         while done < to.len() {
             let at = offset.saturating_add(done as u64);
@@ -64,6 +65,7 @@ impl<P: Platform> FileCache<P> {
     /// # Errors
     /// [`WriteError`] when nothing was written.
     pub fn write_at(&self, p: &'static P, offset: u64, from: &[u8]) -> Result<usize, WriteError<P>> {
+        self.not_direct()?;
         if offset.checked_add(from.len() as u64).is_none() {
             return Err(SizeError::TooLarge.into());
         }
@@ -223,7 +225,7 @@ impl<P: Platform> FileCache<P> {
                 }
                 left -= 1;
                 let (meta, indexes) = (p.meta(found.folio()), found.indexes(index));
-                if meta.flags().contains(FrameFlags::POISON) || !meta.freeze() {
+                if !meta.freeze() {
                     return Continue(());
                 }
                 // Read only now that nobody can write to it any more. Beyond the end nothing is stored.

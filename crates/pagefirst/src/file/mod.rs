@@ -28,17 +28,19 @@
 //! page its slot in the index. Only a folio that nobody maps or refers to becomes small pages (its count is frozen
 //! meanwhile, as for evict): at an edge of a removal. What of a folio lies beyond the end is zero.
 //!
-//! Dropped pages that hardware reported as bad are freed like others.
+//! A page that hardware reported as bad is never free again (`poison`).
 
 mod ahead;
 mod ask;
 mod cache;
+mod direct;
 mod error;
 mod fill;
 mod index;
 mod io;
 #[cfg(all(test, loom))]
 mod model;
+mod poison;
 mod shmem;
 mod store;
 #[cfg(all(test, not(loom)))]
@@ -50,11 +52,13 @@ pub(crate) use ask::MayWrite;
 pub use ask::{Ask, AskGuard};
 pub use cache::FileCache;
 pub(crate) use cache::Lookup;
+pub use direct::Direct;
 pub use error::{IoError, ReadError, SizeError, WriteBackError, WriteError};
 pub(crate) use fill::Told;
 pub use fill::{Fill, FillGuard};
 pub use index::{CacheNode, MAX_FOLIO_ORDER};
 pub(crate) use index::{Cursor, Found};
+pub(crate) use poison::lose;
 pub use shmem::{Shmem, ShmemHuge};
 #[cfg(all(test, loom))]
 pub(crate) use store::clean_then_read;
@@ -134,6 +138,23 @@ pub trait File: Clone + Eq + Send + Sync + 'static {
     /// time.
     fn read_ahead(&self) -> u32 {
         0
+    }
+    /// Whether the file is memory itself, and [`direct`](File::direct) tells where; always the same for one file. Its
+    /// cache then has its size and no pages, and is not read or written.
+    fn is_direct(&self) -> bool {
+        false
+    }
+    /// Where the page at `index` is in memory, with what lies beside it: a fault maps that by the largest entry that fits.
+    /// For a shared write the file takes all that it answers for written: it is asked about each page before that becomes
+    /// writable, if it [tracks writes](File::tracks_writes). The memory stays the file's until it is to
+    /// [forget](File::forget) the page; it zeroes what a removal leaves of pages at its edges itself.
+    ///
+    /// Called with no lock and no pin held.
+    ///
+    /// # Errors
+    /// [`IoError`]: the program gets SIGBUS.
+    fn direct(&self, _index: u64, _write: bool) -> Result<Direct, IoError> {
+        Err(IoError)
     }
     /// Whether pages can be stored and read again. What is written to a file that cannot, stays in memory.
     fn is_stored(&self) -> bool {

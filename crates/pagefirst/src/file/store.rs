@@ -159,13 +159,18 @@ impl<P: Platform> FileCache<P> {
         let pin = Pin::new(p);
         let has = |folio| p.meta(folio).flags().contains(flag);
         let found = self.index.scan(&pin, first, LAST_INDEX, &mut |index, found| {
-            if has(found.folio())
-                && let Lookup::Page(page) = self.lookup(p, &pin, index)
-                && has(page.folio().pfn())
-            {
-                return Break(page.into());
+            if !has(found.folio()) {
+                return Continue(());
             }
-            Continue(())
+            let folio = match self.lookup(p, &pin, index) {
+                Lookup::Page(page) => Some(Frame::from(page)),
+                // It cannot be stored, and whoever asks for that is told.
+                Lookup::Poisoned => Frame::try_get(p, found.folio()),
+                _ => None,
+            };
+            let is_it =
+                |folio: &Frame<P>| has(folio.pfn()) && self.owns(folio.meta(), found.indexes(index).start);
+            folio.filter(is_it).map_or(Continue(()), Break)
         });
         found.break_value()
     }
@@ -239,6 +244,10 @@ impl<P: Platform> WriteBack<'_, P> {
         let mut result = Ok(());
         for i in 0..pages {
             let index = first + u64::from(i);
+            if self.cache.is_bad(folio.pfn().add(i)) {
+                result = Err(IoError.into());
+                continue;
+            }
             let mut copy = self.copy()?;
             copy.copy_of(&Part::of(folio.another(), folio.pfn().add(i)));
             let page = match folio.order() {

@@ -34,7 +34,8 @@
 //!
 //! **Private copies** of pages beyond the end go with them; those of a hole stay. They bear no mark of the file, so they
 //! are taken where a mapping of the file is and nothing else can be: it is neither retired nor yet to come, looked at
-//! under the table's lock. Otherwise a mapping call is at work, and the walk is repeated.
+//! under the table's lock. Otherwise a mapping call is at work, and the walk is repeated. So are entries that lead to the
+//! memory of a file that is memory itself (`direct`).
 
 use super::File as _;
 use super::cache::{FileCache, LOOKED_AT, Outs, pages_of};
@@ -324,13 +325,25 @@ struct Takes<'a, P: Platform> {
     missed: bool,
 }
 
+impl<P: Platform> Takes<'_, P> {
+    /// Whether an entry that bears no mark of the file is the mapping's.
+    fn is_the_mappings(&mut self) -> bool {
+        let live = self.vma.is_live();
+        self.missed |= !live;
+        live
+    }
+}
+
 impl<P: Platform> Selects<P> for Takes<'_, P> {
     /// Under the table's lock, so the page is not free.
     fn selects(&mut self, raw: u64, level: u8) -> bool {
         if P::Format::attrs(raw).contains(Attrs::SPECIAL) {
-            return false;
+            return self.cache.file.is_direct() && self.is_the_mappings();
         }
         let Some(pfn) = P::Format::frame(raw, level) else {
+            if level == 0 {
+                return self.removal.shrinks && self.is_the_mappings(); // a private copy that is lost
+            }
             self.missed = true; // a huge page that is being split
             return false;
         };
@@ -344,11 +357,6 @@ impl<P: Platform> Selects<P> for Takes<'_, P> {
             let end = index + (1 << (P::Format::BITS * level as u32));
             return meta.owner() == self.cache.owner() && index < removal.end && removal.first < end;
         }
-        if !removal.shrinks || !flags.contains(FrameFlags::ANON) || !self.vma.is_private() {
-            return false;
-        }
-        let live = self.vma.is_live();
-        self.missed |= !live;
-        live
+        removal.shrinks && flags.contains(FrameFlags::ANON) && self.vma.is_private() && self.is_the_mappings()
     }
 }

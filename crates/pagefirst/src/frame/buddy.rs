@@ -48,6 +48,7 @@ pub struct Frames<P: Platform> {
     lists: Spin<P, Lists>,
     free: AtomicU64,
     total: AtomicU64,
+    bad: AtomicU64,
 }
 
 impl<P: Platform> Frames<P> {
@@ -60,6 +61,7 @@ impl<P: Platform> Frames<P> {
             ),
             free: AtomicU64::new(0),
             total: AtomicU64::new(0),
+            bad: AtomicU64::new(0),
         }
     }
 
@@ -118,11 +120,44 @@ impl<P: Platform> Frames<P> {
         }
     }
 
+    /// Whether the frame is one of those taken over, and no metadata.
+    pub(super) fn has(&self, p: &'static P, pfn: Pfn) -> bool {
+        let l = self.lists.lock(p);
+        let is_frame = |r: &Region| r.contains(pfn) && pfn.0 - r.first.0 >= r.meta_frames();
+        pfn.0 != 0 && l.regions[..l.region_count].iter().any(is_frame)
+    }
+    /// Takes a bad frame out for good, if it is free.
+    pub(super) fn take_out(&self, p: &'static P, pfn: Pfn) -> bool {
+        let mut l = self.lists.lock(p);
+        let Some(order) = (0..=MAX_ORDER).find(|order| l.is_free_block(p, pfn, *order)) else { return false };
+        let mut first = Pfn(pfn.0 >> order << order);
+        l.unlink(p, first, order);
+        for o in (0..order).rev() {
+            let (low, high) = (first, first.add(1 << o));
+            let good;
+            (first, good) = if pfn < high { (low, high) } else { (high, low) };
+            l.push(p, good, o);
+        }
+        p.meta(pfn).reset(FrameFlags::POISON, 0);
+        self.free.fetch_sub(1, Relaxed);
+        self.lose();
+        true
+    }
+    /// A bad frame is not given back.
+    pub(super) fn lose(&self) {
+        self.total.fetch_sub(1, Relaxed);
+        self.bad.fetch_add(1, Relaxed);
+    }
+    /// Frames in which hardware reported an error and that are not used any more.
+    pub fn bad_frames(&self) -> u64 {
+        self.bad.load(Relaxed)
+    }
+
     /// Frames in the allocator now, per-CPU caches not included.
     pub fn free_frames(&self) -> u64 {
         self.free.load(Relaxed)
     }
-    /// Frames in all, metadata not included.
+    /// Frames in all, metadata and bad ones not included.
     pub fn total_frames(&self) -> u64 {
         self.total.load(Relaxed)
     }
@@ -131,6 +166,11 @@ impl<P: Platform> Frames<P> {
 impl Lists {
     fn has(&self, pfn: Pfn) -> bool {
         self.regions[..self.region_count].iter().any(|r| r.contains(pfn))
+    }
+    /// Whether the frame is in a free block of this order.
+    fn is_free_block<P: Platform>(&self, p: &'static P, pfn: Pfn, order: u8) -> bool {
+        let first = Pfn(pfn.0 >> order << order);
+        self.has(first) && p.meta(first).is_free_block(order)
     }
     /// Gives back `frames` frames from `first` on, in as few blocks as there are.
     fn free_run<P: Platform>(&mut self, p: &'static P, first: Pfn, frames: u32) {

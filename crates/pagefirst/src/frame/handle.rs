@@ -130,6 +130,15 @@ impl<P: Platform> Frame<P> {
             core::slice::from_raw_parts_mut(self.p.page(self.pfn.add(page)).as_ptr(), PAGE_SIZE as usize)
         }
     }
+    /// A copy of memory that is not the library's; false if it is none.
+    pub(crate) fn copy_of_memory(&mut self, from: Pfn) -> bool {
+        let is_memory = self.p.is_memory(from) && self.order() == 0;
+        if is_memory {
+            // SAFETY: as in `clear`; the platform reaches the other frame, which a file says is its own.
+            unsafe { self.p.copy_page(self.pfn, from) }
+        }
+        is_memory
+    }
     /// Marks the folio as private memory, reachable through one mapping.
     pub(crate) fn make_anonymous(&self, index: u64) {
         self.meta().set_index(index);

@@ -13,6 +13,7 @@ mod filling;
 mod folio;
 mod handle;
 mod meta;
+mod poison;
 mod storing;
 
 pub use buddy::{Frames, MAX_ORDER, Region};
@@ -22,6 +23,7 @@ pub(crate) use folio::{Part, first_of, head_and_flags, link_tails, split, split_
 pub use handle::Frame;
 pub(crate) use handle::{WORDS, clear_page, copy_page, words};
 pub use meta::{Counts, FrameFlags, FrameMeta};
+pub(crate) use poison::{Bad, mark as mark_bad, with_file};
 pub(crate) use storing::Storing;
 
 use crate::limit;
@@ -122,22 +124,26 @@ fn release_all<P: Platform>(p: &'static P, mut gone: impl Iterator<Item = Pfn>) 
     let mut cache = local.frames.lock(p);
     loop {
         let meta = p.meta(pfn);
-        let order = meta.order();
+        let (flags, order) = meta.flags_and_order();
         if meta.limit() != 0 {
             cache.charged.keep(p, meta.limit(), 1 << order);
         }
-        p.note(Note::FrameFreed(pfn, order));
-        folio::unlink_tails(p, pfn, order);
-        meta.reset(FrameFlags::empty(), 0);
-        meta.set_owner(core::ptr::null_mut());
-        match order {
-            0 => {
-                if cache.len == 2 * BATCH {
-                    cache.spill(p, BATCH);
+        if flags.intersects(FrameFlags::HURT | FrameFlags::POISON) {
+            poison::release(p, pfn, order);
+        } else {
+            p.note(Note::FrameFreed(pfn, order));
+            folio::unlink_tails(p, pfn, order);
+            meta.reset(FrameFlags::empty(), 0);
+            meta.set_owner(core::ptr::null_mut());
+            match order {
+                0 => {
+                    if cache.len == 2 * BATCH {
+                        cache.spill(p, BATCH);
+                    }
+                    cache.push(pfn);
                 }
-                cache.push(pfn);
+                _ => p.vm().frames.free(p, pfn, order),
             }
-            _ => p.vm().frames.free(p, pfn, order),
         }
         match gone.next() {
             Some(next) => pfn = next,

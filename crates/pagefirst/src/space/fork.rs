@@ -229,12 +229,16 @@ impl<'a, P: Platform> Copier<'a, P> {
             self.huge = Some((va, level, raw));
             return;
         }
+        self.put_small(va, NewEntry { raw, counted: Counted::Anon });
+    }
+    #[inline]
+    fn put_small(&mut self, va: VirtAddr, entry: NewEntry) {
         let (p, reserve) = (self.p, &mut self.reserve);
         let leaf = match &mut self.leaf {
             Some(leaf) => leaf,
             none => none.insert(NewLeaf::open(p, base::<P>(va), reserve).expect("`is_ready` counted them")),
         };
-        leaf.set(va, raw);
+        leaf.set(va, entry);
     }
 
     /// A copy of what is pinned. Where no huge page can be had for it, it is copied to small ones, and the answer is where
@@ -320,6 +324,9 @@ impl<P: Platform> Visitor<P> for Copier<'_, P> {
                     flow = Flow::Full(va);
                     break;
                 }
+            } else if raw == P::Format::poison() && level == 0 {
+                // What is lost is lost to both.
+                self.put_small(va, NewEntry { raw, counted: Counted::Nothing });
             }
             if left == 0 {
                 break;

@@ -23,6 +23,7 @@ pub(crate) mod fork;
 mod map;
 mod physical;
 mod pin;
+mod poison;
 mod protect;
 mod remap;
 mod stack;

@@ -51,7 +51,8 @@ impl<P: Platform> Visitor<P> for Protect<'_, P> {
         while va < range.end {
             let index = P::Format::index(va, level);
             let raw = guard.entry(index);
-            if raw != 0 {
+            // Poison stays what it is.
+            if P::Format::frame(raw, level).is_some() {
                 let attrs = P::Format::attrs(raw);
                 let gains = self.prot.contains(Prot::EXEC) && !attrs.intersects(Attrs::EXEC | Attrs::SPECIAL);
                 if let Some(pfn) = P::Format::frame(raw, level).filter(|_| gains) {

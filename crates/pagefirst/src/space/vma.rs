@@ -164,6 +164,11 @@ impl<P: Platform> Vma<P> {
     pub(crate) fn highest_level(&self, policy: HugePolicy, va: VirtAddr) -> u8 {
         match &self.backing {
             Backing::Physical(physical) => physical.level(self, va),
+            // Wherever its memory is.
+            Backing::File { file, .. } if file.file().is_direct() => {
+                let covers = |level: &u8| self.range.covers(P::Format::span_of(va, *level));
+                (1..=P::Format::TOP_LEAF).rev().find(covers).unwrap_or(0)
+            }
             Backing::File { .. } if self.takes_huge_of_file(P::Format::span_of(va, HUGE_LEVEL)) => HUGE_LEVEL,
             _ if self.takes_huge(policy, P::Format::span_of(va, HUGE_LEVEL)) => HUGE_LEVEL,
             _ => 0,

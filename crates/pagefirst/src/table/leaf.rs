@@ -29,11 +29,11 @@ impl<P: Platform> NewLeaf<P> {
     pub fn base(&self) -> VirtAddr {
         self.base
     }
-    /// Puts in the entry of a page of private memory; its mapping is counted.
+    /// Puts in an entry; its mapping is counted.
     #[inline]
-    pub fn set(&mut self, va: VirtAddr, raw: u64) {
-        self.guard.set(P::Format::index(va, 0), raw);
-        self.entries += 1;
+    pub fn set(&mut self, va: VirtAddr, entry: NewEntry) {
+        self.guard.set(P::Format::index(va, 0), entry.raw);
+        self.entries += (entry.counted == Counted::Anon) as i32;
     }
     /// Makes it visible in a space that nobody else uses, with what tables are missing above it, which are in `reserve`.
     pub fn publish(self, space: &PageTable<P>, reserve: &mut Reserve<P>, gather: &mut Gather<'_, P>) {

@@ -1,0 +1,305 @@
+//! Memory errors that hardware reports: frames that are free, pages of files, private pages.
+
+mod kit;
+
+use kit::*;
+use pagefirst::Poisoned;
+use pagefirst::arch::{Aarch64, Attrs, Ept, Format, Sv39, Sv48, X86_64, X86_64La57};
+use pagefirst::fault::{Bus, FaultError, Signal};
+use pagefirst::file::{ReadError, ShmemHuge, WriteBackError};
+use pagefirst::frame::Frame;
+use pagefirst::platform::Platform;
+use pagefirst::policy::{HugePolicy, Policy};
+use pagefirst::space::RemapTo;
+use pagefirst::types::{Access, PAGE_SIZE, Pfn, VirtAddr};
+use pagefirst_machine::{Machine, MachineFile};
+use std::sync::Arc;
+
+const AT: VirtAddr = VirtAddr(1 << 30);
+const LOST: End = End::Error(FaultError::Bus(Bus::Poison));
+
+fn poison(machine: &'static Machine, pfn: Pfn) -> Poisoned {
+    machine.vm().poison(machine, pfn)
+}
+
+/// All frames that there are, handed out and given back.
+fn all(machine: &'static Machine) -> Vec<Pfn> {
+    let frames: Vec<_> = machine.leave_free(0).iter().map(Frame::pfn).collect();
+    machine.vm().drain(machine);
+    frames
+}
+
+/// Wherever it is: in the allocator, in a block of it, in a CPU's cache, in a cached table's place.
+#[test]
+fn a_free_frame_is_never_handed_out() -> Result {
+    let machine = small_machine(300);
+    let there = all(machine);
+    let frames = machine.vm().frames.total_frames();
+    let mut bad = vec![there[0], there[7], there[8], there[100]];
+    for &pfn in &bad {
+        assert_eq!(poison(machine, pfn), Poisoned::Free);
+        assert_eq!(poison(machine, pfn), Poisoned::Free, "again");
+    }
+    let cached = Frame::new(machine)?.pfn();
+    assert_eq!(poison(machine, cached), Poisoned::Free);
+    bad.push(cached);
+    let s = space(machine)?;
+    s.map(at(AT, anonymous(4, RW)))?;
+    assert!(matches!(fault(&s, AT, Access::Write), End::Mapped(..)));
+    drop(s);
+    assert_eq!(machine.vm().frames.bad_frames(), 5);
+    assert_eq!(machine.vm().frames.total_frames(), frames - 5);
+    let left = all(machine);
+    assert!(left.len() == there.len() - 5 && bad.iter().all(|pfn| !left.contains(pfn)));
+    // The library's own, and nobody's.
+    let own = Frame::new(machine)?;
+    assert_eq!(poison(machine, own.pfn()), Poisoned::InUse);
+    assert_eq!(poison(machine, machine.vm().zero_page()), Poisoned::InUse);
+    for foreign in [0, 1, 300, u32::MAX] {
+        assert_eq!(poison(machine, Pfn(foreign)), Poisoned::Foreign);
+    }
+    drop(own);
+    Ok(machine.nothing_left()?)
+}
+
+/// Whoever has the page of a file mapped loses it, and gets SIGBUS with BUS_MCEERR_AR, as does who never had it; its
+/// neighbours stay. (c47: fault-around leaves it out.)
+#[test]
+fn c47_a_bad_page_is_not_mapped() -> Result {
+    let machine = machine();
+    let file = marked().with_tracking(true);
+    let c = cache(machine, &file, 16)?;
+    warm(machine, &c, 0..16)?;
+    let (a, b, never) = (space(machine)?, space(machine)?, space(machine)?);
+    a.map(at(AT, shared(&c, 0, 16, RW)))?;
+    b.map(at(AT, private(&c, 0, 16, RW)))?;
+    never.map(at(AT, shared(&c, 0, 16, RW)))?;
+    let mut cpu = machine.vcpu();
+    cpu.switch_to(&a);
+    cpu.load_u8(page(AT, 3))?;
+    assert_eq!(fault(&b, page(AT, 4), Access::Read), End::Mapped(false, 15));
+    assert_eq!(fault(&b, page(AT, 5), Access::Write), End::Mapped(false, 0));
+    let (bad, copied) = (frame(&a, page(AT, 3)).ok_or("mapped")?, frame(&a, page(AT, 5)).ok_or("mapped")?);
+
+    assert_eq!(poison(machine, bad), Poisoned::File { lost: false });
+    assert_eq!(counts(machine, bad), (1, 0), "the cache's alone");
+    for s in [&a, &b] {
+        assert_eq!(mapped(s, AT, 16).len(), 15);
+        assert!(frame(s, page(AT, 3)).is_none());
+    }
+    let trap = cpu.load_u8(page(AT, 3)).expect_err("it is lost");
+    assert_eq!((trap.signal(), trap.si_addr()), (Some((Signal::Bus, 4)), page(AT, 3).0));
+    for (s, access) in [(&a, Access::Write), (&b, Access::Read), (&b, Access::Write), (&never, Access::Read)]
+    {
+        assert_eq!(fault(s, page(AT, 3), access), LOST);
+    }
+    assert_eq!(fault(&never, page(AT, 1), Access::Read), End::Mapped(false, 14));
+    assert!(frame(&never, page(AT, 3)).is_none());
+    // A copy is another page.
+    assert_eq!(poison(machine, copied), Poisoned::File { lost: false });
+    assert_eq!(first_byte(&b, page(AT, 5)), Some(mark(5)));
+    // Everybody who asks is told.
+    assert!(matches!(c.read_at(machine, 3 * PAGE_SIZE, &mut [0]), Err(ReadError::Poisoned)));
+    assert!(a.copy_in(page(AT, 3), &mut [0]).is_err());
+    assert!(a.pin(pagefirst::types::VirtRange::page_of(page(AT, 3)), false).is_err());
+    for s in [&a, &b, &never] {
+        check(s);
+    }
+    // Dropped, it is read anew, to another frame; this one is nobody's for ever.
+    drop((cpu, a, b));
+    assert_eq!(never.unmap(AT, 16 * PAGE_SIZE), Ok(()));
+    assert_eq!(c.evict(machine), 16);
+    never.map(at(AT, shared(&c, 0, 16, RW)))?;
+    assert_eq!(fault(&never, page(AT, 3), Access::Read), End::Mapped(true, 0));
+    assert_ne!(frame(&never, page(AT, 3)), Some(bad));
+    drop((never, c));
+    machine.nothing_left()?;
+    assert!(!all(machine).contains(&bad));
+    assert_eq!(machine.vm().frames.bad_frames(), 2);
+    Ok(())
+}
+
+/// What was written and not stored is lost: that is said, and stays so until the page is removed.
+#[test]
+fn a_dirty_page_is_lost() -> Result {
+    let machine = machine();
+    let file = marked().with_tracking(true);
+    let (c, s) = (cache(machine, &file, 8)?, space(machine)?);
+    s.map(at(AT, shared(&c, 0, 8, RW)))?;
+    let mut cpu = machine.vcpu();
+    cpu.switch_to(&s);
+    for i in [2, 3] {
+        cpu.store_u8(page(AT, i), 99)?;
+    }
+    let bad = frame(&s, page(AT, 3)).ok_or("mapped")?;
+    assert_eq!(poison(machine, bad), Poisoned::File { lost: true });
+    assert_eq!(cpu.load_u8(page(AT, 3)).expect_err("lost").error, FaultError::Bus(Bus::Poison));
+    for _ in 0..2 {
+        assert!(matches!(c.write_back(machine), Err(WriteBackError::Io(_))));
+    }
+    assert_eq!((file.stored(2).first(), file.stored(3).first()), (Some(&99), None));
+    drop((cpu, s));
+    // What was stored before must not be read as if nothing had been written.
+    c.evict(machine);
+    let s = space(machine)?;
+    s.map(at(AT, shared(&c, 0, 8, RW)))?;
+    assert_eq!(fault(&s, page(AT, 3), Access::Read), LOST);
+    c.set_size(machine, 3 * PAGE_SIZE);
+    c.set_size(machine, 8 * PAGE_SIZE);
+    assert!(matches!(fault(&s, page(AT, 3), Access::Read), End::Mapped(true, _)));
+    assert_eq!(first_byte(&s, page(AT, 3)), Some(0));
+    drop((s, c));
+    machine.nothing_left()?;
+    assert_eq!(machine.vm().frames.bad_frames(), 1);
+    Ok(())
+}
+
+/// A huge page of which a part is bad is mapped by small entries, the good parts alone; and when it goes, they are free.
+#[test]
+fn x10_a_folio_with_a_bad_part_is_not_mapped_whole() -> Result {
+    for i in [0, 7, 511] {
+        let machine = machine();
+        let c = cache(machine, &MachineFile::shmem(ShmemHuge::Always), 1024)?;
+        let s = space(machine)?;
+        s.map(at(AT, shared(&c, 0, 1024, RW)))?;
+        let mut cpu = machine.vcpu();
+        cpu.switch_to(&s);
+        cpu.store_u8(page(AT, 100), 5)?;
+        cpu.load_u8(page(AT, 512))?;
+        assert_eq!([0, 512].map(|i| entry(&s, page(AT, i)).1), [1, 1]);
+        let bad = frame(&s, AT).ok_or("mapped")?.add(i);
+        assert_eq!(poison(machine, bad), Poisoned::File { lost: true });
+        assert_eq!(poison(machine, bad), Poisoned::File { lost: true }, "again");
+        let lost = page(AT, i.into());
+        assert_eq!(fault(&s, lost, Access::Read), LOST);
+        assert_eq!(cpu.load_u8(page(AT, 100))?, 5);
+        cpu.store_u8(page(AT, 101), 6)?;
+        assert_eq!([100, 512].map(|i| entry(&s, page(AT, i)).1), [0, 1], "the other folio is whole");
+        assert_eq!(fault(&s, lost, Access::Write), LOST);
+        // Nobody maps it whole again.
+        let other = space(machine)?;
+        other.map(at(AT, shared(&c, 0, 1024, R)))?;
+        assert!(matches!(fault(&other, page(AT, 100), Access::Read), End::Mapped(..)));
+        assert_eq!((entry(&other, page(AT, 100)).1, first_byte(&other, page(AT, 100))), (0, Some(5)));
+        assert_eq!(fault(&other, lost, Access::Read), LOST);
+        check(&s);
+        check(&other);
+        drop((cpu, s, other, c));
+        machine.nothing_left()?;
+        let left = all(machine);
+        assert!(!left.contains(&bad) && left.contains(&bad.add(1).max(Pfn(bad.0 ^ 1))));
+        assert_eq!(machine.vm().frames.bad_frames(), 1);
+    }
+    Ok(())
+}
+
+/// Entries say what hardware may do; a mark that is there already is not taken for an answer.
+#[test]
+fn attributes_are_as_before() -> Result {
+    let machine = machine();
+    let (c, s) = (cache(machine, &marked(), 8)?, space(machine)?);
+    s.map(at(AT, shared(&c, 0, 8, RW)))?;
+    assert!(matches!(fault(&s, AT, Access::Read), End::Mapped(..)));
+    let before = attrs::<X86_64>(&s, AT);
+    let bad = cached_frame(machine, &c, 1)?;
+    assert_eq!(poison(machine, bad), Poisoned::File { lost: false });
+    assert_eq!(attrs(&s, AT), before);
+    assert!(!before.contains(Attrs::NONE));
+    assert_eq!(fault(&s, page(AT, 1), Access::Read), LOST);
+    assert!(machine.meta(bad).counts().maps == 0);
+    Ok(())
+}
+
+/// Private pages: poison in their place, in every space that has them; it is changed, moved, inherited and taken away like
+/// a page, and nobody reads zeros there.
+fn private_pages<F: Format>() -> Result {
+    let machine = machine_of::<F>();
+    let policy = Policy { huge: HugePolicy::Always, ..policy() };
+    let s = space_with(machine, policy)?;
+    let huge = VirtAddr(2 << 30);
+    s.map(at(AT, anonymous(8, RW)))?;
+    s.map(at(huge, anonymous(512, RW)))?;
+    let mut cpu = machine.vcpu();
+    cpu.switch_to(&s);
+    for i in 0..8 {
+        cpu.store_u8(page(AT, i), 10 + i as u8)?;
+    }
+    for i in 0..512 {
+        cpu.store_u8(page(huge, i), 1 + i as u8 % 200)?;
+    }
+    assert_eq!(entry(&s, huge).1, 1);
+    let bad = frame(&s, page(AT, 3)).ok_or("mapped")?;
+    let child = Arc::new(s.fork()?);
+    let resident = s.account().resident_bytes();
+    let hurt = frame(&s, huge).ok_or("mapped")?.add(77);
+    for pfn in [bad, hurt] {
+        assert_eq!(machine.vm().poison(machine, pfn), Poisoned::Private);
+    }
+    // Nobody copies what is bad.
+    assert_eq!(fault(&s, page(AT, 3), Access::Write), LOST);
+    assert_eq!((s.lose_poisoned()?, s.lose_poisoned()?), (2, 0));
+    assert_eq!(s.account().resident_bytes(), resident - 2 * PAGE_SIZE);
+    assert_eq!(child.lose_poisoned()?, 2);
+    for s in [&s, &child] {
+        for va in [page(AT, 3), page(huge, 77)] {
+            for access in [Access::Read, Access::Write] {
+                assert_eq!(fault(s, va, access), LOST);
+            }
+            assert!(s.copy_in(va, &mut [0]).is_err() && s.copy_out(va, &[0]).is_err());
+        }
+        cpu.switch_to(s);
+        assert_eq!((cpu.load_u8(page(AT, 4))?, cpu.load_u8(page(huge, 78))?), (14, 79));
+        cpu.store_u8(page(huge, 76), 5)?;
+        check(s);
+    }
+    // Rights come and go, it moves, a child has it.
+    for prot in [NONE, R, RW] {
+        s.protect(AT, 8 * PAGE_SIZE, prot)?;
+    }
+    let to = VirtAddr((3 << 30) + PAGE_SIZE);
+    s.remap(AT, 8 * PAGE_SIZE, 8 * PAGE_SIZE, RemapTo::Fixed(to))?;
+    s.remap(huge, 2 << 20, 2 << 20, RemapTo::Fixed(VirtAddr((4 << 30) + PAGE_SIZE)))?;
+    let grandchild = Arc::new(s.fork()?);
+    for s in [&s, &grandchild] {
+        assert_eq!(fault(s, page(to, 3), Access::Read), LOST);
+        assert_eq!(fault(s, page(VirtAddr((4 << 30) + PAGE_SIZE), 77), Access::Write), LOST);
+        check(s);
+    }
+    assert_eq!(fault(&s, page(to, 2), Access::Write), End::Mapped(false, 0));
+    // Discarded, the memory is zero again.
+    s.discard(to, 8 * PAGE_SIZE)?;
+    cpu.switch_to(&s);
+    assert_eq!(cpu.load_u8(page(to, 3))?, 0);
+    cpu.switch_to(&child);
+    child.unmap(AT, 8 * PAGE_SIZE)?;
+    check(&child);
+    drop((cpu, s, child, grandchild));
+    machine.nothing_left()?;
+    assert_eq!(machine.vm().frames.bad_frames(), 2);
+    Ok(())
+}
+
+#[test]
+fn la48_private_pages() -> Result {
+    private_pages::<X86_64>()
+}
+#[test]
+fn la57_private_pages() -> Result {
+    private_pages::<X86_64La57>()
+}
+#[test]
+fn ept_private_pages() -> Result {
+    private_pages::<Ept>()
+}
+#[test]
+fn sv39_private_pages() -> Result {
+    private_pages::<Sv39>()
+}
+#[test]
+fn sv48_private_pages() -> Result {
+    private_pages::<Sv48>()
+}
+#[test]
+fn aarch64_private_pages() -> Result {
+    private_pages::<Aarch64>()
+}

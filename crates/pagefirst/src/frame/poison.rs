@@ -1,0 +1,112 @@
+//! Frames in which hardware reported a memory error.
+//!
+//! The mark is on the frame's own metadata, on a tail's too, and [`HURT`](FrameFlags::HURT) on the head of its folio. It stays
+//! with the frame: whatever is done with its folio, it is never free again. Who looks a page up, or validates one to map it,
+//! is told; so, as for pages that go (protocol 2), the mark comes before the walk that takes the mappings away.
+
+use super::{Frame, FrameFlags, MAX_ORDER, Part, drain};
+use crate::file::FileCache;
+use crate::platform::{Note, Platform};
+use crate::types::Pfn;
+
+/// How often a frame is looked for that is neither referred to nor free: it is on its way from the one to the other.
+const PATIENCE: u32 = 1000;
+
+/// Who uses a frame that is bad from now on.
+pub(crate) enum Bad<P: Platform> {
+    /// Nobody, ever again.
+    Free,
+    /// It is a page: marked.
+    Page(Part<P>),
+    /// The library itself; or it is about to become a page.
+    Other,
+    /// It is no frame of the library's.
+    Foreign,
+}
+
+/// Marks a frame as bad. Called unpinned, with no lock held.
+pub(crate) fn mark<P: Platform>(p: &'static P, pfn: Pfn) -> Bad<P> {
+    let frames = &p.vm().frames;
+    if !frames.has(p, pfn) {
+        return Bad::Foreign;
+    }
+    for _ in 0..PATIENCE {
+        let Some(page) = Part::try_get(p, pfn, 0).or_else(|| part_of_block(p, pfn)) else {
+            drain(p);
+            let was_taken_out = p.meta(pfn).flags() == FrameFlags::POISON;
+            if was_taken_out || frames.take_out(p, pfn) {
+                return Bad::Free;
+            }
+            p.relax();
+            continue;
+        };
+        let flags = page.folio().meta().flags();
+        if !flags.intersects(FrameFlags::ANON | FrameFlags::FILE) {
+            return Bad::Other;
+        }
+        if page.folio().order() > 0 {
+            page.folio().meta().set(FrameFlags::HURT);
+        }
+        p.meta(pfn).set(FrameFlags::POISON);
+        // Unless it was split meanwhile.
+        if pfn.0 - page.folio().pfn().0 < 1 << page.folio().order() {
+            return Bad::Page(page);
+        }
+    }
+    Bad::Other
+}
+
+/// The frame, if it is behind the head of a folio whose tails do not name it: of private memory that is mapped whole.
+fn part_of_block<P: Platform>(p: &'static P, pfn: Pfn) -> Option<Part<P>> {
+    let heads = (1..=MAX_ORDER).map(|order| (order, Pfn(pfn.0 >> order << order)));
+    heads.filter(|(_, head)| head.0 < pfn.0 && p.vm().frames.has(p, *head)).find_map(|(order, head)| {
+        let folio = Frame::try_get(p, head).filter(|folio| folio.order() >= order)?;
+        Some(Part::of(folio, pfn))
+    })
+}
+
+/// Frees what is good of a folio whose last reference is gone.
+#[cold]
+pub(super) fn release<P: Platform>(p: &'static P, folio: Pfn, order: u8) {
+    p.note(Note::FrameFreed(folio, order));
+    for pfn in (0..1 << order).map(|i| folio.add(i)) {
+        let meta = p.meta(pfn);
+        let bad = meta.flags() & FrameFlags::POISON;
+        meta.reset(bad, 0);
+        meta.set_owner(core::ptr::null_mut());
+        match bad.is_empty() {
+            true => p.vm().frames.free(p, pfn, 0),
+            false => p.vm().frames.lose(),
+        }
+    }
+}
+
+/// Runs `f` with the file that a folio is a page of, up to date, if it is; the file does not end meanwhile. Called with no lock
+/// held; the caller has a reference to the folio.
+pub(crate) fn with_file<P: Platform, R>(
+    p: &'static P,
+    folio: &Frame<P>,
+    f: impl FnOnce(&FileCache<P>) -> R,
+) -> Option<R> {
+    let _not_ending = p.vm().ending_files.lock(p);
+    let meta = folio.meta();
+    let valid = FrameFlags::FILE | FrameFlags::UP_TO_DATE;
+    if !meta.flags().contains(valid) {
+        return None;
+    }
+    // SAFETY: the owner of a page that is up to date is the cache that it is attached to, stored from a reference to it. A
+    // cache that ends clears the owner of each of its pages, and takes this lock after that and before its memory is
+    // another's; so the owner that is read here is alive until the lock is given back.
+    let file = unsafe { meta.owner().cast::<FileCache<P>>().as_ref() };
+    file.map(f)
+}
+
+impl<P: Platform> Part<P> {
+    /// Whether hardware reported an error in one of the frames.
+    pub(crate) fn is_bad(&self) -> bool {
+        let p = self.folio().platform();
+        let hurt = FrameFlags::HURT | FrameFlags::POISON;
+        self.folio().meta().flags().intersects(hurt)
+            && self.frames().any(|pfn| p.meta(pfn).flags().contains(FrameFlags::POISON))
+    }
+}
