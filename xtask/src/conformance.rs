@@ -33,10 +33,12 @@ pub(crate) fn write() -> Result {
     Ok(())
 }
 
-/// Fails when an item has neither a test nor a reason, or the page is not what would be written.
+/// Fails when an item has neither a test nor a reason, or waits for one, or the page is not what would be written.
 pub(crate) fn check() -> Result {
     let (items, tests) = (read_items()?, collect()?);
     let mut problems = problems(&items, &tests);
+    let waits = |item: &&Item| matches!(item.why, Some(Why::WaitsFor(_)));
+    problems.extend(items.iter().filter(waits).map(|item| format!("{} waits for its test", item.number)));
     if fs::read_to_string(cmd::root().join(PAGE)).ok() != Some(page(&items, &tests)) {
         problems.push(format!("{PAGE} is not up to date: {AGAIN}"));
     }
