@@ -5,7 +5,7 @@
 //! space's limit, those that a read or write of a file does to the caller's ([`Platform::limit`]). Who brought a page in
 //! pays for it until it is freed, whoever uses it. The zero pages, page tables and objects of the library are not charged.
 //!
-//! A [`Charge`] is taken before the page, with no lock held; the frame remembers in its metadata to which limit it is
+//! A `Charge` is taken before the page, with no lock held; the frame remembers in its metadata to which limit it is
 //! charged, and gives that back when it is freed. Each CPU has some pages of one limit charged in advance, so that CPUs that
 //! share a limit do not write to one cache line for every page. Before anybody is told [`OverLimit`], these are given back.
 //!

@@ -1,6 +1,6 @@
 //! Memory of the library itself: typed slabs carved from frames, owned reservations, counted links.
 //!
-//! Everything here fails with [`NoMemory`](crate::types::NoMemory) and never panics for want of memory. Whatever
+//! Everything here fails with [`NoMemory`] and never panics for want of memory. Whatever
 //! must not fail half-way reserves first.
 
 use crate::platform::Platform;

@@ -1,7 +1,7 @@
 //! Where a file is mapped: a tree of its mappings, searched by the pages they show.
 //!
 //! It is intrusive: the links are the VMAs' own ([`Spot`]), so to put one in or take one out needs no memory, and an exit
-//! cannot fail (`docs/decisions/030`). It is AVL-balanced, in the order of first index and VMA number, and every node
+//! cannot fail (`docs/decisions/015`). It is AVL-balanced, in the order of first index and VMA number, and every node
 //! knows the last index below it. A spin lock of the file's, a leaf of the lock order, is held for one step of it.
 //!
 //! | | look for the next | put in | take out |

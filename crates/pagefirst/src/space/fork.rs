@@ -54,11 +54,11 @@ impl<P: Platform> AddressSpace<P> {
     /// let machine: &'static Machine = Machine::new(Config::default());
     /// let parent = AddressSpace::new(machine, Policy::default())?;
     /// let at = parent.map(Map::anonymous(4096, Prot::READ | Prot::WRITE))?.range.start;
-    /// parent.copy_out(at, b"before")?;
+    /// parent.copy_out(at, b"before").map_err(|stopped| stopped.to_string())?;
     /// let child = parent.fork()?;
-    /// parent.copy_out(at, b"parent")?;
+    /// parent.copy_out(at, b"parent").map_err(|stopped| stopped.to_string())?;
     /// let mut seen = [0; 6];
-    /// child.copy_in(at, &mut seen)?;
+    /// child.copy_in(at, &mut seen).map_err(|stopped| stopped.to_string())?;
     /// assert_eq!(&seen, b"before");
     /// # Ok(())
     /// # }

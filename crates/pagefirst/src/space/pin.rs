@@ -130,7 +130,7 @@ impl<P: Platform> AddressSpace<P> {
     /// ```
     /// use pagefirst::policy::Policy;
     /// use pagefirst::space::{AddressSpace, Map};
-    /// use pagefirst::types::{Prot, VirtRange};
+    /// use pagefirst::types::{Prot, VirtAddr};
     /// use pagefirst_machine::{Config, Machine};
     ///
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
