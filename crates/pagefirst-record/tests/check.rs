@@ -11,7 +11,7 @@ fn recordings() -> Vec<PathBuf> {
     let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let mut files: Vec<_> = files.filter(|path| path.extension().is_some_and(|end| end == "pfrec")).collect();
     files.sort();
-    assert_eq!(files.len(), 3);
+    assert_eq!(files.len(), 4);
     files
 }
 
@@ -33,7 +33,7 @@ fn the_bundled_recordings_explain_themselves() {
         let report = check(&mut recording).unwrap();
         let trailer = recording.trailer().unwrap();
         assert!(report.passes(), "{}: {report:?}", path.display());
-        assert!(report.touches > 1_000);
+        assert!(report.touches > 100);
         assert_eq!(report.touches, report.explained + report.unexplained);
         assert_eq!((trailer.touches, trailer.unexplained), (report.touches, report.unexplained));
         assert!(trailer.losses.is_empty());
@@ -41,7 +41,7 @@ fn the_bundled_recordings_explain_themselves() {
         let native = trailer.native.as_ref().expect("native figures");
         assert_eq!(native.runs.len(), 5);
         let native = native.median();
-        assert!(native.minor_faults > 100 && native.vm_hwm_kib > 1_000 && native.vm_pte_kib > 0);
+        assert!(native.minor_faults > 50 && native.vm_hwm_kib > 1_000 && native.vm_pte_kib > 0);
         assert_eq!(native.exit_status, 0);
     }
     assert!(bytes < 2 << 20, "{bytes} bytes in all");
