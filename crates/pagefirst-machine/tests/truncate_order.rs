@@ -115,7 +115,6 @@ fn r13_a_mapping_that_comes_behind_the_walk_hides_nothing() -> Result {
     Ok(())
 }
 
-// catches: remove_walks_once
 #[test]
 fn r14_what_is_on_the_move_does_not_arrive_beyond_the_end() -> Result {
     for copies in [false, true] {

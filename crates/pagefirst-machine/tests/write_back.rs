@@ -23,6 +23,25 @@ fn stage(file: MachineFile) -> Result<(&'static Machine, Space, MachineFile, Cac
     Ok((machine, s, file, c))
 }
 
+// A file in memory, whose pages are writable from the first: that one was written, its entry alone says.
+// catches: zap_loses_dirty
+#[test]
+fn x12_what_an_entry_says_was_written_is_dirty_when_it_is_taken_out() -> Result {
+    let machine = machine();
+    let c = cache(machine, &marked().with_tracking(false), PAGES)?;
+    let s = space(machine)?;
+    s.map(at(AT, shared(&c, 0, PAGES, RW)))?;
+    let mut cpu = machine.vcpu();
+    cpu.switch_to(&s);
+    cpu.load_u8(AT)?;
+    cpu.store_u8(AT, 77)?;
+    s.unmap(AT, PAGES * PAGE_SIZE)?;
+    c.evict(machine);
+    s.map(at(AT, shared(&c, 0, PAGES, RW)))?;
+    assert_eq!(cpu.load_u8(AT)?, 77, "dropped as if it were clean");
+    Ok(())
+}
+
 /// Writable, and dirty, as the entry says.
 fn marks(s: &Space, va: VirtAddr) -> (bool, bool) {
     let attrs = attrs(s, va);
