@@ -3,7 +3,7 @@
 mod kit;
 
 use kit::*;
-use pagefirst::arch::{Aarch64, Attrs, Ept, Format, Sv39, Sv48, X86_64, X86_64La57};
+use pagefirst::arch::{Aarch64, Attrs, Format, Sv48, X86_64};
 use pagefirst::fault::{Bus, FaultError, Segv};
 use pagefirst::file::{Direct, IoError, ReadError};
 use pagefirst::frame::Frame;
@@ -19,16 +19,6 @@ use std::sync::{Arc, Mutex};
 const GIB: u64 = 1 << 30;
 const AT: VirtAddr = VirtAddr(8 * GIB);
 const HUGE: u64 = 512;
-
-fn config<F: Format>(harsh: bool) -> Config {
-    let config = match (harsh, F::TABLES_MARKED) {
-        (true, _) => Config::harsh(1),
-        (false, true) => hardware(),
-        (false, false) if F::BREAK_BEFORE_MAKE => Config::aarch64(),
-        (false, false) => Config::riscv64(),
-    };
-    Config { memory: 16 << 20, checks: true, ..config }
-}
 
 /// A file whose page 0 is in this frame, all of it side by side.
 fn at_frame(first: Pfn, pages: u64) -> MachineFile {
@@ -52,7 +42,7 @@ fn word<F: Format>(machine: &'static Machine<F>, pfn: Pfn) -> u64 {
 /// Read and written where it is, by the largest entries that fit; nothing is counted, nothing is cached.
 fn every_size<F: Format>() -> Result {
     for harsh in [false, true] {
-        let machine = Machine::<F>::new(Config { device: 3 * GIB, ..config::<F>(harsh) });
+        let machine = Machine::<F>::new(Config { device: 3 * GIB, ..hardware_of::<F>(harsh) });
         let (whole, first) = (GIB / PAGE_SIZE, (GIB / PAGE_SIZE) as u32 - 513);
         let pages = whole + 2 * 513;
         let c = cache(machine, &at_frame(Pfn(first), pages), pages)?;
@@ -90,35 +80,12 @@ fn every_size<F: Format>() -> Result {
     Ok(())
 }
 
-#[test]
-fn la48_every_size() -> Result {
-    every_size::<X86_64>()
-}
-#[test]
-fn la57_every_size() -> Result {
-    every_size::<X86_64La57>()
-}
-#[test]
-fn ept_every_size() -> Result {
-    every_size::<Ept>()
-}
-#[test]
-fn sv39_every_size() -> Result {
-    every_size::<Sv39>()
-}
-#[test]
-fn sv48_every_size() -> Result {
-    every_size::<Sv48>()
-}
-#[test]
-fn aarch64_every_size() -> Result {
-    every_size::<Aarch64>()
-}
+on_formats!(every_size);
 
 /// Private writes get copies, where nothing was mapped, where a small entry was, where a huge one was; the file stays.
 fn copies<F: Format>() -> Result {
     for harsh in [false, true] {
-        let machine = Machine::<F>::new(config::<F>(harsh));
+        let machine = Machine::<F>::new(hardware_of::<F>(harsh));
         let block = memory(machine)?;
         let c = cache(machine, &at_frame(block.pfn(), 1024), 1024)?;
         let (s, limit) = (space(machine)?, Limit::new(machine, None, 3)?);
@@ -170,7 +137,7 @@ fn sv48_copies() -> Result {
 /// A file that tracks writes is asked for all that becomes writable, and for no more.
 #[test]
 fn the_file_is_asked_before_a_page_becomes_writable() -> Result {
-    let machine = Machine::<X86_64>::new(config::<X86_64>(false));
+    let machine = Machine::<X86_64>::new(hardware_of::<X86_64>(false));
     let block = memory(machine)?;
     let first = block.pfn();
     // For reads it says all; for writes two pages.
@@ -199,7 +166,7 @@ fn the_file_is_asked_before_a_page_becomes_writable() -> Result {
 
 #[test]
 fn what_the_file_says_is_checked() -> Result {
-    let machine = Machine::<X86_64>::new(config::<X86_64>(false));
+    let machine = Machine::<X86_64>::new(hardware_of::<X86_64>(false));
     let block = memory(machine)?;
     let first = block.pfn();
     let file = MachineFile::zeros().placed(move |index, _| match index {
@@ -234,7 +201,7 @@ fn what_the_file_says_is_checked() -> Result {
 /// User copies use it, and nobody pins it: nobody counts who does.
 #[test]
 fn user_copies_use_it() -> Result {
-    let machine = Machine::<X86_64>::new(config::<X86_64>(false));
+    let machine = Machine::<X86_64>::new(hardware_of::<X86_64>(false));
     let block = memory(machine)?;
     let c = cache(machine, &at_frame(block.pfn(), 1024), 1024)?;
     let s = space(machine)?;
@@ -290,7 +257,7 @@ impl Moves {
 /// What is removed is mapped nowhere when that is done, in no size, and the file is asked anew.
 fn removal<F: Format>() -> Result {
     for harsh in [false, true] {
-        let machine = Machine::<F>::new(config::<F>(harsh));
+        let machine = Machine::<F>::new(hardware_of::<F>(harsh));
         let (old, new) = (memory(machine)?, memory(machine)?);
         machine.cells(new.pfn().add(600))[0].store(77, Relaxed);
         let (file, moves) = Moves::new(old.pfn());
@@ -347,7 +314,7 @@ fn sv48_removal() -> Result {
 fn r05_an_answer_from_before_a_removal_is_not_used() -> Result {
     for (access, private_write) in [(Access::Read, false), (Access::Write, false), (Access::Write, true)] {
         for shrinks in [false, true] {
-            let machine = Machine::<X86_64>::new(config::<X86_64>(false));
+            let machine = Machine::<X86_64>::new(hardware_of::<X86_64>(false));
             let (old, new) = (memory(machine)?, memory(machine)?);
             machine.cells(new.pfn().add(600))[0].store(77, Relaxed);
             let (file, moves) = Moves::new(old.pfn());
@@ -375,7 +342,7 @@ fn r05_an_answer_from_before_a_removal_is_not_used() -> Result {
         }
     }
     // It shrank for good.
-    let machine = Machine::<X86_64>::new(config::<X86_64>(false));
+    let machine = Machine::<X86_64>::new(hardware_of::<X86_64>(false));
     let block = memory(machine)?;
     let (file, moves) = Moves::new(block.pfn());
     let c = cache(machine, &file, 1024)?;
@@ -391,7 +358,7 @@ fn r05_an_answer_from_before_a_removal_is_not_used() -> Result {
 /// Faults, moves and removals at once: no entry is left beyond the end, and what is read is what the file has there.
 #[test]
 fn r14_moves_and_removals_at_once() -> Result {
-    let machine = Machine::<X86_64>::new(Config { cpus: 4, ..config::<X86_64>(false) });
+    let machine = Machine::<X86_64>::new(Config { cpus: 4, ..hardware_of::<X86_64>(false) });
     let block = memory(machine)?;
     let c = cache(machine, &at_frame(block.pfn(), 1024), 1024)?;
     let s = space(machine)?;

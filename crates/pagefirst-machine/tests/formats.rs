@@ -126,26 +126,7 @@ fn every_size<F: Walked>() -> Result {
     Ok(())
 }
 
-#[test]
-fn la57_every_size() -> Result {
-    every_size::<X86_64La57>()
-}
-#[test]
-fn ept_every_size() -> Result {
-    every_size::<Ept>()
-}
-#[test]
-fn sv39_every_size() -> Result {
-    every_size::<Sv39>()
-}
-#[test]
-fn sv48_every_size() -> Result {
-    every_size::<Sv48>()
-}
-#[test]
-fn aarch64_every_size() -> Result {
-    every_size::<Aarch64>()
-}
+kit::on_formats!(every_size: la57 X86_64La57, ept Ept, sv39 Sv39, sv48 Sv48, aarch64 Aarch64);
 
 /// A fault has broken an entry to put a copy in its place, and the mapping moves before it can: the page is found where
 /// it is then, and by whoever comes.

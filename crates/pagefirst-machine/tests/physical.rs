@@ -3,7 +3,7 @@
 mod kit;
 
 use kit::*;
-use pagefirst::arch::{Aarch64, Attrs, Ept, Format, Sv39, Sv48, X86_64, X86_64La57};
+use pagefirst::arch::{Attrs, Format, X86_64};
 use pagefirst::fault::{FaultError, Segv};
 use pagefirst::frame::Frame;
 use pagefirst::platform::Platform;
@@ -12,17 +12,10 @@ use pagefirst::types::{Access, PAGE_SIZE, Pfn, Prot, VirtAddr};
 use pagefirst_machine::{Config, Machine};
 use std::sync::atomic::Ordering::Relaxed;
 
-const MEMORY: u64 = 16 << 20;
 const GIB: u64 = 1 << 30;
 
 fn config<F: Format>(harsh: bool) -> Config {
-    let config = match (harsh, F::TABLES_MARKED) {
-        (true, _) => Config::harsh(1),
-        (false, true) => hardware(),
-        (false, false) if F::BREAK_BEFORE_MAKE => Config::aarch64(),
-        (false, false) => Config::riscv64(),
-    };
-    Config { memory: MEMORY, device: 3 * GIB, checks: true, ..config }
+    Config { device: 3 * GIB, ..hardware_of::<F>(harsh) }
 }
 
 fn frames<F: Format>(first: u64, pages: u64, memory: MemoryType, prot: Prot) -> Map<Machine<F>> {
@@ -99,30 +92,7 @@ fn every_size<F: Format>() -> Result {
     Ok(())
 }
 
-#[test]
-fn la48_every_size() -> Result {
-    every_size::<X86_64>()
-}
-#[test]
-fn la57_every_size() -> Result {
-    every_size::<X86_64La57>()
-}
-#[test]
-fn ept_every_size() -> Result {
-    every_size::<Ept>()
-}
-#[test]
-fn sv39_every_size() -> Result {
-    every_size::<Sv39>()
-}
-#[test]
-fn sv48_every_size() -> Result {
-    every_size::<Sv48>()
-}
-#[test]
-fn aarch64_every_size() -> Result {
-    every_size::<Aarch64>()
-}
+on_formats!(every_size);
 
 /// Memory that the embedder owns: two spaces share it, user copies use it, and nobody counts it.
 #[test]

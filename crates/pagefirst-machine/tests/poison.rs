@@ -4,7 +4,7 @@ mod kit;
 
 use kit::*;
 use pagefirst::Poisoned;
-use pagefirst::arch::{Aarch64, Attrs, Ept, Format, Sv39, Sv48, X86_64, X86_64La57};
+use pagefirst::arch::{Attrs, Format, X86_64};
 use pagefirst::fault::{Bus, FaultError, Signal};
 use pagefirst::file::{ReadError, ShmemHuge, WriteBackError};
 use pagefirst::frame::Frame;
@@ -279,27 +279,4 @@ fn private_pages<F: Format>() -> Result {
     Ok(())
 }
 
-#[test]
-fn la48_private_pages() -> Result {
-    private_pages::<X86_64>()
-}
-#[test]
-fn la57_private_pages() -> Result {
-    private_pages::<X86_64La57>()
-}
-#[test]
-fn ept_private_pages() -> Result {
-    private_pages::<Ept>()
-}
-#[test]
-fn sv39_private_pages() -> Result {
-    private_pages::<Sv39>()
-}
-#[test]
-fn sv48_private_pages() -> Result {
-    private_pages::<Sv48>()
-}
-#[test]
-fn aarch64_private_pages() -> Result {
-    private_pages::<Aarch64>()
-}
+on_formats!(private_pages);

@@ -35,6 +35,35 @@ pub fn hardware() -> Config {
     seed.map_or_else(|| Config { checks: true, ..Config::default() }, Config::harsh)
 }
 
+/// Hardware that walks this format, or all at once that a manual allows it to do.
+pub fn hardware_of<F: Format>(harsh: bool) -> Config {
+    let config = match (harsh, F::TABLES_MARKED) {
+        (true, _) => Config::harsh(1),
+        (false, true) => hardware(),
+        (false, false) if F::BREAK_BEFORE_MAKE => Config::aarch64(),
+        (false, false) => Config::riscv64(),
+    };
+    Config { memory: 16 << 20, checks: true, ..config }
+}
+
+/// Makes a test of `fn test<F: Format>() -> Result` for every format, in a module of its name; or for some.
+#[allow(unused_macros, reason = "each test program uses its own part")]
+macro_rules! on_formats {
+    ($test:ident) => {
+        on_formats!($test: la48 X86_64, la57 X86_64La57, ept Ept, sv39 Sv39, sv48 Sv48, aarch64 Aarch64);
+    };
+    ($test:ident: $($name:ident $format:ident),+) => {
+        mod $test {
+            $(#[test]
+            fn $name() -> super::Result {
+                super::$test::<::pagefirst::arch::$format>()
+            })+
+        }
+    };
+}
+#[allow(unused_imports, reason = "each test program uses its own part")]
+pub(crate) use on_formats;
+
 /// A machine of that hardware.
 pub fn machine() -> &'static Machine {
     machine_of()

@@ -156,6 +156,16 @@ pub unsafe trait Format: 'static {
     fn pages_into(va: VirtAddr, level: u8) -> u32 {
         ((va.0 & (Self::span(level) - 1)) >> PAGE_SHIFT) as u32
     }
+    /// log2 of the number of small pages that one entry at `level` spans.
+    #[inline]
+    fn order(level: u8) -> u8 {
+        Self::BITS as u8 * level
+    }
+    /// That number.
+    #[inline]
+    fn pages(level: u8) -> u64 {
+        1 << Self::order(level)
+    }
     /// What one entry at `level` spans, in bytes.
     #[inline]
     fn span(level: u8) -> u64 {

@@ -208,7 +208,7 @@ impl<P: Platform> Batch for HugePage<'_, P> {
     }
     fn entry(&mut self, _: VirtAddr) -> Option<NewEntry> {
         let Found { pfn, .. } = self.first;
-        let (folio, pages) = (self.first.folio(), 1 << huge::order::<P::Format>());
+        let (folio, pages) = (self.first.folio(), P::Format::pages(huge::LEVEL));
         // As for a small page: counted once, for one entry.
         let once = if cfg!(mutant = "huge_counts_pages") { pages as u32 } else { 1 };
         if !self.p.meta(folio).try_map_many(once) {

@@ -267,7 +267,7 @@ impl<'a, P: Platform> Hand<'a, P> {
     #[cold]
     fn huge_page(&mut self, space: &AddressSpace<P>, level: u8) {
         self.fresh = None;
-        match space.payer().block(space.platform(), P::Format::BITS as u8 * level) {
+        match space.payer().block(space.platform(), P::Format::order(level)) {
             Ok(mut page) => {
                 page.clear();
                 self.fresh = Some(Fresh { page, copy_of: None, level });

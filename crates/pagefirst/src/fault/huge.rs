@@ -19,8 +19,8 @@ use crate::types::VirtAddr;
 pub(crate) const LEVEL: u8 = 1;
 
 /// log2 of the number of small pages in a huge one.
-pub(crate) const fn order<F: Format>() -> u8 {
-    F::BITS as u8 * LEVEL
+pub(crate) fn order<F: Format>() -> u8 {
+    F::order(LEVEL)
 }
 
 /// The huge zero page. Its reference becomes the mapping's.

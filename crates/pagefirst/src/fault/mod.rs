@@ -161,7 +161,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             Backing::File { file, .. } if file.file().is_direct() => self.direct_page(vma, file, slot),
             Backing::File { file, .. } if write && vma.is_private() => self.private_copy(vma, file, slot),
             Backing::File { file, .. } => self.file_page(vma, file, slot),
-            Backing::Physical(physical) => self.frames(vma, *physical, slot),
+            Backing::Physical(physical) => self.physical(vma, *physical, slot),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::ticket::For;
 use super::{Bus, FaultError, Outcome, Ticket};
-use crate::file::{FileCache, Lookup};
+use crate::file::{File as _, FileCache, Lookup};
 use crate::frame::{Frame, FrameFlags};
 use crate::mem::Shared;
 use crate::platform::Platform;
@@ -44,7 +44,6 @@ impl<P: Platform> AddressSpace<P> {
         page: &Frame<P>,
         file: u64,
     ) -> Option<Shared<P, FileCache<P>>> {
-        use crate::file::File as _;
         let (p, index) = (self.platform(), page.meta().index());
         let pin = Pin::new(p);
         let vma = self.find(&pin, addr).filter(|vma| !vma.is_retired() && vma.prot.allows(access))?;

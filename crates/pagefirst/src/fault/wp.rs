@@ -6,6 +6,7 @@
 //! Otherwise it is copied. A huge page that is shared is copied whole if a huge page can be had, and if not its entry is
 //! split, and the small page copied.
 
+use super::anon::WRITTEN;
 use super::hand::{Need, Why};
 use super::{Bus, Fault, FaultError, Look, Outcome};
 use crate::arch::{Attrs, Format};
@@ -46,15 +47,14 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     /// The page is made writable where it is.
     #[inline]
     fn reuse(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>, pfn: Pfn) -> Look<'a, P> {
-        let asks = vma.asks_to_write();
-        if asks
-            && let Some(look) = self.ask_first(vma, pfn.add(P::Format::pages_into(self.addr, slot.level())))
-        {
+        let (asks, page) = (vma.asks_to_write(), pfn.add(P::Format::pages_into(self.addr, slot.level())));
+        if asks && let Some(look) = self.ask_first(vma, page) {
             return look;
         }
         let Ok(slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
         let p = self.pin.platform();
-        let meta = p.meta(head_of(p, pfn));
+        let folio = head_of(p, pfn);
+        let meta = p.meta(folio);
         if vma.is_private() {
             if let Some(look) = self.flushes(&slot, pfn) {
                 return look;
@@ -65,17 +65,16 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         } else if let Backing::File { file, .. } = &vma.backing {
             // No copy was ever in the place of a shared page, so nothing need be flushed. It may be on its way out of the
             // file.
-            let page = pfn.add(P::Format::pages_into(self.addr, slot.level()));
-            if !file.is_attached(head_of(p, pfn), page, vma.index_of(self.addr)) {
+            if !file.is_attached(folio, page, vma.index_of(self.addr)) {
                 drop(slot);
                 return self.not_there(vma, file);
             }
-            if asks && !self.has_leave(head_of(p, pfn)) {
+            if asks && !self.has_leave(folio) {
                 return Look::Again;
             }
             meta.set(FrameFlags::DIRTY);
         }
-        self.widen(slot)
+        self.widen(slot, FaultKind::Reuse)
     }
 
     /// Whether its file gave leave to write to this folio.
@@ -125,7 +124,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             }
             let meta = p.meta(head_of(p, pfn));
             if meta.flags().contains(FrameFlags::ANON) && meta.try_reuse(self.hand.references_to(meta)) {
-                return self.widen(slot);
+                return self.widen(slot, FaultKind::Reuse);
             }
             if self.hand.has_copy(pfn, level) {
                 return self.replace(vma, slot, pfn);
@@ -150,15 +149,16 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         }
     }
 
-    fn widen(&self, mut slot: Slot<'f, P, Locked<'f, P>>) -> Look<'a, P> {
-        slot.widen(Attrs::WRITE | Attrs::ACCESSED | Attrs::DIRTY);
-        slot.tally(FaultKind::Reuse);
+    /// Makes what the locked slot maps writable, and counts that as `kind`.
+    pub(super) fn widen(&self, mut slot: Slot<'f, P, Locked<'f, P>>, kind: FaultKind) -> Look<'a, P> {
+        slot.widen(WRITTEN | Attrs::ACCESSED);
+        slot.tally(kind);
         Look::mapped(self.hand.major, slot.level() > 0, 0)
     }
 
     /// What the locked slot maps, at `pfn`, and a reference to it: it is mapped, so it is not free.
     pub(super) fn held(&self, slot: &Slot<'f, P, Locked<'f, P>>, pfn: Pfn) -> Option<Part<P>> {
-        Part::try_get(self.pin.platform(), pfn, P::Format::BITS as u8 * slot.level())
+        Part::try_get(self.pin.platform(), pfn, P::Format::order(slot.level()))
     }
 
     /// Asks for a flush while somebody's copy is stored and not flushed: its old page may still be cached on other CPUs.

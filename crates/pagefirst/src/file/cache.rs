@@ -29,7 +29,19 @@ pub struct FileCache<P: Platform> {
     pub(crate) mappings: Spin<P, Mappings<P>>,
 }
 
-impl<P: Platform> Pooled for FileCache<P> {}
+impl<P: Platform> Pooled for FileCache<P> {
+    /// Its pages are no way to it any more (`frame::with_file`).
+    fn ending(&self) {
+        self.index.each(|folio| {
+            let meta = self.p.meta(folio);
+            meta.set(FrameFlags::GOING);
+            meta.clear(FrameFlags::UP_TO_DATE);
+            meta.set_owner(core::ptr::null_mut());
+        });
+        // Who found it by one of them uses it no more.
+        drop(self.p.vm().ending_files.lock(self.p));
+    }
+}
 
 /// What a look-up found.
 pub(crate) enum Lookup<P: Platform> {
@@ -275,16 +287,7 @@ impl<P: Platform> Outs<P> {
 
 impl<P: Platform> Drop for FileCache<P> {
     fn drop(&mut self) {
-        let p = self.p;
-        self.index.empty(|folio| {
-            let meta = p.meta(folio);
-            meta.set(FrameFlags::GOING);
-            meta.clear(FrameFlags::UP_TO_DATE);
-            meta.set_owner(core::ptr::null_mut());
-            drop(Frame::from_held(p, folio));
-        });
-        // Who found the file by one of them uses it no more.
-        drop(p.vm().ending_files.lock(p));
+        self.index.each(|folio| drop(Frame::from_held(self.p, folio)));
     }
 }
 

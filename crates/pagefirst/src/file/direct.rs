@@ -9,7 +9,7 @@
 //!
 //! Linux's `daxdev` mappings are resident to nobody; neither are these.
 
-use super::cache::{FileCache, pages_of};
+use super::cache::FileCache;
 use super::{File as _, IoError, ReadError};
 use crate::platform::Platform;
 use crate::space::MemoryType;
@@ -45,10 +45,6 @@ impl Direct {
 }
 
 impl<P: Platform> FileCache<P> {
-    /// The number of pages, the last one perhaps in part.
-    pub(crate) fn page_count(&self) -> u64 {
-        pages_of(self.size())
-    }
     /// What a file that is memory itself has is not read or written by way of the cache.
     pub(super) fn not_direct(&self) -> Result<(), ReadError<P>> {
         if self.file.is_direct() { Err(ReadError::Io) } else { Ok(()) }

@@ -183,8 +183,8 @@ impl<P: Platform> Index<P> {
         }
     }
 
-    /// Takes every folio out, for a cache that is going away.
-    pub fn empty(&mut self, mut f: impl FnMut(Pfn)) {
+    /// Calls `f` with every folio of a cache that is going away, which nobody changes any more.
+    pub fn each(&self, mut f: impl FnMut(Pfn)) {
         let mut each = |_, found: Found| {
             f(found.folio());
             Continue::<()>(())

@@ -71,7 +71,7 @@ fn fault_against_removal(main: usize) {
             || meta.flags() & (FrameFlags::UP_TO_DATE | FrameFlags::GOING) == FrameFlags::UP_TO_DATE;
         let mapped = meta.try_map_valid(is_valid) == Some(true);
         if !mapped {
-            let _ = meta.unmap();
+            let _ = meta.unmap_many(1);
         }
         mapped
     };

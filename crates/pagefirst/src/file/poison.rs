@@ -51,8 +51,7 @@ impl<P: Platform> Selects<P> for Bad<P> {
             self.missed |= level > 0;
             return false;
         };
-        let pages = 1 << (P::Format::BITS * u32::from(level));
-        let is_it = first.0 <= self.pfn.0 && self.pfn.0 - first.0 < pages;
+        let is_it = first.0 <= self.pfn.0 && u64::from(self.pfn.0 - first.0) < P::Format::pages(level);
         is_it && head_of(self.p, first) == head_of(self.p, self.pfn)
     }
 }

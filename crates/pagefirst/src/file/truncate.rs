@@ -146,20 +146,8 @@ impl<P: Platform> FileCache<P> {
 
     fn remove(&self, p: &'static P, removal: Removal) {
         self.announce(p, &removal);
-        while removal.has_pages() {
-            self.mark(p, &removal);
-            let again = self.unmap(&removal);
-            self.at_edges(p, &removal, |w, found, indexes| {
-                // Its pages go with the others, in the next round if they are mapped again.
-                let _ = found.order > 0 && self.split(w, indexes.start, found);
-            });
-            self.mark(p, &removal);
-            // No store begins any more.
-            drop(self.stores.lock(p));
-            if !(self.take_out(p, &removal) | again) || cfg!(mutant = "remove_walks_once") {
-                break;
-            }
-            p.relax();
+        if removal.has_pages() {
+            self.take_away(p, &removal);
         }
         self.at_edges(p, &removal, |_, found, indexes| {
             for index in indexes.start.max(removal.first)..indexes.end.min(removal.end) {
@@ -175,6 +163,25 @@ impl<P: Platform> FileCache<P> {
         drop(w);
         p.ready(removal_key(self));
         p.vm().collect(p, COLLECT);
+    }
+
+    /// Takes away the pages that lie wholly in the range, which are some: steps 2 to 4.
+    fn take_away(&self, p: &'static P, removal: &Removal) {
+        self.mark(p, removal);
+        loop {
+            let again = self.unmap(removal);
+            self.at_edges(p, removal, |w, found, indexes| {
+                // Its pages go with the others, in the next round if they are mapped again.
+                let _ = found.order > 0 && self.split(w, indexes.start, found);
+            });
+            self.mark(p, removal);
+            // No store begins any more.
+            drop(self.stores.lock(p));
+            if !(self.take_out(p, removal) | again) || cfg!(mutant = "remove_walks_once") {
+                break;
+            }
+            p.relax();
+        }
     }
 
     /// Says what is removed, and zeroes the parts of pages at the edges. A folio across an edge that is being read in goes,
@@ -354,7 +361,7 @@ impl<P: Platform> Selects<P> for Takes<'_, P> {
         if flags.contains(FrameFlags::FILE) {
             // Wherever the mapping shows it: another mapping of the file may be here by now.
             let index = meta.index() + (pfn.0 - head.0) as u64;
-            let end = index + (1 << (P::Format::BITS * level as u32));
+            let end = index + P::Format::pages(level);
             return meta.owner() == self.cache.owner() && index < removal.end && removal.first < end;
         }
         removal.shrinks && flags.contains(FrameFlags::ANON) && self.vma.is_private() && self.is_the_mappings()

@@ -3,7 +3,7 @@
 //! Lists are threaded through the metadata of the blocks' first frames (link: next, index: previous; frame 0 is
 //! never free and ends a list). One spin lock; the per-CPU caches keep it off the fault path.
 
-use super::{FrameFlags, FrameMeta};
+use super::{FrameFlags, FrameMeta, first_of};
 use crate::platform::Platform;
 use crate::sync::atomic::Relaxed;
 use crate::sync::atomic::plain::AtomicU64;
@@ -130,7 +130,7 @@ impl<P: Platform> Frames<P> {
     pub(super) fn take_out(&self, p: &'static P, pfn: Pfn) -> bool {
         let mut l = self.lists.lock(p);
         let Some(order) = (0..=MAX_ORDER).find(|order| l.is_free_block(p, pfn, *order)) else { return false };
-        let mut first = Pfn(pfn.0 >> order << order);
+        let mut first = first_of(pfn, order);
         l.unlink(p, first, order);
         for o in (0..order).rev() {
             let (low, high) = (first, first.add(1 << o));
@@ -169,7 +169,7 @@ impl Lists {
     }
     /// Whether the frame is in a free block of this order.
     fn is_free_block<P: Platform>(&self, p: &'static P, pfn: Pfn, order: u8) -> bool {
-        let first = Pfn(pfn.0 >> order << order);
+        let first = first_of(pfn, order);
         self.has(first) && p.meta(first).is_free_block(order)
     }
     /// Gives back `frames` frames from `first` on, in as few blocks as there are.

@@ -32,18 +32,18 @@ bitflags::bitflags! {
         const FAILED = 1 << 9;
         /// The huge zero page: all zeros, never written, in no resident set.
         const ZERO = 1 << 10;
-        /// Being stored: under write-back.
-        const STORING = 1 << 15;
-        /// Its file is being asked whether it may be written to.
-        const ASKED = 1 << 14;
-        /// Read ahead, and who wants it first has more read: not mapped until then.
-        const AHEAD = 1 << 13;
         /// Behind the head of a folio: everything but this is in the head's metadata, the folio's order excepted, and whether
         /// hardware reported an error in this frame.
         const TAIL = 1 << 11;
         /// Of a folio of more than one frame: hardware reported an error in one of them. In which one, its own
         /// [`POISON`](FrameFlags::POISON) says.
         const HURT = 1 << 12;
+        /// Read ahead, and who wants it first has more read: not mapped until then.
+        const AHEAD = 1 << 13;
+        /// Its file is being asked whether it may be written to.
+        const ASKED = 1 << 14;
+        /// Being stored: under write-back.
+        const STORING = 1 << 15;
     }
 }
 
@@ -169,22 +169,27 @@ impl FrameMeta {
     /// [`thaw`](Self::thaw) nobody can take another.
     #[must_use]
     pub(crate) fn freeze(&self) -> bool {
-        self.counts.compare_exchange(REF, 0, AcqRel, Relaxed).is_ok()
+        self.freeze_at(REF)
     }
     /// Gives the only reference back to who called [`freeze`](Self::freeze).
     pub(crate) fn thaw(&self) {
-        debug_assert_eq!(self.counts.load(Relaxed), 0);
-        self.counts.store(REF, Ordering::Release);
+        self.thaw_at(REF);
     }
     /// The same for a page whose only reference is its only mapping's.
     #[must_use]
     pub(crate) fn freeze_mapped(&self) -> bool {
-        self.counts.compare_exchange(REF + MAP, 0, AcqRel, Relaxed).is_ok()
+        self.freeze_at(REF + MAP)
     }
     /// One mapping and its reference, for a frame nobody refers to.
     pub(crate) fn thaw_mapped(&self) {
+        self.thaw_at(REF + MAP);
+    }
+    fn freeze_at(&self, expected: u64) -> bool {
+        self.counts.compare_exchange(expected, 0, AcqRel, Relaxed).is_ok()
+    }
+    fn thaw_at(&self, counts: u64) {
         debug_assert_eq!(self.counts.load(Relaxed), 0);
-        self.counts.store(REF + MAP, Ordering::Release);
+        self.counts.store(counts, Ordering::Release);
     }
     /// Takes a reference unless the frame is free.
     pub(crate) fn try_get(&self) -> bool {
@@ -203,9 +208,9 @@ impl FrameMeta {
     pub(crate) fn try_map_many(&self, n: u32) -> bool {
         self.take((REF + MAP) * n as u64)
     }
-    /// Takes so many references and mappings more of a folio that the caller has a mapping of.
+    /// The same, of a folio that the caller has a mapping of.
     pub(crate) fn map_more(&self, n: u32) {
-        let taken = self.take((REF + MAP) * n as u64);
+        let taken = self.try_map_many(n);
         debug_assert!(taken, "mapped and free");
     }
     /// Takes a mapping of a page of private memory for another space, which makes it one that is shared: exclusive no more.
@@ -241,17 +246,18 @@ impl FrameMeta {
     pub(crate) fn try_reuse(&self, held: u32) -> bool {
         let expected = REF * (1 + held as u64) + MAP;
         if cfg!(mutant = "reuse_by_map_count") {
-            if self.counts().maps != 1 {
-                return false;
+            let mapped_once = self.counts().maps == 1;
+            if mapped_once {
+                self.set(FrameFlags::EXCLUSIVE);
             }
-        } else if self.counts.compare_exchange(expected, 0, AcqRel, Relaxed).is_err() {
-            return false;
+            return mapped_once;
         }
-        self.set(FrameFlags::EXCLUSIVE);
-        if !cfg!(mutant = "reuse_by_map_count") {
-            self.counts.store(expected, Ordering::Release);
+        let frozen = self.freeze_at(expected);
+        if frozen {
+            self.set(FrameFlags::EXCLUSIVE);
+            self.thaw_at(expected);
         }
-        true
+        frozen
     }
     /// Pins, on the head of what is pinned.
     pub(crate) fn pins(&self) -> u32 {
@@ -283,12 +289,8 @@ impl FrameMeta {
     pub(crate) fn map_held(&self) {
         self.take(MAP);
     }
-    /// Gives a mapping and its reference back; true when it was the last reference.
-    #[must_use]
-    pub(crate) fn unmap(&self) -> bool {
-        self.give(REF + MAP, 1)
-    }
     /// Gives so many mappings and their references back; true when those were the last references.
+    #[inline]
     #[must_use]
     pub(crate) fn unmap_many(&self, n: u32) -> bool {
         self.give((REF + MAP) * n as u64, n)

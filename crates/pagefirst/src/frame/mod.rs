@@ -7,6 +7,7 @@
 //!
 //! A frame in a cache or in the allocator has no reference; [`Note::FrameFreed`] marks that moment.
 
+mod anywhere;
 mod buddy;
 pub(crate) mod bytes;
 mod filling;
@@ -16,8 +17,9 @@ mod meta;
 mod poison;
 mod storing;
 
+pub(crate) use anywhere::During;
 pub use buddy::{Frames, MAX_ORDER, Region};
-pub(crate) use filling::{During, Filling};
+pub(crate) use filling::Filling;
 pub use folio::head_of;
 pub(crate) use folio::{Part, first_of, head_and_flags, link_tails, split, split_cached};
 pub use handle::Frame;
@@ -219,7 +221,7 @@ pub(crate) fn unmap_all<P: Platform>(p: &'static P, folios: &[Pfn]) {
                     }
                     p.meta(*folio).unmap_many(1 + more as u32)
                 }
-                _ => p.meta(*folio).unmap(),
+                _ => p.meta(*folio).unmap_many(1),
             };
             if is_last {
                 return Some(*folio);
@@ -249,8 +251,8 @@ pub(crate) fn unmap_many<P: Platform>(p: &'static P, folio: Pfn, n: u32) {
 }
 
 /// Drops one mapping of a folio and its reference, and frees it if it has no other.
-pub(crate) fn unmap<P: Platform>(p: &'static P, pfn: Pfn) {
-    unmap_all(p, &[pfn]);
+pub(crate) fn unmap<P: Platform>(p: &'static P, folio: Pfn) {
+    unmap_many(p, folio, 1);
 }
 
 /// Moves what every CPU's cache holds to the buddy allocator; returns the number of frames moved.

@@ -4,7 +4,7 @@
 //! with the frame: whatever is done with its folio, it is never free again. Who looks a page up, or validates one to map it,
 //! is told; so, as for pages that go (protocol 2), the mark comes before the walk that takes the mappings away.
 
-use super::{Frame, FrameFlags, MAX_ORDER, Part, drain};
+use super::{Frame, FrameFlags, MAX_ORDER, Part, drain, first_of};
 use crate::file::FileCache;
 use crate::platform::{Note, Platform};
 use crate::types::Pfn;
@@ -58,7 +58,7 @@ pub(crate) fn mark<P: Platform>(p: &'static P, pfn: Pfn) -> Bad<P> {
 
 /// The frame, if it is behind the head of a folio whose tails do not name it: of private memory that is mapped whole.
 fn part_of_block<P: Platform>(p: &'static P, pfn: Pfn) -> Option<Part<P>> {
-    let heads = (1..=MAX_ORDER).map(|order| (order, Pfn(pfn.0 >> order << order)));
+    let heads = (1..=MAX_ORDER).map(|order| (order, first_of(pfn, order)));
     heads.filter(|(_, head)| head.0 < pfn.0 && p.vm().frames.has(p, *head)).find_map(|(order, head)| {
         let folio = Frame::try_get(p, head).filter(|folio| folio.order() >= order)?;
         Some(Part::of(folio, pfn))
@@ -95,8 +95,8 @@ pub(crate) fn with_file<P: Platform, R>(
         return None;
     }
     // SAFETY: the owner of a page that is up to date is the cache that it is attached to, stored from a reference to it. A
-    // cache that ends clears the owner of each of its pages, and takes this lock after that and before its memory is
-    // another's; so the owner that is read here is alive until the lock is given back.
+    // cache that ends clears the owner of each of its pages, and takes this lock after that, while it is still shared
+    // (`Pooled::ending`); so the owner that is read here is alive, and nobody has it alone, until the lock is given back.
     let file = unsafe { meta.owner().cast::<FileCache<P>>().as_ref() };
     file.map(f)
 }

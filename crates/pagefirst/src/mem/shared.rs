@@ -55,6 +55,9 @@ impl<P: Platform, T: 'static> Chain for Objects<P, T> {
 
 /// What can be kept in a [`Pool`].
 pub trait Pooled: Sized + 'static {
+    /// The value is about to end: nobody may come to it any more by ways of his own, beside a count and a pin. Comes back
+    /// when nobody is there who did.
+    fn ending(&self) {}
     /// Ends what a value whose grace period is over refers to (`Shared::end`). Then the value is dropped.
     fn end(&mut self, _: &Past) {}
 }
@@ -157,7 +160,9 @@ impl<P: Platform, T: Pooled> Pool<P, T> {
             return;
         }
         for at in objects {
-            // SAFETY: the caller's promise.
+            // SAFETY: the object is alive; shared still, for who comes by ways of his own (`Pooled::ending`).
+            unsafe { at.as_ref() }.value.ending();
+            // SAFETY: the caller's promise, and what `ending` has seen to.
             let value = unsafe { &mut (*at.as_ptr()).value };
             value.end(past);
             // SAFETY: it is dropped once.

@@ -24,7 +24,7 @@
 //! | exit of either | map counts and references fall after their flush; the last one reuses the page |
 
 use super::tree::{MAX_NEW, VmaTree};
-use super::{AddressSpace, MapError, State, Vma, VmaFlags};
+use super::{AddressSpace, EVERYTHING, MapError, State, Vma, VmaFlags};
 use crate::arch::{Attrs, Format};
 use crate::frame::{Frame, FrameFlags, Part, head_of};
 use crate::limit::{Payer, Unavailable};
@@ -34,8 +34,6 @@ use crate::rmap;
 use crate::table::{Counted, Flow, Guard, NewEntry, NewLeaf, PageTable, Reserve, Visitor};
 use crate::tlb::{Gather, NOTHING, SmallGather};
 use crate::types::{NoMemory, PAGE_SIZE, VirtAddr, VirtRange};
-
-const EVERYTHING: VirtRange = VirtRange { start: VirtAddr(0), end: VirtAddr(u64::MAX) };
 
 impl<P: Platform> AddressSpace<P> {
     /// Makes a space like this one: the same mappings, limits, heap and policy, but for mappings advised
@@ -319,7 +317,7 @@ impl<P: Platform> Visitor<P> for Copier<'_, P> {
                 } else if let Some((frame, of)) = self.copy.take_if(|(_, of)| of.pfn() == pfn) {
                     self.put_copy(va, level, frame, &of, attrs);
                 } else {
-                    let part = Part::try_get(p, pfn, P::Format::BITS as u8 * level);
+                    let part = Part::try_get(p, pfn, P::Format::order(level));
                     self.want = part.map_or(Want::Tables, |part| Want::Copy(va, part, attrs));
                     flow = Flow::Full(va);
                     break;

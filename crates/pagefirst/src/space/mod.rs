@@ -61,6 +61,8 @@ use crate::tlb::Gather;
 use crate::types::{NoMemory, PAGE_SIZE, VirtAddr, VirtRange};
 use tree::{TreeReserve, VmaTree};
 
+/// All addresses.
+const EVERYTHING: VirtRange = VirtRange { start: VirtAddr(0), end: VirtAddr(u64::MAX) };
 /// Objects of each kind freed in one step after a mapping call.
 const COLLECT: usize = 64;
 
@@ -268,9 +270,8 @@ impl<P: Platform> Drop for AddressSpace<P> {
     fn drop(&mut self) {
         let mut gather = Gather::new(&self.table);
         let whole = VirtRange::new(VirtAddr(0), P::Format::USER_END);
-        let everything = VirtRange::new(VirtAddr(0), VirtAddr(u64::MAX));
-        self.table.zap(whole, Some(everything), &mut Stock::empty(self.p), &mut gather);
+        self.table.zap(whole, Some(EVERYTHING), &mut Stock::empty(self.p), &mut gather);
         gather.flush();
-        self.tree.overlapping(everything).for_each(|vma| rmap::remove(&vma));
+        self.tree.overlapping(EVERYTHING).for_each(|vma| rmap::remove(&vma));
     }
 }

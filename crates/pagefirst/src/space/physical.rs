@@ -46,10 +46,18 @@ impl Physical {
     }
     /// The level of the largest entry by which a fault at `va` may map its page of the mapping.
     pub(crate) fn level<P: Platform>(self, vma: &Vma<P>, va: VirtAddr) -> u8 {
+        vma.largest_entry(va, |start, _| Some(Pfn(vma.index_of(start) as u32)))
+    }
+}
+
+impl<P: Platform> Vma<P> {
+    /// The level of the largest entry around `va` that does not reach beyond the mapping, and whose first frame, which
+    /// `frame` tells by its first address and its level, there is and lies where hardware wants it.
+    pub(crate) fn largest_entry(&self, va: VirtAddr, frame: impl Fn(VirtAddr, u8) -> Option<Pfn>) -> u8 {
         let fits = |level: &u8| {
             let span = P::Format::span_of(va, *level);
-            let pages = 1u64 << (P::Format::BITS * u32::from(*level));
-            vma.range.covers(span) && vma.index_of(span.start).is_multiple_of(pages)
+            let is_aligned = |pfn: Pfn| u64::from(pfn.0).is_multiple_of(P::Format::pages(*level));
+            self.range.covers(span) && frame(span.start, *level).is_some_and(is_aligned)
         };
         (1..=P::Format::TOP_LEAF).rev().find(fits).unwrap_or(0)
     }

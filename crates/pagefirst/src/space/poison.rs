@@ -56,7 +56,7 @@ impl<P: Platform> Visitor<P> for Lose {
                 && flags.intersects(FrameFlags::HURT | FrameFlags::POISON)
             {
                 let is_bad = |i| p.meta(pfn.add(i)).flags().contains(FrameFlags::POISON);
-                let bad = (0..1 << (P::Format::BITS * u32::from(level))).find(|i| is_bad(*i));
+                let bad = (0..P::Format::pages(level) as u32).find(|i| is_bad(*i));
                 match bad {
                     Some(i) if level > 0 => self.huge = Some(VirtAddr(va.0 + u64::from(i) * PAGE_SIZE)),
                     Some(_) if gather.is_full() => return Flow::Full(va),

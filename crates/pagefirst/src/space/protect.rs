@@ -57,7 +57,7 @@ impl<P: Platform> Visitor<P> for Protect<'_, P> {
                 let gains = self.prot.contains(Prot::EXEC) && !attrs.intersects(Attrs::EXEC | Attrs::SPECIAL);
                 if let Some(pfn) = P::Format::frame(raw, level).filter(|_| gains) {
                     // Before another CPU can see that it may fetch from there.
-                    let pages = 1 << (P::Format::BITS * level as u32);
+                    let pages = P::Format::pages(level) as u32;
                     (0..pages).for_each(|i| p.sync_instructions(pfn.add(i)));
                 }
                 let new = |raw| P::Format::with_attrs(raw, self.attrs(p, raw, level));

@@ -318,7 +318,7 @@ impl<P: Platform> Batch for One<'_, P> {
         if counted == Counted::File
             && let Some(pfn) = P::Format::frame(raw, self.level)
             && !self.file.is_some_and(|f| {
-                let (folio, order) = (frame::head_of(self.p, pfn), P::Format::BITS as u8 * self.level);
+                let (folio, order) = (frame::head_of(self.p, pfn), P::Format::order(self.level));
                 match order {
                     0 => f.is_attached(folio, pfn, self.index),
                     order => f.is_span_attached(folio, pfn, self.index, 1 << order),

@@ -166,8 +166,7 @@ impl<P: Platform> Vma<P> {
             Backing::Physical(physical) => physical.level(self, va),
             // Wherever its memory is.
             Backing::File { file, .. } if file.file().is_direct() => {
-                let covers = |level: &u8| self.range.covers(P::Format::span_of(va, *level));
-                (1..=P::Format::TOP_LEAF).rev().find(covers).unwrap_or(0)
+                self.largest_entry(va, |_, _| Some(Pfn(0)))
             }
             Backing::File { .. } if self.takes_huge_of_file(P::Format::span_of(va, HUGE_LEVEL)) => HUGE_LEVEL,
             _ if self.takes_huge(policy, P::Format::span_of(va, HUGE_LEVEL)) => HUGE_LEVEL,

@@ -396,7 +396,7 @@ impl<'e, P: Platform> Guard<'e, P> {
             Counted::File => &self.record.file,
             Counted::Nothing => return,
         };
-        let pages = entries << (P::Format::BITS * self.table.level as u32);
+        let pages = entries << P::Format::order(self.table.level);
         count.store(count.load(Relaxed).wrapping_add_signed(pages), Relaxed);
     }
     fn leave(&self) -> bool {

@@ -40,7 +40,7 @@ pub struct Locked<'e, P: Platform>(pub(super) Guard<'e, P>);
 /// ```compile_fail,E0423
 /// # use pagefirst::{platform::Platform, table::Locked};
 /// fn c04_a_lock_is_not_claimed<'e, P: Platform>() -> Locked<'e, P> {
-///     Locked(todo!())
+///     Locked(unreachable!())
 /// }
 /// ```
 /// With the lock:

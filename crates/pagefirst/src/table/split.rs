@@ -69,7 +69,7 @@ impl Pieces {
     /// pages. If somebody does, and if it is a file's, it stays one folio, and its parts are mapped one by one.
     pub fn of<P: Platform>(p: &'static P, old: u64, level: u8) -> Pieces {
         let Some(page) = P::Format::frame(old, level) else { unreachable!("{old:#x} maps no page") };
-        let others = (1 << (P::Format::BITS * level as u32)) - 1;
+        let others = P::Format::pages(level) as u32 - 1;
         match Counted::of(p, old, level) {
             Counted::Anon if !frame::split(p, page) => {
                 frame::link_tails(p, page);
@@ -89,7 +89,7 @@ impl Pieces {
             return P::Format::leaf(p.vm().zero_page(), 0, self.attrs | Attrs::SPECIAL);
         }
         let below = self.level - 1;
-        P::Format::leaf(self.page.add((index << (P::Format::BITS * below as u32)) as u32), below, self.attrs)
+        P::Format::leaf(self.page.add((index << P::Format::order(below)) as u32), below, self.attrs)
     }
     /// The entries are in place: the mapping of the huge zero page ends.
     pub fn settle<P: Platform>(self, p: &'static P) {

@@ -84,7 +84,7 @@ fn index_agrees_with_a_map() {
     let p = machine(3000);
     let mut random = Random(11);
     for round in 0..30 {
-        let (mut index, mut w, mut model) = (Index::new(), Writer::new(), BTreeMap::new());
+        let (index, mut w, mut model) = (Index::new(), Writer::new(), BTreeMap::new());
         for step in 0..400 {
             let grow = if step / 100 % 2 == 0 { 7 } else { 2 };
             if random.below(10) < grow {
@@ -125,7 +125,7 @@ fn index_agrees_with_a_map() {
             assert_eq!(p.vm.cache_nodes.live(), 0);
         }
         let mut left = 0;
-        index.empty(|_| left += 1);
+        index.each(|_| left += 1);
         assert_eq!(left, if w.pages() == 0 { 0 } else { model.len() });
         drop(index);
         p.assert_empty();
@@ -135,7 +135,7 @@ fn index_agrees_with_a_map() {
 #[test]
 fn an_insert_that_is_short_changes_nothing() {
     let p = machine(200);
-    let mut index = Index::new();
+    let index = Index::new();
     let mut w = Writer::new();
     let mut model = BTreeMap::new();
     // A tree of one leaf, then full height beside it; below an inner node; in a leaf; eight leaves where one is there, and
@@ -163,7 +163,7 @@ fn an_insert_that_is_short_changes_nothing() {
         model.insert(at, folio);
         check(p, &index, &w, &model, &mut Random(3));
     }
-    index.empty(|_| {});
+    index.each(|_| {});
     drop(index);
     p.assert_empty();
 }
@@ -171,7 +171,7 @@ fn an_insert_that_is_short_changes_nothing() {
 #[test]
 fn a_reader_in_a_node_that_was_cut_off_finds_nothing() {
     let p = machine(100);
-    let mut index = Index::new();
+    let index = Index::new();
     let mut w = Writer::new();
     insert(p, &index, &mut w, 1, one(7));
     insert(p, &index, &mut w, 5000, one(8));
@@ -186,7 +186,7 @@ fn a_reader_in_a_node_that_was_cut_off_finds_nothing() {
     assert!(index.slot(&pin, 5000).is_none(), "the tree is one leaf again");
     assert_eq!(index.slot(&pin, 1).unwrap().load(), Some(one(7)));
     drop(pin);
-    index.empty(|_| {});
+    index.each(|_| {});
     drop(index);
     p.assert_empty();
 }

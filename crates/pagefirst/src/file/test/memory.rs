@@ -111,14 +111,14 @@ fn reading_in_drains_before_it_gives_up() {
 fn a_node_fits_its_slab() {
     let p = machine(60);
     let mut w = Writer::new();
-    let mut index = Index::new();
+    let index = Index::new();
     let mut nodes = super::super::index::Nodes::new();
     nodes.reserve(p, 7).unwrap();
     p.vm.drain(p);
     assert_eq!(p.vm.held(p).frames, 2, "seven nodes a frame");
     let found = super::super::index::Found { pfn: crate::types::Pfn(1), order: 0 };
     assert!(index.insert(&mut w, 1 << 36, found, &mut nodes).is_ok());
-    index.empty(|_| {});
+    index.each(|_| {});
     drop((index, nodes));
     p.assert_empty();
 }

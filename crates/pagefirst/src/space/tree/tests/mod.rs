@@ -97,7 +97,7 @@ unsafe impl Platform for Machine {
         CPU.get()
     }
     fn cells(&'static self, _: Pfn) -> &'static [AtomicU64] {
-        unimplemented!("no tables here")
+        unreachable!("no tables here")
     }
     fn meta(&'static self, pfn: Pfn) -> &'static FrameMeta {
         &self.meta[pfn.0 as usize]
