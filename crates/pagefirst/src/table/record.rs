@@ -258,6 +258,7 @@ impl<'e, P: Platform> Table<'e, P> {
         self.p.cells(self.pfn)[index].load(Acquire)
     }
     /// Locks the table; `None` when it is dead.
+    #[inline]
     pub fn lock(self) -> Option<Guard<'e, P>> {
         held::take(self.p, held::TABLE);
         let record = self.record();
