@@ -64,10 +64,7 @@ pub(super) fn private_entry<P: Platform>(
     if vma.prot.contains(Prot::EXEC) {
         page.frames().for_each(|pfn| page.platform().sync_instructions(pfn));
     }
-    page.make_anonymous(va.0 >> PAGE_SHIFT);
-    page.meta().map_first();
-    let pfn = if cfg!(mutant = "entry_without_reference") { page.pfn() } else { page.into_held() };
-    P::Format::leaf(pfn, level, readable(vma) | attrs)
+    P::Format::leaf(page.into_anonymous(va.0 >> PAGE_SHIFT), level, readable(vma) | attrs)
 }
 
 impl<P: Platform, V: Fn(&Part<P>) -> bool, const LEVEL: u8> Batch for Private<'_, P, V, LEVEL> {
@@ -117,24 +114,25 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         if self.is_room_for_huge(vma, &slot) {
             return self.huge_page(vma, slot);
         }
-        if !self.hand.clear_now(self.pin.platform(), self.space.limit_of(self.pin), 0) {
-            return Look::Need(Need::Cleared(0));
+        match self.hand.cleared(self.pin.platform(), self.space.limit_of(self.pin), 0) {
+            Some(page) => self.install_private::<0>(vma, slot, page, FaultKind::AnonWrite, |_| true),
+            None => Look::Need(Need::Cleared(0)),
         }
-        self.install_private::<0>(vma, slot, FaultKind::AnonWrite, |_| true)
     }
 
-    /// Installs the private page in hand. It stays in hand if it could not be.
+    /// Installs a private page. It is in hand afterwards if it could not be.
     #[inline(always)]
     pub(super) fn install_private<const LEVEL: u8>(
         &mut self,
         vma: &'f Vma<P>,
         slot: Slot<'f, P, Nothing>,
+        page: Fresh<P>,
         kind: FaultKind,
         source_is_valid: impl Fn(&Part<P>) -> bool,
     ) -> Look<'a, P> {
         let va = P::Format::span_of(self.addr, LEVEL).start;
         let mut batch: Private<'_, P, _, LEVEL> =
-            Private { vma, va, page: self.hand.fresh.take(), source_is_valid, kind };
+            Private { vma, va, page: Some(page), source_is_valid, kind };
         let look = self.install(slot, &mut batch);
         if let Some(page) = batch.page {
             self.hand.fresh = Some(page);

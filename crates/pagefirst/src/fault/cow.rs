@@ -6,7 +6,7 @@
 //! after the read-only store and a fence, all of it is done in one locked section.
 
 use super::anon::{WRITTEN, private_entry};
-use super::hand::{Need, Why};
+use super::hand::{Fresh, Need, Why};
 use super::{Fault, Look};
 use crate::arch::{Attrs, Format};
 use crate::file::FileCache;
@@ -29,15 +29,20 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     ) -> Look<'a, P> {
         let index = vma.index_of(self.addr);
         let is_it = |page: &Part<P>| file.has(page, index);
-        if !self.hand.copied().is_some_and(is_it) {
-            let p = self.pin.platform();
-            let page = file.cursor(self.pin).look(index).and_then(|found| Part::try_get(p, found.pfn, 0));
-            let Some(page) = page.filter(is_it) else { return self.not_there(vma, file) };
-            if let Err(need) = self.hand.copy_now(p, self.space.limit_of(self.pin), page) {
-                return Look::Need(need);
+        let in_hand = self.hand.fresh.take_if(|fresh| fresh.copy_of.as_ref().is_some_and(is_it));
+        let copy = match in_hand {
+            Some(copy) => copy,
+            None => {
+                let p = self.pin.platform();
+                let page = file.cursor(self.pin).look(index).and_then(|found| Part::try_get(p, found.pfn, 0));
+                let Some(page) = page.filter(is_it) else { return self.not_there(vma, file) };
+                match Fresh::copy_now(p, self.space.limit_of(self.pin), page) {
+                    Ok(copy) => copy,
+                    Err(need) => return Look::Need(need),
+                }
             }
-        }
-        self.install_private::<0>(vma, slot, FaultKind::FileCopy, is_it)
+        };
+        self.install_private::<0>(vma, slot, copy, FaultKind::FileCopy, is_it)
     }
 
     /// The page at `old` is mapped read-only and the one in hand takes its place; the slot is locked.

@@ -54,6 +54,38 @@ pub(super) struct Fresh<P: Platform> {
     pub level: u8,
 }
 
+impl<P: Platform> Fresh<P> {
+    /// A small page, which is cleared.
+    #[inline]
+    fn cleared(mut page: Frame<P>) -> Self {
+        page.clear_small();
+        Fresh { page, copy_of: None, level: 0 }
+    }
+    /// A small page, which becomes a copy.
+    #[inline]
+    fn copy(mut page: Frame<P>, of: Part<P>) -> Self {
+        page.copy_of_small(&of);
+        Fresh { page, copy_of: Some(of), level: 0 }
+    }
+    /// A copy of a small page if that can be had at once; else what is needed. Pinned, with no lock held.
+    #[inline(always)]
+    pub fn copy_now(p: &'static P, limit: Option<&Limit<P>>, of: Part<P>) -> Result<Self, Need<P>> {
+        match frame_now(p, limit) {
+            Ok(page) => Ok(Fresh::copy(page, of)),
+            Err(NoMemory) => Err(Need::Copy(of)),
+        }
+    }
+}
+
+/// A small page that can be had at once, charged to whoever pays.
+#[inline]
+fn frame_now<P: Platform>(p: &'static P, limit: Option<&Limit<P>>) -> Result<Frame<P>, NoMemory> {
+    match limit {
+        Some(limit) => limit.frame_now(),
+        None => Frame::new(p),
+    }
+}
+
 /// Why a page is held: so that it is there, and no other page can take its number.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Why {
@@ -144,69 +176,18 @@ impl<'a, P: Platform> Hand<'a, P> {
         self.fresh.as_ref().is_some_and(|f| f.copy_of.is_none() && f.level == level)
     }
 
-    /// Sees that a cleared page for an entry of a table at `level` is in hand, if one can be had at once: a small one, out
-    /// of this CPU's cache or the allocator, with nothing drained for it. Pinned, with no lock held.
+    /// A cleared page for an entry of a table at `level`: the one in hand, or a small one that can be had at once, out of
+    /// this CPU's cache or the allocator, with nothing drained for it. Pinned, with no lock held.
     #[inline(always)]
-    pub fn clear_now(&mut self, p: &'static P, limit: Option<&Limit<P>>, level: u8) -> bool {
-        if let Some(limit) = limit {
-            return self.clear_charged(limit, level);
-        }
+    pub fn cleared(&mut self, p: &'static P, limit: Option<&Limit<P>>, level: u8) -> Option<Fresh<P>> {
         if self.has_cleared(level) {
-            return true;
+            return self.fresh.take();
         }
-        let page = if level == 0 { Frame::new(p).ok() } else { None };
-        page.map(|page| self.clear(page)).is_some()
-    }
-    /// The same, charged.
-    #[cold]
-    #[inline(never)]
-    fn clear_charged(&mut self, limit: &Limit<P>, level: u8) -> bool {
-        if !self.has_cleared(level)
-            && level == 0
-            && let Ok(page) = limit.frame_now()
-        {
-            self.clear(page);
+        if level > 0 {
+            return None;
         }
-        self.has_cleared(level)
+        frame_now(p, limit).ok().map(Fresh::cleared)
     }
-    #[inline]
-    fn clear(&mut self, mut page: Frame<P>) {
-        page.clear();
-        self.fresh = Some(Fresh { page, copy_of: None, level: 0 });
-    }
-
-    /// Sees that a copy of `source` is in hand, if that can be had at once; else what is needed. Pinned, with no lock
-    /// held.
-    #[inline(always)]
-    pub fn copy_now(
-        &mut self,
-        p: &'static P,
-        limit: Option<&Limit<P>>,
-        source: Part<P>,
-    ) -> Result<(), Need<P>> {
-        debug_assert_eq!(source.order(), 0);
-        if let Some(limit) = limit {
-            return self.copy_charged(limit, source);
-        }
-        let Ok(page) = Frame::new(p) else { return Err(Need::Copy(source)) };
-        self.copy(page, source);
-        Ok(())
-    }
-    /// The same, charged.
-    #[cold]
-    #[inline(never)]
-    fn copy_charged(&mut self, limit: &Limit<P>, source: Part<P>) -> Result<(), Need<P>> {
-        let Ok(page) = limit.frame_now() else { return Err(Need::Copy(source)) };
-        self.copy(page, source);
-        Ok(())
-    }
-    #[inline]
-    fn copy(&mut self, mut page: Frame<P>, source: Part<P>) {
-        page.copy_of(&source);
-        let level = source.order() / P::Format::BITS as u8;
-        self.fresh = Some(Fresh { page, copy_of: Some(source), level });
-    }
-
     /// Gets what is missing, unpinned and unlocked.
     #[inline]
     pub fn fetch(
@@ -218,8 +199,7 @@ impl<'a, P: Platform> Hand<'a, P> {
         let p = space.platform();
         match need {
             Need::Cleared(0) => {
-                let page = self.page(space)?;
-                self.clear(page);
+                self.fresh = Some(Fresh::cleared(self.page(space)?));
             }
             Need::Cleared(level) => self.huge_page(space, level),
             Need::HugeZero => match p.vm().huge_zero_page(p) {
@@ -230,8 +210,7 @@ impl<'a, P: Platform> Hand<'a, P> {
                 self.gather.flush_before(P::Format::span_of(addr, level.max(huge::LEVEL)), taken);
             }
             Need::Copy(source) if source.order() == 0 => {
-                let page = self.page(space)?;
-                self.copy(page, source);
+                self.fresh = Some(Fresh::copy(self.page(space)?, source));
             }
             Need::Copy(source) => self.huge_copy(space, source),
             Need::Split => self.split(space, addr)?,
@@ -280,7 +259,11 @@ impl<'a, P: Platform> Hand<'a, P> {
     fn huge_copy(&mut self, space: &AddressSpace<P>, source: Part<P>) {
         self.fresh = None;
         match space.payer().block(space.platform(), source.order()) {
-            Ok(page) => self.copy(page, source),
+            Ok(mut page) => {
+                page.copy_of(&source);
+                let level = source.order() / P::Format::BITS as u8;
+                self.fresh = Some(Fresh { page, copy_of: Some(source), level });
+            }
             Err(_) => self.fall_back(space),
         }
     }

@@ -61,10 +61,10 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
 
     #[inline(never)]
     pub(super) fn huge_page(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Nothing>) -> Look<'a, P> {
-        if !self.hand.has_cleared(LEVEL) {
-            return Look::Need(Need::Cleared(LEVEL));
+        match self.hand.cleared(self.pin.platform(), None, LEVEL) {
+            Some(page) => self.install_private::<LEVEL>(vma, slot, page, FaultKind::AnonWrite, |_| true),
+            None => Look::Need(Need::Cleared(LEVEL)),
         }
-        self.install_private::<LEVEL>(vma, slot, FaultKind::AnonWrite, |_| true)
     }
 
     #[inline(never)]

@@ -7,7 +7,7 @@
 //! split, and the small page copied.
 
 use super::anon::WRITTEN;
-use super::hand::{Need, Why};
+use super::hand::{Fresh, Need, Why};
 use super::{Bus, Fault, FaultError, Look, Outcome};
 use crate::arch::{Attrs, Format};
 use crate::frame::{FrameFlags, Part, head_of};
@@ -100,8 +100,12 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let level = slot.level();
         let take_out = level > 0 && self.hand.small;
         // The page first, and then the lock.
-        if !take_out && !self.hand.clear_now(self.pin.platform(), self.space.limit_of(self.pin), level) {
-            return Look::Need(Need::Cleared(level));
+        if !take_out {
+            let page = self.hand.cleared(self.pin.platform(), self.space.limit_of(self.pin), level);
+            if page.is_none() {
+                return Look::Need(Need::Cleared(level));
+            }
+            self.hand.fresh = page;
         }
         let Ok(slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
         if let Some(look) = self.flushes(&slot, pfn) {
@@ -143,8 +147,9 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             if level > 0 {
                 return Look::Need(Need::Copy(source));
             }
-            if let Err(need) = self.hand.copy_now(p, self.space.limit_of(self.pin), source) {
-                return Look::Need(need);
+            match Fresh::copy_now(p, self.space.limit_of(self.pin), source) {
+                Ok(copy) => self.hand.fresh = Some(copy),
+                Err(need) => return Look::Need(need),
             }
         }
     }

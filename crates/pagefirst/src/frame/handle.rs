@@ -111,6 +111,13 @@ impl<P: Platform> Frame<P> {
             unsafe { self.p.clear_page(pfn) }
         }
     }
+    /// The same for a frame that is a folio by itself.
+    #[inline]
+    pub(crate) fn clear_small(&mut self) {
+        debug_assert_eq!(self.order(), 0);
+        // SAFETY: as in `clear`.
+        unsafe { self.p.clear_page(self.pfn) }
+    }
     /// Copies the contents of what an entry maps, of the same order. Runs unlocked, and unpinned unless it is small.
     ///
     /// User code may write to `from` meanwhile (a shared file page): such a racing copy is torn exactly as it
@@ -121,6 +128,13 @@ impl<P: Platform> Frame<P> {
             // SAFETY: as in `clear`; `from` is referred to by its handle, and is another folio than one owned alone.
             unsafe { self.p.copy_page(to, from) }
         }
+    }
+    /// The same for a frame that is a folio by itself.
+    #[inline]
+    pub(crate) fn copy_of_small(&mut self, from: &Part<P>) {
+        debug_assert_eq!((self.order(), from.order()), (0, 0));
+        // SAFETY: as in `copy_of`.
+        unsafe { self.p.copy_page(self.pfn, from.pfn()) }
     }
     /// The bytes of the folio's small page with this number; for a folio that is not yet mapped or shared.
     pub(crate) fn bytes_of(&mut self, page: u32) -> &mut [u8] {
@@ -139,10 +153,14 @@ impl<P: Platform> Frame<P> {
         }
         is_memory
     }
-    /// Marks the folio as private memory, reachable through one mapping.
-    pub(crate) fn make_anonymous(&self, index: u64) {
-        self.meta().set_index(index);
-        self.meta().reset(FrameFlags::ANON | FrameFlags::EXCLUSIVE | FrameFlags::UP_TO_DATE, self.order());
+    /// Makes the folio private memory, reachable through one mapping, whose reference the handle's becomes.
+    #[inline]
+    pub(crate) fn into_anonymous(self, index: u64) -> Pfn {
+        let meta = self.meta();
+        meta.set_index(index);
+        meta.reset(FrameFlags::ANON | FrameFlags::EXCLUSIVE | FrameFlags::UP_TO_DATE, meta.order());
+        meta.map_first();
+        if cfg!(mutant = "entry_without_reference") { self.pfn } else { self.into_held() }
     }
 }
 

@@ -29,6 +29,11 @@ impl<T: Copy, R: AsRef<[MaybeUninit<T>]> + AsMut<[MaybeUninit<T>]> + ?Sized> Few
     pub fn is_full(&self) -> bool {
         self.len == self.room.as_ref().len()
     }
+    /// How many are there.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
     /// None is there.
     #[inline]
     pub fn is_empty(&self) -> bool {

@@ -275,9 +275,7 @@ impl<'a, P: Platform> Copier<'a, P> {
         if attrs.contains(Attrs::EXEC) {
             frame.frames().for_each(|pfn| self.p.sync_instructions(pfn));
         }
-        frame.make_anonymous(of.index());
-        frame.meta().map_first();
-        self.put(va, level, P::Format::leaf(frame.into_held(), level, attrs));
+        self.put(va, level, P::Format::leaf(frame.into_anonymous(of.index()), level, attrs));
     }
 }
 

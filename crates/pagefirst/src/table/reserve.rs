@@ -6,7 +6,7 @@
 use super::record::{TableRecord, record_of};
 use crate::arch::MAX_LEVELS;
 use crate::frame::{self, Frame};
-use crate::mem::ask;
+use crate::mem::{Few, Room, ask};
 use crate::platform::{Note, Platform};
 use crate::sync::atomic::Relaxed;
 use crate::sync::held;
@@ -158,14 +158,13 @@ pub(crate) fn cached<P: Platform>(p: &'static P) -> u64 {
 /// ```
 pub struct Reserve<P: Platform> {
     p: &'static P,
-    tables: [Pfn; MAX_LEVELS],
-    len: u8,
+    tables: Few<Pfn, Room<Pfn, MAX_LEVELS>>,
 }
 
 impl<P: Platform> Reserve<P> {
     /// An empty reserve.
     pub fn new(p: &'static P) -> Self {
-        Reserve { p, tables: [Pfn(0); MAX_LEVELS], len: 0 }
+        Reserve { p, tables: Few::new() }
     }
     /// Makes sure that `n` tables are there. Called with no lock held.
     ///
@@ -173,7 +172,7 @@ impl<P: Platform> Reserve<P> {
     /// [`NoMemory`]; the tables already there stay.
     #[cfg_attr(debug_assertions, track_caller)]
     pub fn refill(&mut self, n: u8) -> Result<(), NoMemory> {
-        while self.len < n {
+        while self.len() < n {
             let pfn = take_zeroed(self.p)?;
             self.put(pfn);
         }
@@ -181,19 +180,17 @@ impl<P: Platform> Reserve<P> {
     }
     /// The number of tables there.
     pub fn len(&self) -> u8 {
-        self.len
+        self.tables.len() as u8
     }
     /// Whether none is there.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.tables.is_empty()
     }
     pub(super) fn take(&mut self) -> Option<Pfn> {
-        self.len = self.len.checked_sub(1)?;
-        Some(self.tables[self.len as usize])
+        self.tables.pop()
     }
     pub(super) fn put(&mut self, pfn: Pfn) {
-        self.tables[self.len as usize] = pfn;
-        self.len += 1;
+        self.tables.push(pfn);
     }
 }
 
