@@ -71,14 +71,15 @@ impl<P: Platform> AddressSpace<P> {
     /// Called from the context of a thread, with no lock and no pin held. Never sleeps: what would wait is
     /// [`Outcome::Blocked`]. Whatever happens, nothing is left behind but what the outcome says.
     pub fn fault(&self, addr: VirtAddr, access: Access) -> Outcome<'_, P> {
-        let (outcome, tables) = self.answer(addr, access);
+        let mut hand = Hand::new(self);
+        let outcome = self.answer(addr, access, &mut hand);
         let mapped = matches!(outcome, Outcome::Mapped { .. });
         if !mapped {
             self.count(&outcome);
         }
         if (mapped || matches!(outcome, Outcome::Spurious)) && !cfg!(mutant = "fault_without_sync") {
             // What makes it spurious may be a table that another fault has published.
-            self.platform().sync_local(self.page_table().tag(), addr, tables || !mapped);
+            self.platform().sync_local(self.page_table().tag(), addr, hand.published || !mapped);
         }
         outcome
     }
@@ -94,28 +95,45 @@ impl<P: Platform> AddressSpace<P> {
         count.fetch_add(1, Relaxed);
     }
 
-    /// The outcome, and whether tables were published. What was in hand is flushed, or back where it came from.
     #[inline]
-    fn answer(&self, addr: VirtAddr, access: Access) -> (Outcome<'_, P>, bool) {
+    fn answer<'a>(&'a self, addr: VirtAddr, access: Access, hand: &mut Hand<'a, P>) -> Outcome<'a, P> {
         if !P::Format::is_canonical(addr) {
-            return (Outcome::Error(FaultError::Segv(Segv::nowhere::<P::Format>(addr))), false);
+            return Outcome::Error(FaultError::Segv(Segv::nowhere::<P::Format>(addr)));
         }
-        let mut hand = Hand::new(self);
+        match self.look(addr, access, hand) {
+            Look::Done(outcome) => outcome,
+            look => self.look_again(addr, access, hand, look),
+        }
+    }
+
+    /// Fetches what a look said was missing, and looks again, until the fault ends.
+    #[cold]
+    fn look_again<'a>(
+        &'a self,
+        addr: VirtAddr,
+        access: Access,
+        hand: &mut Hand<'a, P>,
+        mut look: Look<'a, P>,
+    ) -> Outcome<'a, P> {
         loop {
-            let look = {
-                let pin = Pin::new(self.platform());
-                Fault { space: self, pin: &pin, addr, access, hand: &mut hand }.look()
-            };
             match look {
-                Look::Done(outcome) => return (outcome, hand.published),
+                Look::Done(outcome) => return outcome,
                 Look::Again => self.platform().relax(),
                 Look::Need(need) => {
                     if let Err(end) = hand.fetch(self, addr, need) {
-                        return (end, hand.published);
+                        return end;
                     }
                 }
             }
+            look = self.look(addr, access, hand);
         }
+    }
+
+    /// One look, pinned while it takes.
+    #[inline(never)]
+    fn look<'a>(&'a self, addr: VirtAddr, access: Access, hand: &mut Hand<'a, P>) -> Look<'a, P> {
+        let pin = Pin::new(self.platform());
+        Fault { space: self, pin: &pin, addr, access, hand }.look()
     }
 }
 
