@@ -14,24 +14,66 @@ use crate::sync::atomic::{AtomicU64, Relaxed};
 use crate::table::{Batch, Counted, FaultKind, NewEntry, Nothing, Slot};
 use crate::types::{Access, PAGE_SHIFT, Pfn, Prot, VirtAddr, VirtRange};
 
-/// A page of a file and its neighbours.
+/// The entry of a page, whose mapping is counted.
+#[inline(always)]
+fn entry<P: Platform>(p: &'static P, pfn: Pfn, attrs: Attrs) -> NewEntry {
+    if attrs.contains(Attrs::EXEC) && !cfg!(mutant = "exec_without_sync") {
+        p.sync_instructions(pfn);
+    }
+    NewEntry { raw: P::Format::leaf(pfn, 0, attrs), counted: Counted::File }
+}
+
+/// A page of a file that is written to. Neighbours would have to be written to be worth it.
+struct Written<'f, P: Platform> {
+    p: &'static P,
+    vma: &'f Vma<P>,
+    file: &'f FileCache<P>,
+    va: VirtAddr,
+    /// Its frame and its index.
+    found: Found,
+    index: u64,
+    attrs: Attrs,
+}
+
+impl<P: Platform> Batch for Written<'_, P> {
+    fn va(&self) -> VirtAddr {
+        self.va
+    }
+    fn is_current(&self) -> bool {
+        !self.vma.is_retired()
+    }
+    #[inline(always)]
+    fn entry(&mut self, _: VirtAddr) -> Option<NewEntry> {
+        let Written { p, file, found, index, .. } = *self;
+        let folio = found.folio();
+        let meta = p.meta(folio);
+        if !meta.try_map_valid(|| file.is_attached(folio, found.pfn, index))? {
+            frame::unmap(p, folio);
+            return None;
+        }
+        meta.set(FrameFlags::DIRTY);
+        Some(entry(p, found.pfn, self.attrs))
+    }
+    fn kind(&self) -> Option<FaultKind> {
+        Some(FaultKind::SharedWrite)
+    }
+}
+
+/// A page of a file that is read, and its neighbours.
 struct Pages<'f, P: Platform> {
     p: &'static P,
     vma: &'f Vma<P>,
     file: &'f FileCache<P>,
     pages: Cursor<'f, P>,
     va: VirtAddr,
-    window: Option<VirtRange>,
+    window: VirtRange,
     /// What is added to a page's number to give its index in the file.
     offset: u64,
-    write: bool,
     attrs: Attrs,
     /// Those of neighbours.
     around: Attrs,
     /// The run that was counted: its first address and frame.
     run: (VirtAddr, Pfn),
-    /// The only folio that may be mapped, if its file was asked.
-    leave: Option<Pfn>,
     /// log2 of the window's pages, if it adapts.
     remembers: Option<u8>,
 }
@@ -50,7 +92,7 @@ impl<P: Platform> Pages<'_, P> {
             frame::unmap(self.p, found.pfn);
             return None;
         }
-        Some(self.leaf(found.pfn, attrs))
+        Some(entry(self.p, found.pfn, attrs))
     }
     /// A page of a larger folio, if pages of it have to be looked at one by one: hardware reported an error in one of them.
     #[cold]
@@ -63,14 +105,7 @@ impl<P: Platform> Pages<'_, P> {
             frame::unmap(self.p, folio);
             return None;
         }
-        Some(self.leaf(found.pfn, attrs))
-    }
-    #[inline(always)]
-    fn leaf(&self, pfn: Pfn, attrs: Attrs) -> NewEntry {
-        if attrs.contains(Attrs::EXEC) && !cfg!(mutant = "exec_without_sync") {
-            self.p.sync_instructions(pfn);
-        }
-        NewEntry { raw: P::Format::leaf(pfn, 0, attrs), counted: Counted::File }
+        Some(entry(self.p, found.pfn, attrs))
     }
     fn is_hurt(&self, found: Found) -> bool {
         self.p.meta(found.folio()).flags().contains(FrameFlags::HURT)
@@ -82,7 +117,7 @@ impl<P: Platform> Batch for Pages<'_, P> {
         self.va
     }
     fn window(&self) -> Option<VirtRange> {
-        self.window
+        Some(self.window)
     }
     fn remembers(&self) -> Option<u8> {
         self.remembers
@@ -94,17 +129,10 @@ impl<P: Platform> Batch for Pages<'_, P> {
     fn entry(&mut self, va: VirtAddr) -> Option<NewEntry> {
         let index = self.index_of(va);
         let found = self.pages.look(index)?;
-        if self.leave.is_some_and(|leave| leave != found.folio()) {
-            return None;
+        match found.order {
+            0 => self.single(found, index, self.attrs),
+            _ => self.part(found, index, self.attrs),
         }
-        let entry = match found.order {
-            0 => self.single(found, index, self.attrs)?,
-            _ => self.part(found, index, self.attrs)?,
-        };
-        if self.write {
-            self.p.meta(found.folio()).set(FrameFlags::DIRTY);
-        }
-        Some(entry)
     }
     #[inline(always)]
     fn around(
@@ -156,9 +184,6 @@ impl<P: Platform> Batch for Pages<'_, P> {
     fn count(&mut self, run: VirtRange, mappings: u32) -> bool {
         let index = self.index_of(run.start);
         let Some(found) = self.pages.look(index) else { return false };
-        if self.leave.is_some_and(|leave| leave != found.folio()) {
-            return false;
-        }
         let folio = self.p.meta(found.folio());
         if !folio.try_map_many(mappings) {
             return false;
@@ -167,19 +192,16 @@ impl<P: Platform> Batch for Pages<'_, P> {
             frame::unmap_many(self.p, found.folio(), mappings);
             return false;
         }
-        if self.write {
-            folio.set(FrameFlags::DIRTY);
-        }
         self.run = (run.start, found.pfn);
         true
     }
     fn of_run(&mut self, va: VirtAddr) -> Option<NewEntry> {
         let (start, first) = self.run;
         let pfn = first.add(((va.0 - start.0) >> PAGE_SHIFT) as u32);
-        Some(self.leaf(pfn, if va == self.va { self.attrs } else { self.around }))
+        Some(entry(self.p, pfn, if va == self.va { self.attrs } else { self.around }))
     }
     fn kind(&self) -> Option<FaultKind> {
-        Some(if self.write { FaultKind::SharedWrite } else { FaultKind::FileRead })
+        Some(FaultKind::FileRead)
     }
 }
 
@@ -255,8 +277,10 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             return self.not_there(vma, file);
         }
         let (policy, write) = (self.space.policy(), self.access == Access::Write);
-        let asks = write && vma.asks_to_write();
-        if asks && let Some(look) = self.ask_first(vma, found.pfn) {
+        if write
+            && vma.asks_to_write()
+            && let Some(look) = self.ask_first(vma, found.pfn)
+        {
             return look;
         }
         let in_place = vma.prot.contains(Prot::WRITE) && vma.is_written_in_place();
@@ -265,8 +289,10 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         if let Some((va, first, index)) = huge {
             return self.install(slot, &mut HugePage { p, vma, file, va, first, index, write, attrs });
         }
-        // Neighbours of a write would have to be written to be worth it.
-        let (window, order) = (!write).then(|| window(policy.fault_around, vma, va, &slot)).unzip();
+        if write {
+            return self.install(slot, &mut Written { p, vma, file, va, found, index, attrs });
+        }
+        let (window, order) = window(policy.fault_around, vma, va, &slot);
         let mut batch = Pages {
             p,
             vma,
@@ -275,12 +301,10 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             va,
             window,
             offset: index.wrapping_sub(va.0 >> PAGE_SHIFT),
-            write,
             attrs,
             around: around - if policy.prefault_young { Attrs::empty() } else { Attrs::ACCESSED },
             run: (va, found.pfn),
-            leave: asks.then(|| found.folio()),
-            remembers: order.filter(|_| !policy.fault_around.is_fixed()),
+            remembers: (!policy.fault_around.is_fixed()).then_some(order),
         };
         self.install(slot, &mut batch)
     }
