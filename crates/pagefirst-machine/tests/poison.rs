@@ -10,8 +10,8 @@ use pagefirst::file::{ReadError, ShmemHuge, WriteBackError};
 use pagefirst::frame::Frame;
 use pagefirst::platform::Platform;
 use pagefirst::policy::{HugePolicy, Policy};
-use pagefirst::space::RemapTo;
-use pagefirst::types::{Access, PAGE_SIZE, Pfn, VirtAddr};
+use pagefirst::space::{PinError, RemapTo};
+use pagefirst::types::{Access, PAGE_SIZE, Pfn, VirtAddr, VirtRange};
 use pagefirst_machine::{Machine, MachineFile};
 use std::sync::Arc;
 
@@ -101,7 +101,7 @@ fn c47_a_bad_page_is_not_mapped() -> Result {
     // Everybody who asks is told.
     assert!(matches!(c.read_at(machine, 3 * PAGE_SIZE, &mut [0]), Err(ReadError::Poisoned)));
     assert!(a.copy_in(page(AT, 3), &mut [0]).is_err());
-    assert!(a.pin(pagefirst::types::VirtRange::page_of(page(AT, 3)), false).is_err());
+    assert!(a.pin(VirtRange::page_of(page(AT, 3)), false).is_err());
     for s in [&a, &b, &never] {
         check(s);
     }
@@ -246,6 +246,9 @@ fn private_pages<F: Format>() -> Result {
                 assert_eq!(fault(s, va, access), LOST);
             }
             assert!(s.copy_in(va, &mut [0]).is_err() && s.copy_out(va, &[0]).is_err());
+            let pinned = [false, true].map(|write| s.pin(VirtRange::page_of(va), write));
+            let is_lost = |end| matches!(end, Err(PinError::Fault(FaultError::Bus(Bus::Poison))));
+            assert!(pinned.into_iter().all(is_lost), "nobody waits for it");
         }
         cpu.switch_to(s);
         assert_eq!((cpu.load_u8(page(AT, 4))?, cpu.load_u8(page(huge, 78))?), (14, 79));

@@ -189,7 +189,8 @@ impl<P: Platform> AddressSpace<P> {
             return if vma.is_retired() { Look::Fault(access) } else { Look::Again };
         };
         let attrs = P::Format::attrs(raw);
-        let Some(page) = P::Format::frame(raw, level) else { return Look::Again }; // a huge page that is being split
+        // A huge page that is being split, or a page that is lost: the fault knows which.
+        let Some(page) = P::Format::frame(raw, level) else { return Look::Fault(access) };
         if attrs.contains(Attrs::NONE) || write && !attrs.contains(Attrs::WRITE) {
             return Look::Fault(access);
         }
