@@ -6,8 +6,11 @@ use pagefirst::arch::Attrs;
 use pagefirst::frame::FrameFlags;
 use pagefirst::platform::Platform;
 use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
+use pagefirst_machine::MachineFile;
 use stage::*;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 const BASE: VirtAddr = VirtAddr(1 << 40);
 
@@ -54,7 +57,7 @@ fn r12_a_copy_that_is_shared_before_it_is_settled_stays_read_only() -> Result {
     let stage = Stage::new(256);
     let (parent, child) = shared(stage)?;
     let p = parent.clone();
-    let (tx, rx) = std::sync::mpsc::channel();
+    let (tx, rx) = channel();
     stage.at(
         |step| matches!(step, Step::Flush { .. }),
         move || on(2, || tx.send(fork(&p).map_err(|error| error.to_string())).expect("received")),
@@ -87,5 +90,48 @@ fn r12_faults_wait_for_the_flush_of_a_fork() -> Result {
     assert_eq!(frame(&third, BASE), Some(old));
     drop((parent, child, third));
     stage.nothing_held(&[]);
+    Ok(())
+}
+
+/// A file shrinks while a space that has private copies beyond its new end forks. The removal takes the copies out of the
+/// child's first leaf table, which dies; before that is flushed, fork publishes the next. All copies go.
+#[test]
+fn a_file_shrinks_while_its_private_copies_are_forked() -> Result {
+    let stage = Stage::new(512);
+    let cache = stage.cache(&MachineFile::zeros(), 2048)?;
+    let parent = stage.space()?;
+    private(&parent, BASE, &cache, 2048, RW)?;
+    for i in [50, 600, 1100] {
+        assert_eq!(fault(&parent, page(BASE, i), Access::Write), "mapped");
+    }
+    let (flushing, is_flushing) = channel();
+    let (go_on, may_go_on) = channel::<()>();
+    let (ended, has_ended) = channel();
+    // The root; three tables, which are published; three more, one of which is; one more.
+    let c = cache.clone();
+    stage.at(nth(8, is_table_allocated), move || {
+        stage.at(
+            |step| matches!(step, Step::Flush { .. }),
+            move || {
+                flushing.send(()).expect("received");
+                let _ = may_go_on.recv_timeout(Duration::from_secs(5));
+            },
+        );
+        std::thread::spawn(move || {
+            stage.play(1);
+            c.set_size(stage, 100 * PAGE_SIZE);
+            ended.send(()).expect("received");
+        });
+        is_flushing.recv_timeout(Duration::from_secs(5)).expect("the removal got to the child");
+    });
+    let child = fork(&parent);
+    let _ = go_on.send(());
+    let child = child?;
+    has_ended.recv_timeout(Duration::from_secs(5)).expect("the removal comes to its end");
+    assert!(stage.is_done());
+    for s in [&parent, &child] {
+        assert_eq!([50, 600, 1100].map(|i| frame(s, page(BASE, i)).is_some()), [true, false, false]);
+    }
+    stage.nothing_held(&[&parent, &child]);
     Ok(())
 }

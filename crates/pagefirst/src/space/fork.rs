@@ -21,6 +21,7 @@
 //! | write fault in the parent that was at work before | the page it copied is held, so it is not reused; a copy that fork shared stays read-only |
 //! | mapping call, discard, fork in the parent | the writer lock |
 //! | pin | the table's lock: a pinned page is copied, and one that is shared is made exclusive again before it is pinned |
+//! | a file that shrinks | takes private copies out of what is published in the child, and comes back for the rest: the parent's mappings are not live yet |
 //! | exit of either | map counts and references fall after their flush; the last one reuses the page |
 
 use super::tree::{MAX_NEW, VmaTree};
@@ -145,7 +146,7 @@ enum Want<P: Platform> {
 pub(crate) struct Copier<'a, P: Platform> {
     p: &'static P,
     child: &'a PageTable<P>,
-    /// Nothing that was mapped in the child is taken out.
+    /// The child's: fork takes nothing out there, but who takes pages away by a reverse map does, from what is published.
     gather: SmallGather<'a, P>,
     reserve: Reserve<P>,
     /// The leaf table that is being filled.

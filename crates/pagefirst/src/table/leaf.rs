@@ -1,7 +1,7 @@
 //! A table for small pages that is filled before anybody sees it, entry by entry, and then published whole: the copy of
 //! another space's. It comes into the tables as every entry does, by [`install`].
 
-use super::publish::{Batch, NewEntry, install};
+use super::publish::{Batch, NewEntry, Refused, install};
 use super::record::{Counted, FaultKind, Guard};
 use super::slot::Walk;
 use super::{PageTable, Reserve};
@@ -35,15 +35,16 @@ impl<P: Platform> NewLeaf<P> {
         self.guard.set(P::Format::index(va, 0), entry.raw);
         self.entries += (entry.counted == Counted::Anon) as i32;
     }
-    /// Makes it visible in a space that nobody else uses, with what tables are missing above it, which are in `reserve`.
+    /// Makes it visible, with what tables are missing above it, which are in `reserve`. Called with no lock and no pin held.
     pub fn publish(self, space: &PageTable<P>, reserve: &mut Reserve<P>, gather: &mut Gather<'_, P>) {
         let NewLeaf { guard, base, entries } = self;
         debug_assert!(guard.entries() > 0, "no table without an entry");
         let raw = P::Format::table(guard.table().pfn());
         guard.count(Counted::Anon, entries);
         drop(guard);
-        space.put(base, 1, NewEntry { raw, counted: Counted::Nothing }, reserve, gather);
+        // Before it is visible: who takes its last entry out counts it off.
         space.count_published(0, 1);
+        space.put(base, 1, NewEntry { raw, counted: Counted::Nothing }, reserve, gather);
     }
 }
 
@@ -73,7 +74,8 @@ impl Batch for One {
 }
 
 impl<P: Platform> PageTable<P> {
-    /// Installs an entry at `level` in a space that nobody else uses, where nothing is mapped.
+    /// Installs an entry at `level` where nothing is mapped and nobody else maps anything; others may take away what was
+    /// put there before, tables too, by a reverse map. Called with no lock and no pin held.
     pub(crate) fn put(
         &self,
         va: VirtAddr,
@@ -82,10 +84,22 @@ impl<P: Platform> PageTable<P> {
         reserve: &mut Reserve<P>,
         gather: &mut Gather<'_, P>,
     ) {
-        let pin = Pin::new(self.p);
-        let Walk::Nothing(slot) = self.walk(&pin, va) else { unreachable!("something is mapped at {va}") };
         let mut batch = One { va, level, entry: Some(entry) };
-        let done = install(self, &pin, slot, &mut batch, reserve, gather);
-        assert!(done.is_ok(), "nothing is in the way at {va}: {done:?}");
+        loop {
+            let done = {
+                let pin = Pin::new(self.p);
+                let Walk::Nothing(slot) = self.walk(&pin, va) else {
+                    unreachable!("something is mapped at {va}")
+                };
+                install(self, &pin, slot, &mut batch, reserve, gather)
+            };
+            match done {
+                Ok(_) => return,
+                Err(Refused::Unflushed(taken)) => {
+                    gather.flush_before(P::Format::span_of(va, level.max(1)), taken);
+                }
+                Err(why) => unreachable!("nothing is in the way at {va}: {why:?}"),
+            }
+        }
     }
 }
