@@ -145,6 +145,13 @@ impl Areas {
         area.flags.contains(VmaFlags::GROWS_DOWN).then_some(whole)
     }
 
+    /// What the child of a fork has.
+    pub fn inherited(&self) -> Areas {
+        let mut child = self.clone();
+        child.map.retain(|_, (_, area)| !area.flags.contains(VmaFlags::DONT_FORK));
+        child
+    }
+
     /// Adds the areas of `other`, which lie elsewhere, and whose files are numbered from `files` on.
     pub fn absorb(&mut self, other: Areas, files: usize) {
         let renamed = |shows| match shows {

@@ -182,6 +182,14 @@ impl Space {
             // No plan has it: what is in memory afterwards is not modelled.
             Advice::WillNeed => return Ok(()),
         };
+        if advice == Advice::WipeOnFork {
+            for (mapping, area) in self.areas.mappings() {
+                let part = mapping.start.max(range.start)..mapping.end.min(range.end);
+                if !part.is_empty() && area.shows != Shows::Anonymous {
+                    return Err(MapError::Invalid(bytes_of(&part)));
+                }
+            }
+        }
         let mut next = self.areas.clone();
         if next.change(range.clone(), |area| Area { flags: (area.flags - off) | on, ..area }) {
             self.adopt(next)?;
@@ -245,9 +253,11 @@ impl Space {
         // A huge page stays one if it can.
         let huge: Vec<u64> = self.huge.range(moved.clone()).copied().collect();
         for page in huge {
-            self.huge.remove(&page);
             if there(page).is_multiple_of(LEAF) {
+                self.huge.remove(&page);
                 self.huge.insert(there(page));
+            } else {
+                self.scatter(page);
             }
         }
         let entries: BTreeMap<u64, Entry> =

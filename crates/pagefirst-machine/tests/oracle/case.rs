@@ -5,9 +5,10 @@ use super::calls::Called;
 use super::crew::{Crew, enter};
 use super::files::{File, mark, pages_of};
 use super::kit::{Cache, Space as Real, entry};
-use super::model;
+use super::model::{self, IsHuge};
 use super::plan::{By, FILES, Op, Setting, Step};
 use super::seeds::Tally;
+use super::turns::tally_faults;
 use pagefirst::arch::Format;
 use pagefirst::fault::{FaultError, Ticket};
 use pagefirst::file::{FileCache, ReadError, WriteBackError, WriteError};
@@ -66,11 +67,7 @@ impl<F: Format> Case<F> {
             FileCache::new(machine, store.clone(), size).expect("memory for an empty file")
         };
         let caches = stores.iter().zip(&FILES).map(cache).collect();
-        let model = |real: &Real<F>| {
-            let real = Arc::downgrade(real);
-            let is_huge = move |page| real.upgrade().is_some_and(|real| is_huge(&real, page));
-            model::Space::new::<F>(setting.policy, setting.heap, Box::new(is_huge))
-        };
+        let model = |real: &Real<F>| model::Space::new::<F>(setting.policy, setting.heap, is_huge_in(real));
         let models = spaces.iter().map(model).collect();
         let crew = Crew::new(machine, cpus);
         let taken = setting.free.map_or_else(Vec::new, |free| machine.leave_free(free));
@@ -189,6 +186,7 @@ impl<F: Format> Case<F> {
                 }
             }
             Op::Exchange { at, hits, value } => self.exchange(step, VirtAddr(at), hits, value),
+            Op::Fork { ends_first } => self.fork(step, ends_first),
             Op::Leave => self.crew.on(step.cpu, |cpu| cpu.leave()),
             Op::Drain => {
                 let machine = self.machine;
@@ -201,6 +199,54 @@ impl<F: Format> Case<F> {
             Op::Evict(file) => self.evict(step, file),
             Op::WriteBack(file) => self.write_back(step, file),
         }
+    }
+
+    /// The other space ends, and becomes a child of this one. Where memory may run out there are no children: of how far
+    /// a fork came that failed the oracle does not know.
+    fn fork(&mut self, step: &Step, ends_first: bool) {
+        if self.is_short() {
+            return;
+        }
+        if ends_first {
+            self.exit(step, 1 - step.space);
+        }
+        let real = self.real(step);
+        let child = self.crew.on(step.cpu, move |_| real.fork().map(Arc::new));
+        self.add(step.space, child);
+        if !ends_first {
+            self.exit(step, 1 - step.space);
+        }
+        // The child takes its place.
+        drop(self.real.spaces.swap_remove(1 - step.space));
+        self.spaces.swap_remove(1 - step.space);
+        self.reached(step, "ok");
+    }
+    /// A child is the last of the spaces from now on.
+    pub fn add_child(&mut self, of: usize) -> Real<F> {
+        let child = self.real.spaces[of].fork().map(Arc::new);
+        self.add(of, child)
+    }
+    fn add(&mut self, of: usize, child: Result<Real<F>, MapError>) -> Real<F> {
+        let child = child.unwrap_or_else(|error| panic!("no child: {error}"));
+        self.spaces.push(self.spaces[of].fork(is_huge_in(&child)));
+        self.real.spaces.push(child.clone());
+        child
+    }
+    /// A space ends; in its place is the other one, until there is a child.
+    fn exit(&mut self, step: &Step, ends: usize) {
+        let other = self.real.spaces[1 - ends].clone();
+        let real = std::mem::replace(&mut self.real.spaces[ends], other);
+        for cpu in 0..self.setting.hardware.cpus {
+            let real = real.clone();
+            self.crew.on(cpu, move |cpu| {
+                if cpu.space().is_some_and(|running| Arc::ptr_eq(running, &real)) {
+                    cpu.leave();
+                }
+            });
+        }
+        self.crew.on(step.cpu, move |_| drop(Arc::into_inner(real).expect("nobody runs it")));
+        let empty = self.spaces[ends].empty(Box::new(|_| false));
+        tally_faults(&mut self.tally, &std::mem::replace(&mut self.spaces[ends], empty).faults);
     }
 
     fn populate(&mut self, step: &Step, range: VirtRange, prot: Prot) {
@@ -480,6 +526,11 @@ fn wait<F: Format>(machine: &'static Machine<F>, ticket: &Ticket<'_, Machine<F>>
     while !ticket.is_ready() {
         machine.relax();
     }
+}
+
+fn is_huge_in<F: Format>(real: &Real<F>) -> IsHuge {
+    let real = Arc::downgrade(real);
+    Box::new(move |page| real.upgrade().is_some_and(|real| is_huge(&real, page)))
 }
 
 /// Whether a page is mapped by a huge entry.

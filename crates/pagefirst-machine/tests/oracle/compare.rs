@@ -21,9 +21,8 @@ impl<F: Format> Case<F> {
         let table_bytes = model.table_bytes();
         let mut faults = model.faults;
         let Setting { hardware, late, .. } = self.setting;
-        if hardware.cpus > 1 || hardware.is_harsh || late {
-            // A CPU may know less than the entry allows, and fault for nothing. And where a file may answer late, mappings
-            // are populated page by page, huge pages too.
+        if hardware.cpus > 1 || hardware.is_harsh {
+            // A CPU may know less than the entry allows, and fault for nothing.
             assert!(found.faults.spurious >= faults.spurious, "step {n}, {step:?}");
             faults = Faults { spurious: found.faults.spurious, ..faults };
         }
@@ -88,7 +87,7 @@ impl<F: Format> Case<F> {
             let writable = match expected {
                 Entry::Zero => false,
                 Entry::File { writable, .. } => *writable,
-                Entry::Own(_) => area.prot.contains(Prot::WRITE),
+                Entry::Own { folio, .. } => area.prot.contains(Prot::WRITE) && folio.is_exclusive(),
             };
             let used = !matches!(expected, Entry::File { used: false, .. });
             let rights = |attrs: Attrs| {

@@ -3,6 +3,7 @@
 
 use super::areas::{Area, Areas, GUARD, Shows};
 use super::files::{Bytes, File, zeros};
+use super::fork::Folio;
 use pagefirst::account::Faults;
 use pagefirst::arch::{Format, MAX_LEVELS};
 use pagefirst::fault::{Bus, FaultError, Segv};
@@ -28,14 +29,23 @@ pub enum Entry {
     Zero,
     /// The page of the file, as the area says, and how the entry is marked.
     File { writable: bool, used: bool, dirty: bool },
-    /// A page of its own, marked as used and dirty from the first.
-    Own(Bytes),
+    /// A page of its own, marked as used and dirty from the first; others may have it too since a fork.
+    Own { bytes: Bytes, folio: Folio },
 }
 
 impl Entry {
+    /// A page that nobody else has.
+    pub fn own(bytes: Bytes) -> Entry {
+        Entry::Own { bytes, folio: Folio::new(true) }
+    }
     /// Whether the entry allows an access that its area allows.
     fn allows(&self, access: Access) -> bool {
-        access != Access::Write || matches!(self, Entry::Own(_) | Entry::File { writable: true, .. })
+        match self {
+            _ if access != Access::Write => true,
+            Entry::Zero => false,
+            Entry::File { writable, .. } => *writable,
+            Entry::Own { folio, .. } => folio.is_exclusive(),
+        }
     }
     /// Marks the entry for an access; says whether it was not yet.
     fn mark(&mut self, access: Access) -> bool {
@@ -61,7 +71,7 @@ pub struct Space {
     pub huge: BTreeSet<u64>,
     /// Whether a huge page can be had depends on which memory is free, which the oracle does not know: this tells of a
     /// page whether it is mapped by a huge entry after a step. That it may be is for the oracle to say.
-    is_huge: IsHuge,
+    pub is_huge: IsHuge,
     /// Whoever accesses marks entries himself; otherwise it takes a fault.
     pub marks: bool,
     /// Start and end of the heap, in bytes.
@@ -95,6 +105,25 @@ impl Space {
         }
     }
 
+    /// One like this, with nothing in it.
+    pub fn empty(&self, is_huge: IsHuge) -> Space {
+        Space {
+            policy: self.policy,
+            levels: self.levels,
+            user_end: self.user_end,
+            is_canonical: self.is_canonical,
+            areas: Areas::default(),
+            entries: BTreeMap::new(),
+            huge: BTreeSet::new(),
+            is_huge,
+            marks: true,
+            heap: 0..0,
+            faults: Faults::default(),
+            around: 0,
+            unused: 0,
+        }
+    }
+
     /// Bytes of tables of each level, computed from the pages that are mapped: one for each part of the address space
     /// with a page in it, and the root.
     pub fn table_bytes(&self) -> [u64; MAX_LEVELS] {
@@ -120,7 +149,7 @@ impl Space {
     }
     /// Bytes of resident private memory, what of that is in huge pages, and bytes of files.
     pub fn resident(&self) -> (u64, u64, u64) {
-        let own = |entry: &Entry| matches!(entry, Entry::Own(_));
+        let own = |entry: &Entry| matches!(entry, Entry::Own { .. });
         let is_file = |entry: &&Entry| matches!(entry, Entry::File { .. });
         let anon = self.entries.values().filter(|entry| own(entry)).count() as u64;
         let huge = self.huge.iter().filter(|page| own(&self.entries[page])).count() as u64;
@@ -157,7 +186,7 @@ impl Space {
     pub fn split(&mut self, range: &Range<u64>) {
         for edge in [range.start, range.end] {
             if edge != leaf(edge) {
-                self.huge.remove(&leaf(edge));
+                self.scatter(leaf(edge));
             }
         }
     }
@@ -178,7 +207,7 @@ impl Space {
         let is_gone = |page: &u64, entry: &Entry| {
             let shown = self.areas.at(*page).and_then(|area| area.shows.file());
             shown.is_some_and(|(f, index)| f == file && lost.contains(&index))
-                && !(copies_stay && matches!(entry, Entry::Own(_)))
+                && !(copies_stay && matches!(entry, Entry::Own { .. }))
         };
         let gone: Vec<u64> =
             self.entries.iter().filter(|(page, entry)| is_gone(page, entry)).map(|(page, _)| *page).collect();
@@ -269,7 +298,7 @@ impl Space {
             return Err(FaultError::Segv(Segv::Access));
         }
         let write = access == Access::Write;
-        let now = if write { Entry::Own(zeros()) } else { Entry::Zero };
+        let now = if write { Entry::own(zeros()) } else { Entry::Zero };
         if self.wants_huge(page) {
             if (self.is_huge)(page) {
                 let faults = &mut self.faults;
@@ -289,6 +318,10 @@ impl Space {
             self.faults.no_huge += 1;
             self.zap(leaf(page)..leaf(page) + LEAF);
         }
+        if write && self.is_shared_own(page) {
+            self.unshare(page);
+            return Ok(true);
+        }
         let faults = &mut self.faults;
         let now = match (self.entries.get_mut(&page), area.shows) {
             (None, Shows::Anonymous) if write => {
@@ -307,7 +340,7 @@ impl Space {
                 file.fetch(first);
                 if write && !area.shows.is_shared() {
                     faults.file_copy += 1;
-                    Entry::Own(file.bytes(first))
+                    Entry::own(file.bytes(first))
                 } else {
                     if write {
                         faults.shared_write += 1;
@@ -331,7 +364,7 @@ impl Space {
             }
             (Some(Entry::Zero), _) => {
                 faults.copy += 1;
-                Entry::Own(zeros())
+                Entry::own(zeros())
             }
             (Some(Entry::File { .. }), Shows::Shared { file, first }) => {
                 faults.reuse += 1;
@@ -340,7 +373,7 @@ impl Space {
             }
             (Some(Entry::File { .. }), Shows::Private { file, first }) => {
                 faults.copy += 1;
-                Entry::Own(files[file].bytes(first))
+                Entry::own(files[file].bytes(first))
             }
             (Some(entry), shows) => unreachable!("{entry:?} refuses {access:?} in {shows:?}"),
         };
@@ -414,7 +447,7 @@ impl Space {
         let (page, place) = (at.0 / PAGE_SIZE, (at.0 % PAGE_SIZE) as usize);
         let area = self.reach(files, page, Access::Write)?;
         match (self.entries.get_mut(&page), area.shows) {
-            (Some(Entry::Own(bytes)), _) => {
+            (Some(Entry::Own { bytes, .. }), _) => {
                 Arc::make_mut(bytes)[place..place + from.len()].copy_from_slice(from);
             }
             (_, Shows::Shared { file, first }) => files[file].write(first * PAGE_SIZE + place as u64, from),
@@ -435,7 +468,7 @@ impl Space {
     /// What a program sees in a page that is in the tables.
     pub fn bytes(&self, files: &[File], page: u64, area: &Area) -> Bytes {
         match (self.entries.get(&page), area.shows.file()) {
-            (Some(Entry::Own(bytes)), _) => bytes.clone(),
+            (Some(Entry::Own { bytes, .. }), _) => bytes.clone(),
             (Some(Entry::File { .. }), Some((file, index))) => files[file].bytes(index),
             _ => zeros(),
         }

@@ -62,6 +62,7 @@ impl Part {
                 Op::Remap { old: self.range(&old), pages, to }
             }
             Op::Brk(_) if self.0 > 0 => return None,
+            Op::Fork { .. } => return None,
             Op::Load { at, wide, by } => {
                 let (at, wide) = self.at(at, wide);
                 Op::Load { at, wide, by }
@@ -95,6 +96,8 @@ pub enum Common {
     Unmap(Range<u64>),
     Map(Range<u64>, bool),
     Protect(Range<u64>, bool),
+    /// The child that there is ends, or there is one from now on.
+    Fork,
 }
 
 /// The pages that are everybody's: beside the parts, under the same leaf table.
@@ -111,6 +114,7 @@ fn common() -> impl Strategy<Value = Common> {
         1 => range().prop_map(Common::Unmap),
         2 => (range(), any::<bool>()).prop_map(|(range, file)| Common::Map(range, file)),
         2 => (range(), any::<bool>()).prop_map(|(range, write)| Common::Protect(range, write)),
+        1 => Just(Common::Fork),
     ]
 }
 

@@ -99,6 +99,10 @@ pub enum Op {
     },
     Evict(usize),
     WriteBack(usize),
+    /// The other space ends, before or after, and becomes a child of this one.
+    Fork {
+        ends_first: bool,
+    },
     /// The CPU leaves the space that it runs.
     Leave,
     /// Everything that the library holds back goes to the allocator.
@@ -247,7 +251,8 @@ fn file_ops() -> BoxedStrategy<Op> {
 /// Kinds of operations, and how often each is chosen.
 pub fn kinds() -> Vec<(u32, BoxedStrategy<Op>)> {
     let by = || prop_oneof![4 => Just(By::Program), 1 => Just(By::Kernel)];
-    let advice = prop_oneof![2 => Just(Advice::Huge), 1 => Just(Advice::NoHuge)];
+    let for_forks = [Advice::DontFork, Advice::DoFork, Advice::WipeOnFork, Advice::KeepOnFork];
+    let advice = prop_oneof![2 => Just(Advice::Huge), 1 => Just(Advice::NoHuge), 2 => prop::sample::select(for_forks.to_vec())];
     let accesses = prop_oneof![
         10 => (addresses(), any::<bool>(), by()).prop_map(|(at, wide, by)| Op::Load { at, wide, by }),
         14 => (addresses(), any::<bool>(), by(), any::<u64>())
@@ -261,10 +266,11 @@ pub fn kinds() -> Vec<(u32, BoxedStrategy<Op>)> {
         (2, ranges(3).prop_map(Op::Unmap).boxed()),
         (4, (ranges(4), prots()).prop_map(|(range, prot)| Op::Protect(range, prot)).boxed()),
         (2, ranges(4).prop_map(Op::Discard).boxed()),
-        (1, (ranges(24), advice).prop_map(|(range, advice)| Op::Advise(range, advice)).boxed()),
+        (2, (ranges(24), advice).prop_map(|(range, advice)| Op::Advise(range, advice)).boxed()),
         (4, remaps()),
         (1, (0..16 * PAGE_SIZE).prop_map(Op::Brk).boxed()),
         (5, file_ops()),
+        (2, any::<bool>().prop_map(|ends_first| Op::Fork { ends_first }).boxed()),
         (1, prop_oneof![3 => Just(Op::Leave), 1 => Just(Op::Drain)].boxed()),
         (36, accesses.boxed()),
     ]

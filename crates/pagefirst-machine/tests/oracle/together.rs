@@ -5,6 +5,8 @@
 //! - of the pages that are everybody's, each CPU has a word of its own in each page, and writes ever larger numbers to
 //!   it. Whoever reads a word finds what the page began with, or a number that was written there, never smaller than
 //!   one that he has seen; its owner finds his last one or what the page began with, if it was taken away meanwhile;
+//! - now and then a CPU forks, and goes on in its part of parent and child by turns. What is everybody's is in the child
+//!   what it was then, and stays so; what is written to the child nobody else sees;
 //! - afterwards what is resident, the mappings, and the bytes of tables are what the oracles say together, and in the
 //!   end nothing is left.
 
@@ -20,6 +22,7 @@ use super::seeds::Tally;
 use pagefirst::arch::Format;
 use pagefirst::fault::{FaultError, Segv};
 use pagefirst::file::FileCache;
+use pagefirst::policy::HugePolicy;
 use pagefirst::space::{Map, MapError, Place};
 use pagefirst::types::{PAGE_SIZE, Prot, VirtAddr, VirtRange};
 use pagefirst_machine::{Machine, Vcpu};
@@ -27,9 +30,9 @@ use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::panic::resume_unwind;
-use std::sync::Barrier;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Barrier};
 
 /// A number as it is written: the page and the word in it that it was written to, its owner's count.
 fn word(page: u64, owner: usize, count: u64) -> u64 {
@@ -52,6 +55,8 @@ struct Shared<'a, F: Format> {
     seen: BTreeMap<(u64, usize), u64>,
     /// What was written last to each page's own word.
     written: BTreeMap<u64, u64>,
+    /// What is everybody's in the child, if there is one, by page and owner.
+    snapshot: BTreeMap<(u64, usize), Option<u64>>,
 }
 
 impl<F: Format> Shared<'_, F> {
@@ -80,32 +85,63 @@ impl<F: Format> Shared<'_, F> {
                 let prot = if *write { Prot::READ | Prot::WRITE } else { Prot::READ };
                 self.space.protect(at(range), len(range), prot)
             }
+            Common::Fork => return,
             Common::Map(range, file) => self.space.map(mapping(&self.file, range, *file)).map(drop),
         };
         assert!(matches!(done, Ok(()) | Err(MapError::NotMapped(_))), "{op:?}: {done:?}");
     }
 
-    fn load(&mut self, cpu: &mut Vcpu<F>, page: u64, owner: usize) {
+    /// The word of an owner, if it can be read, and his count in it, if he has written to it.
+    fn look(&self, cpu: &mut Vcpu<F>, page: u64, owner: usize) -> Option<(u64, Option<u64>)> {
         let found = match cpu.load_u64(place(page, owner)).map_err(|trap| trap.error) {
             Ok(found) => found,
-            Err(FaultError::Segv(Segv::NotMapped)) => return,
+            Err(FaultError::Segv(Segv::NotMapped)) => return None,
             Err(error) => panic!("page {page}: {error}"),
         };
         let start = page * PAGE_SIZE + 512 * owner as u64;
         let began = u64::from_le_bytes(std::array::from_fn(|i| mark(0, start + i as u64)));
         if found == 0 || found == began {
-            return;
+            return Some((found, None));
         }
         let count = found >> 16;
         assert_eq!(found, word(page, owner, count), "page {page}, word of CPU {owner}: never written there");
         let issued = self.counts[owner].load(SeqCst);
         assert!(count <= issued, "page {page}, word of CPU {owner}: {count} of {issued}");
-        let seen = self.seen.entry((page, owner)).or_default();
-        assert!(count >= *seen, "page {page}, word of CPU {owner}: {count} after {seen}");
-        *seen = count;
+        let seen = self.seen.get(&(page, owner)).copied().unwrap_or(0);
+        assert!(count >= seen, "page {page}, word of CPU {owner}: {count} after {seen}");
         if owner == self.me {
             assert_eq!(Some(&found), self.written.get(&page), "page {page}: not what was written last");
         }
+        Some((found, Some(count)))
+    }
+    fn load(&mut self, cpu: &mut Vcpu<F>, page: u64, owner: usize) {
+        if let Some((_, Some(count))) = self.look(cpu, page, owner) {
+            self.seen.insert((page, owner), count);
+        }
+    }
+
+    /// What the child has, which the CPU runs, of what is everybody's.
+    fn enter_child(&mut self, cpu: &mut Vcpu<F>) {
+        for (page, owner) in self.words() {
+            let found = self.look(cpu, page, owner).map(|(found, _)| found);
+            self.snapshot.insert((page, owner), found);
+        }
+    }
+    /// It is what it was. Whoever finds there what is written now, finds what no CPU has ever written.
+    fn leave_child(&mut self, cpu: &mut Vcpu<F>) {
+        for ((page, owner), then) in std::mem::take(&mut self.snapshot) {
+            let now = cpu.load_u64(place(page, owner)).ok();
+            assert_eq!(
+                now, then,
+                "page {page}, word of CPU {owner}: another in a child than when it was born"
+            );
+            // It may not be mapped, or not for writing.
+            let _ = cpu.store_u64(place(page, owner), u64::MAX);
+        }
+    }
+    fn words(&self) -> Vec<(u64, usize)> {
+        let pages = 0..COMMON.end - COMMON.start;
+        pages.flat_map(|page| (0..self.counts.len()).map(move |owner| (page, owner))).collect()
     }
 }
 
@@ -139,16 +175,30 @@ pub fn run<F: Format>(
     let work = |me: usize| {
         let mut case = Case::new(machine, *setting, vec![space.clone()], 1);
         let (seen, written) = (BTreeMap::new(), BTreeMap::new());
-        let mut shared =
-            Shared { me, space: space.clone(), file: file.clone(), counts: &counts, seen, written };
+        let mut shared = Shared {
+            me,
+            space: space.clone(),
+            file: file.clone(),
+            counts: &counts,
+            seen,
+            written,
+            snapshot: BTreeMap::new(),
+        };
         start.wait();
-        for (step, common) in &steps[me] {
+        for (n, (step, common)) in steps[me].iter().enumerate() {
             if let Some(step) = Part(me as u64).step(step) {
-                case.step(&step);
+                case.step(&Step { space: n % case.spaces.len(), ..step });
+            }
+            // Huge pages of all, and of their children, would take more memory than there is.
+            if matches!(common, Common::Fork) && setting.policy.huge == HugePolicy::Never {
+                fork(&mut case, &mut shared);
             }
             let cpu = case.crew.here();
             enter(cpu, &space);
             shared.step(cpu, common);
+        }
+        if case.spaces.len() > 1 {
+            fork(&mut case, &mut shared);
         }
         case.compare_pages(0, PAGE_SIZE as usize / 8, false);
         let Case { real, mut spaces, tally, .. } = case;
@@ -185,6 +235,26 @@ pub fn run<F: Format>(
     }
     drop((space, file, ManuallyDrop::into_inner(kept)));
     machine.nothing_left().map(|()| tally)
+}
+
+/// A child of the space that is everybody's is born, for this CPU alone; or the one that there is ends.
+fn fork<F: Format>(case: &mut Case<F>, shared: &mut Shared<'_, F>) {
+    if case.spaces.len() == 1 {
+        let child = case.add_child(0);
+        let cpu = case.crew.here();
+        enter(cpu, &child);
+        shared.enter_child(cpu);
+        return case.tally.add("Fork ok", 1);
+    }
+    case.compare_pages(1, PAGE_SIZE as usize / 8, true);
+    let child = case.real.spaces.remove(1);
+    case.spaces.truncate(1);
+    let cpu = case.crew.here();
+    enter(cpu, &child);
+    shared.leave_child(cpu);
+    cpu.leave();
+    check(&child);
+    drop(Arc::into_inner(child).expect("it is this CPU's alone"));
 }
 
 /// What the library says of the space when all have ended, and what the oracles say together.

@@ -41,7 +41,7 @@ pub fn run<F: Format>(
     machine.nothing_left().map(|()| tally)
 }
 
-fn tally_faults(tally: &mut Tally, f: &Faults) {
+pub fn tally_faults(tally: &mut Tally, f: &Faults) {
     let kinds = [
         ("anon_read", f.anon_read),
         ("anon_write", f.anon_write),
