@@ -41,7 +41,7 @@ struct Program {
     env: &'static [(&'static str, &'static str)],
 }
 
-static PROGRAMS: [Program; 6] = [
+static PROGRAMS: [Program; 7] = [
     Program { name: "plants", found: "the machine found a mistake: ", is_exact: true, env: &[] },
     Program {
         name: "oracle",
@@ -51,6 +51,7 @@ static PROGRAMS: [Program; 6] = [
     },
     Program { name: "huge_file", found: "assertion ", is_exact: false, env: &[] },
     Program { name: "huge_file_order", found: "page 1", is_exact: false, env: &[] },
+    Program { name: "rmap", found: "assertion `left == right` failed", is_exact: false, env: &[] },
     Program { name: "truncate_order", found: "assertion `left == right` failed", is_exact: false, env: &[] },
     Program { name: "write_back", found: "assertion `left == right` failed", is_exact: false, env: &[] },
 ];

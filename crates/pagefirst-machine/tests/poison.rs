@@ -232,14 +232,16 @@ fn private_pages<F: Format>() -> Result {
     let child = Arc::new(s.fork()?);
     let resident = s.account().resident_bytes();
     let hurt = frame(&s, huge).ok_or("mapped")?.add(77);
-    for pfn in [bad, hurt] {
-        assert_eq!(machine.vm().poison(machine, pfn), Poisoned::Private);
+    assert_eq!(machine.vm().poison(machine, bad), Poisoned::Private { huge: false });
+    for s in [&s, &child] {
+        assert_eq!(fault(s, page(AT, 3), Access::Read), LOST);
     }
+    assert_eq!(machine.vm().poison(machine, hurt), Poisoned::Private { huge: true });
     // Nobody copies what is bad.
-    assert_eq!(fault(&s, page(AT, 3), Access::Write), LOST);
-    assert_eq!((s.lose_poisoned()?, s.lose_poisoned()?), (2, 0));
+    assert_eq!(fault(&s, page(huge, 77), Access::Write), LOST);
+    assert_eq!((s.lose_poisoned()?, s.lose_poisoned()?), (1, 0));
     assert_eq!(s.account().resident_bytes(), resident - 2 * PAGE_SIZE);
-    assert_eq!(child.lose_poisoned()?, 2);
+    assert_eq!(child.lose_poisoned()?, 1);
     for s in [&s, &child] {
         for va in [page(AT, 3), page(huge, 77)] {
             for access in [Access::Read, Access::Write] {

@@ -3,15 +3,15 @@
 use crate::file::{self, CacheNode, FileCache};
 use crate::frame::{self, Bad, Frame, FrameCache, FrameFlags, Frames, Region};
 use crate::limit::{self, Limit};
-use crate::mem::{Limbo, Pool, Slab};
+use crate::mem::{AnyPool, Limbo, Pool, Slab};
 use crate::platform::Platform;
-use crate::rmap::Spot;
-use crate::space::{TreeNode, Vma};
+use crate::rmap::{Joined, Root, Space, Spot};
+use crate::space::{self, TreeNode, Vma};
 use crate::sync::atomic::plain;
 use crate::sync::atomic::{AcqRel, Acquire, AtomicU32, AtomicU64, Relaxed};
 use crate::sync::epoch::Epoch;
 use crate::sync::{Bells, Spin, held};
-use crate::table::{PageTable, TableCache, TableRecord};
+use crate::table::{TableCache, TableRecord};
 use crate::types::{NoMemory, Pfn};
 
 /// One CPU's words and caches; the platform keeps one for each CPU, on lines of its own.
@@ -55,7 +55,9 @@ pub struct Vm<P: Platform> {
     pub(crate) epoch: Epoch,
     pub(crate) records: Slab<P, TableRecord>,
     pub(crate) tables_in_limbo: Limbo<P, Pfn>,
-    pub(crate) page_tables: Pool<P, PageTable<P>>,
+    pub(crate) spaces: Pool<P, Space<P>>,
+    pub(crate) roots: Pool<P, Root<P>>,
+    pub(crate) joined: Pool<P, Joined<P>>,
     pub(crate) vmas: Pool<P, Vma<P>>,
     pub(crate) spots: Pool<P, Spot<P>>,
     pub(crate) nodes: Pool<P, TreeNode<P>>,
@@ -84,8 +86,12 @@ pub enum Poisoned {
         /// It was written and is not stored: that is lost.
         lost: bool,
     },
-    /// Programs, as private memory.
-    Private,
+    /// Programs, as private memory. Nobody has the page mapped any more, and who touches it gets SIGBUS.
+    Private {
+        /// It is part of a huge page, which has to be split first, by each space that maps it: until
+        /// [`AddressSpace::lose_poisoned`](crate::space::AddressSpace::lose_poisoned) was called for every space that is so.
+        huge: bool,
+    },
     /// The library itself, or it is about to become a page: nothing was done. If it becomes a page, call again.
     InUse,
     /// It is no frame of the library's.
@@ -100,7 +106,8 @@ pub struct Held {
     pub frames: u64,
     /// Page tables, alive, reserved or in limbo; those in caches not included.
     pub tables: u64,
-    /// Slab objects: spaces' page tables, VMAs, their places in files, tree nodes, files and nodes of their caches, limits.
+    /// Slab objects: spaces, what the reverse map knows of them and of VMAs, VMAs, tree nodes, files and nodes of their caches,
+    /// limits.
     pub objects: u64,
     /// Frames in per-CPU caches.
     pub cached_frames: u64,
@@ -118,7 +125,9 @@ impl<P: Platform> Vm<P> {
             epoch: Epoch::new(),
             records: Slab::new(),
             tables_in_limbo: Limbo::new(),
-            page_tables: Pool::new(),
+            spaces: Pool::new(),
+            roots: Pool::new(),
+            joined: Pool::new(),
             vmas: Pool::new(),
             spots: Pool::new(),
             nodes: Pool::new(),
@@ -145,13 +154,7 @@ impl<P: Platform> Vm<P> {
     pub fn init(&'static self, p: &'static P, regions: &[Region]) -> Result<(), NoMemory> {
         debug_assert!(core::ptr::eq(self, p.vm()), "the platform answers with another Vm");
         assert!(self.zero.load(Relaxed) == 0 && self.frames.total_frames() == 0, "memory is taken over once");
-        self.page_tables.init(p);
-        self.vmas.init(p);
-        self.spots.init(p);
-        self.nodes.init(p);
-        self.files.init(p);
-        self.cache_nodes.init(p);
-        self.limits.init(p);
+        self.pools().iter().for_each(|pool| pool.init(p));
         for region in regions {
             self.frames.add(p, *region);
         }
@@ -217,11 +220,23 @@ impl<P: Platform> Vm<P> {
     pub fn poison(&'static self, p: &'static P, pfn: Pfn) -> Poisoned {
         match frame::mark_bad(p, pfn) {
             Bad::Free => Poisoned::Free,
-            Bad::Page(page) if page.folio().meta().flags().contains(FrameFlags::ANON) => Poisoned::Private,
+            Bad::Page(page) if page.folio().meta().flags().contains(FrameFlags::ANON) => {
+                let huge = page.folio().order() > 0;
+                if !huge {
+                    space::poison::lose(p, &page);
+                }
+                Poisoned::Private { huge }
+            }
             Bad::Page(page) => Poisoned::File { lost: file::lose(p, &page) },
             Bad::Other => Poisoned::InUse,
             Bad::Foreign => Poisoned::Foreign,
         }
+    }
+
+    /// All pools of objects.
+    fn pools(&self) -> [&dyn AnyPool<P>; 9] {
+        let Vm { spaces, roots, joined, vmas, spots, nodes, files, cache_nodes, limits, .. } = self;
+        [spaces, roots, joined, vmas, spots, nodes, files, cache_nodes, limits]
     }
 
     pub(crate) fn new_id(&self) -> u64 {
@@ -233,26 +248,13 @@ impl<P: Platform> Vm<P> {
     pub fn collect(&'static self, p: &'static P, most: usize) -> usize {
         frame::free_aside(p);
         let now = self.epoch.advance(p);
-        self.page_tables.collect(now, most)
-            + self.vmas.collect(now, most)
-            + self.spots.collect(now, most)
-            + self.nodes.collect(now, most)
-            + self.files.collect(now, most)
-            + self.cache_nodes.collect(now, most)
-            + self.limits.collect(now, most)
+        self.pools().iter().map(|pool| pool.collect(now, most)).sum::<usize>()
             + crate::table::collect(p, now, most)
     }
 
     /// Tables and objects waiting for their grace period.
     pub fn in_limbo(&'static self, p: &'static P) -> usize {
-        self.page_tables.in_limbo()
-            + self.vmas.in_limbo()
-            + self.spots.in_limbo()
-            + self.nodes.in_limbo()
-            + self.files.in_limbo()
-            + self.cache_nodes.in_limbo()
-            + self.limits.in_limbo()
-            + self.tables_in_limbo.len(p)
+        self.pools().iter().map(|pool| pool.in_limbo()).sum::<usize>() + self.tables_in_limbo.len(p)
     }
 
     /// Waits until nothing is in limbo, then empties every cache into the frame allocator, so that "nothing left"
@@ -285,13 +287,7 @@ impl<P: Platform> Vm<P> {
         let huge_zero = self.drop_huge_zero(p);
         let tables = crate::table::drain(p);
         limit::drain(p);
-        let slabs = self.page_tables.trim()
-            + self.vmas.trim()
-            + self.spots.trim()
-            + self.nodes.trim()
-            + self.files.trim()
-            + self.cache_nodes.trim()
-            + self.limits.trim()
+        let slabs = self.pools().iter().map(|pool| pool.trim()).sum::<usize>()
             + self.limit_records.trim(p)
             + self.records.trim(p);
         aside + huge_zero + tables + slabs + frame::drain(p)
@@ -324,13 +320,7 @@ impl<P: Platform> Vm<P> {
     pub fn held(&'static self, p: &'static P) -> Held {
         let cached_frames = frame::cached(p);
         let cached_tables = crate::table::cached(p);
-        let objects = self.page_tables.live()
-            + self.vmas.live()
-            + self.spots.live()
-            + self.nodes.live()
-            + self.files.live()
-            + self.cache_nodes.live()
-            + self.limits.live();
+        let objects = self.pools().iter().map(|pool| pool.live()).sum::<usize>();
         Held {
             // Read one after another, so they may disagree while somebody is at work.
             frames: self.frames.total_frames().saturating_sub(self.frames.free_frames() + cached_frames),

@@ -45,12 +45,15 @@ pub struct Area {
     pub prot: Prot,
     pub flags: VmaFlags,
     pub shows: Shows,
+    /// How many pages further on its private pages are than where they were filled.
+    pub moved: i64,
     /// Stacks never become one mapping with what lies beside them: each has a number of its own. 0 for all others.
     pub stack: u64,
 }
 
 impl Area {
-    fn further(self, n: u64) -> Area {
+    /// What is `n` pages further on.
+    pub fn further(self, n: u64) -> Area {
         Area { shows: self.shows.further(n), ..self }
     }
 }

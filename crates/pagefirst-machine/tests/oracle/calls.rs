@@ -91,7 +91,10 @@ impl Space {
         }
         let mut next = self.areas.clone();
         next.remove(range.clone());
-        next.insert(range.clone(), Area { prot: map.prot, flags: map.flags, shows: map.shows, stack: 0 });
+        next.insert(
+            range.clone(),
+            Area { prot: map.prot, flags: map.flags, shows: map.shows, moved: 0, stack: 0 },
+        );
         self.adopt(next)?;
         self.zap(range.clone());
         Ok(range)
@@ -227,10 +230,9 @@ impl Space {
         }
         let tail = old.end..wanted;
         if old.end == mapping.end && self.usable(&tail).is_ok() && self.areas.is_free(tail.clone()) {
-            let shows = area.shows.further(old.end - old.start);
-            let place = Place::FixedNoReplace(bytes_of(&tail).start);
-            let pages = tail.end - tail.start;
-            self.map(NewMap { pages, prot: area.prot, flags: area.flags, shows, place })?;
+            let mut next = self.areas.clone();
+            next.insert(tail, area.further(old.end - old.start));
+            self.adopt(next)?;
             return Ok(old.start);
         }
         if to == RemapTo::InPlace {
@@ -244,7 +246,8 @@ impl Space {
         let mut next = self.areas.clone();
         next.remove(old.clone());
         next.remove(new.clone());
-        next.insert(new.clone(), area);
+        let by = if area.shows.is_shared() { 0 } else { new.start as i64 - old.start as i64 };
+        next.insert(new.clone(), Area { moved: area.moved + by, ..area });
         self.adopt(next)?;
         self.zap(new.clone());
         let moved = old.start..old.start + (old.end - old.start).min(new.end - new.start);

@@ -5,10 +5,12 @@ use super::hand::{Fresh, Need};
 use super::{Fault, Look};
 use crate::arch::{Attrs, Format};
 use crate::frame::{Frame, Part};
+use crate::mem::Shared;
 use crate::platform::Platform;
+use crate::rmap::Root;
 use crate::space::Vma;
 use crate::table::{Batch, Counted, FaultKind, NewEntry, Nothing, Slot};
-use crate::types::{PAGE_SHIFT, Pfn, Prot, VirtAddr};
+use crate::types::{Pfn, Prot, VirtAddr};
 
 /// The attributes of an entry for a page of this VMA, used at once, not writable.
 pub(super) fn readable<P: Platform>(vma: &Vma<P>) -> Attrs {
@@ -41,6 +43,7 @@ impl<P: Platform> Batch for Zero<'_, P> {
 
 /// A page that only this fault has, cleared or a copy, on its way to becoming private memory.
 struct Private<'f, P: Platform, V, const LEVEL: u8> {
+    root: &'f Shared<P, Root<P>>,
     vma: &'f Vma<P>,
     va: VirtAddr,
     page: Option<Fresh<P>>,
@@ -55,6 +58,7 @@ pub(super) const WRITTEN: Attrs = Attrs::WRITE.union(Attrs::DIRTY);
 /// The entry, in a table at `level`, of a page of private memory. Its reference becomes the mapping's.
 #[inline]
 pub(super) fn private_entry<P: Platform>(
+    root: &Shared<P, Root<P>>,
     vma: &Vma<P>,
     va: VirtAddr,
     page: Frame<P>,
@@ -64,7 +68,7 @@ pub(super) fn private_entry<P: Platform>(
     if vma.prot.contains(Prot::EXEC) {
         page.frames().for_each(|pfn| page.platform().sync_instructions(pfn));
     }
-    P::Format::leaf(page.into_anonymous(va.0 >> PAGE_SHIFT), level, readable(vma) | attrs)
+    P::Format::leaf(page.into_anonymous(root.name(), vma.anon_index(va)), level, readable(vma) | attrs)
 }
 
 impl<P: Platform, V: Fn(&Part<P>) -> bool, const LEVEL: u8> Batch for Private<'_, P, V, LEVEL> {
@@ -89,7 +93,7 @@ impl<P: Platform, V: Fn(&Part<P>) -> bool, const LEVEL: u8> Batch for Private<'_
             return None;
         }
         Some(NewEntry {
-            raw: private_entry(self.vma, self.va, fresh.page, LEVEL, WRITTEN),
+            raw: private_entry(self.root, self.vma, self.va, fresh.page, LEVEL, WRITTEN),
             counted: Counted::Anon,
         })
     }
@@ -132,7 +136,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     ) -> Look<'a, P> {
         let va = P::Format::span_of(self.addr, LEVEL).start;
         let mut batch: Private<'_, P, _, LEVEL> =
-            Private { vma, va, page: Some(page), source_is_valid, kind };
+            Private { root: self.space.root(), vma, va, page: Some(page), source_is_valid, kind };
         let look = self.install(slot, &mut batch);
         if let Some(page) = batch.page {
             self.hand.fresh = Some(page);

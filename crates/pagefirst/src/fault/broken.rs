@@ -88,7 +88,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let level = slot.level();
         debug_assert_eq!(level, fresh.level);
         let span = P::Format::span_of(self.addr, level);
-        slot.replace(private_entry(vma, span.start, fresh.page, level, WRITTEN));
+        slot.replace(private_entry(self.space.root(), vma, span.start, fresh.page, level, WRITTEN));
         slot.tally(FaultKind::Copy);
         drop(slot);
         if old != p.vm().zero_page() {

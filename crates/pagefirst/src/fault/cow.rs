@@ -64,7 +64,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         debug_assert_eq!(level, fresh.level);
         let span = P::Format::span_of(self.addr, level);
         let copy = fresh.page.pfn();
-        let read_only = private_entry(vma, span.start, fresh.page, level, Attrs::empty());
+        let read_only = private_entry(self.space.root(), vma, span.start, fresh.page, level, Attrs::empty());
         table.begin_unflushed();
         slot.replace(read_only);
         slot.tally(FaultKind::Copy);

@@ -9,6 +9,7 @@ use crate::file::{Direct, File as _, FileCache};
 use crate::frame::Frame;
 use crate::mem::Shared;
 use crate::platform::Platform;
+use crate::rmap::Root;
 use crate::space::Vma;
 use crate::table::{Batch, Counted, FaultKind, NewEntry, Nothing, Seen, Slot};
 use crate::types::{Access, Pfn, Prot, VirtAddr};
@@ -39,6 +40,7 @@ impl<P: Platform> Source for Answer<P> {
 
 /// A copy of a page, on its way to becoming private memory.
 struct Private<'f, P: Platform> {
+    root: &'f Shared<P, Root<P>>,
     vma: &'f Vma<P>,
     va: VirtAddr,
     answer: &'f mut Answer<P>,
@@ -54,7 +56,10 @@ impl<P: Platform> Batch for Private<'_, P> {
     fn entry(&mut self, va: VirtAddr) -> Option<NewEntry> {
         self.answer.frame::<P::Format>(self.vma.index_of(va), 0)?;
         let copy = self.answer.copy.take()?;
-        Some(NewEntry { raw: private_entry(self.vma, va, copy, 0, WRITTEN), counted: Counted::Anon })
+        Some(NewEntry {
+            raw: private_entry(self.root, self.vma, va, copy, 0, WRITTEN),
+            counted: Counted::Anon,
+        })
     }
     fn kind(&self) -> Option<FaultKind> {
         Some(FaultKind::FileCopy)
@@ -75,7 +80,8 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             Err(look) => return look,
         };
         if self.access == Access::Write && vma.is_private() {
-            return self.install(slot, &mut Private { vma, va: self.addr.page(), answer: &mut answer });
+            let (root, va) = (self.space.root(), self.addr.page());
+            return self.install(slot, &mut Private { root, vma, va, answer: &mut answer });
         }
         let frame = |va, level| answer.frame::<P::Format>(vma.index_of(va), level);
         let level = vma.largest_entry(self.addr, frame).min(slot.level());

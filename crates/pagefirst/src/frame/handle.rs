@@ -153,13 +153,16 @@ impl<P: Platform> Frame<P> {
         }
         is_memory
     }
-    /// Makes the folio private memory, reachable through one mapping, whose reference the handle's becomes.
+    /// Makes the folio private memory, mapped once, by an entry that is to come, whose reference the handle's becomes: the
+    /// page at this index of its owner, a [root](crate::rmap).
     #[inline]
-    pub(crate) fn into_anonymous(self, index: u64) -> Pfn {
+    pub(crate) fn into_anonymous(self, owner: *mut (), index: u64) -> Pfn {
         let meta = self.meta();
+        // Before it is private memory: who finds that it is, and mapped nowhere, has nothing to wait for.
+        meta.map_first();
+        meta.set_owner(owner);
         meta.set_index(index);
         meta.reset(FrameFlags::ANON | FrameFlags::EXCLUSIVE | FrameFlags::UP_TO_DATE, meta.order());
-        meta.map_first();
         if cfg!(mutant = "entry_without_reference") { self.pfn } else { self.into_held() }
     }
 }

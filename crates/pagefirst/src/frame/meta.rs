@@ -116,6 +116,10 @@ impl FrameMeta {
         }
         self.try_map().then(is_valid)
     }
+    /// Whether a count has reached its limit, and does not say any more how many there are.
+    pub(crate) fn is_saturated(&self) -> bool {
+        self.counts.load(Relaxed) & SATURATED != 0
+    }
     /// The map count, read so that it is ordered against those who raise it before they validate (protocol 1).
     pub fn maps_ordered(&self) -> u32 {
         if cfg!(mutant = "maps_read_plainly") {

@@ -14,6 +14,7 @@ mod filling;
 mod folio;
 mod handle;
 mod meta;
+mod owner;
 mod poison;
 mod storing;
 
@@ -25,7 +26,8 @@ pub(crate) use folio::{Part, first_of, head_and_flags, link_tails, split, split_
 pub use handle::Frame;
 pub(crate) use handle::{WORDS, clear_page, copy_page, words};
 pub use meta::{Counts, FrameFlags, FrameMeta};
-pub(crate) use poison::{Bad, mark as mark_bad, with_file};
+pub(crate) use owner::{root_of, with_file};
+pub(crate) use poison::{Bad, mark as mark_bad};
 pub(crate) use storing::Storing;
 
 use crate::limit;

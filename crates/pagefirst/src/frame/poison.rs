@@ -5,7 +5,6 @@
 //! is told; so, as for pages that go (protocol 2), the mark comes before the walk that takes the mappings away.
 
 use super::{Frame, FrameFlags, MAX_ORDER, Part, drain, first_of};
-use crate::file::FileCache;
 use crate::platform::{Note, Platform};
 use crate::types::Pfn;
 
@@ -79,26 +78,6 @@ pub(super) fn release<P: Platform>(p: &'static P, folio: Pfn, order: u8) {
             false => p.vm().frames.lose(),
         }
     }
-}
-
-/// Runs `f` with the file that a folio is a page of, up to date, if it is; the file does not end meanwhile. Called with no lock
-/// held; the caller has a reference to the folio.
-pub(crate) fn with_file<P: Platform, R>(
-    p: &'static P,
-    folio: &Frame<P>,
-    f: impl FnOnce(&FileCache<P>) -> R,
-) -> Option<R> {
-    let _not_ending = p.vm().ending_files.lock(p);
-    let meta = folio.meta();
-    let valid = FrameFlags::FILE | FrameFlags::UP_TO_DATE;
-    if !meta.flags().contains(valid) {
-        return None;
-    }
-    // SAFETY: the owner of a page that is up to date is the cache that it is attached to, stored from a reference to it. A
-    // cache that ends clears the owner of each of its pages, and takes this lock after that, while it is still shared
-    // (`Pooled::ending`); so the owner that is read here is alive, and nobody has it alone, until the lock is given back.
-    let file = unsafe { meta.owner().cast::<FileCache<P>>().as_ref() };
-    file.map(f)
 }
 
 impl<P: Platform> Part<P> {

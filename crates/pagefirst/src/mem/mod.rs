@@ -15,6 +15,7 @@ mod slab;
 
 pub(crate) use few::{Few, Room};
 pub(crate) use limbo::{Chain, Limbo};
+pub(crate) use shared::AnyPool;
 pub use shared::{Link, Past, Pool, Pooled, Reserved, Shared};
 pub(crate) use slab::Slab;
 

@@ -173,6 +173,38 @@ impl<P: Platform, T: Pooled> Pool<P, T> {
     }
 }
 
+/// A pool of whatever objects.
+pub(crate) trait AnyPool<P: Platform> {
+    /// Called once, before it is used.
+    fn init(&self, p: &'static P);
+    /// Ends up to `most` objects whose grace period is over; returns how many.
+    fn collect(&self, now: u64, most: usize) -> usize;
+    /// Objects in limbo.
+    fn in_limbo(&self) -> usize;
+    /// Frees slabs without objects; returns how many frames.
+    fn trim(&self) -> usize;
+    /// Objects alive or in limbo, and slots reserved.
+    fn live(&self) -> usize;
+}
+
+impl<P: Platform, T: Pooled> AnyPool<P> for Pool<P, T> {
+    fn init(&self, p: &'static P) {
+        Pool::init(self, p);
+    }
+    fn collect(&self, now: u64, most: usize) -> usize {
+        Pool::collect(self, now, most)
+    }
+    fn in_limbo(&self) -> usize {
+        Pool::in_limbo(self)
+    }
+    fn trim(&self) -> usize {
+        Pool::trim(self)
+    }
+    fn live(&self) -> usize {
+        Pool::live(self)
+    }
+}
+
 /// An owned slot without a value; dropped, it returns.
 pub struct Reserved<P: Platform, T: 'static> {
     pool: &'static Pool<P, T>,
@@ -247,6 +279,24 @@ impl<P: Platform, T: 'static> Shared<P, T> {
         let pool = self.object().pool;
         let p = pool.platform();
         pool.limbo.push(p, &Objects(PhantomData), (self.at, self.at), 1, &p.vm().epoch);
+    }
+    /// A name of the object, by which [`of`](Self::of) finds it; of no other while the object is there.
+    pub(crate) fn name(&self) -> *mut () {
+        self.at.as_ptr().cast()
+    }
+    /// Another reference to the object with this name; `None` if it has no other any more.
+    ///
+    /// # Safety
+    /// It is a name of an object of this type which had a reference at some moment since the pin was taken, and did not end
+    /// without a grace period since.
+    pub(crate) unsafe fn of(name: *mut (), _pin: &Pin<P>) -> Option<Self> {
+        let at = NonNull::new(name.cast::<Object<P, T>>())?;
+        // SAFETY: the caller's promise: its grace period, if it has begun, is not over before the pin is gone. The count is
+        // atomic, and nobody has the object alone until then.
+        let count = unsafe { &(*at.as_ptr()).count };
+        let more = |count: u32| (count > 0).then(|| count + 1);
+        count.fetch_update(AcqRel, Relaxed, more).ok()?;
+        Some(Shared { at, own: PhantomData })
     }
     /// Whether both refer to the same object.
     pub fn same(&self, other: &Self) -> bool {

@@ -75,15 +75,15 @@ impl<P: Platform> AddressSpace<P> {
         let mut change = Change::cut(&writing, range);
         for vma in self.tree.overlapping(range) {
             let part = vma.range.intersect(range);
-            let piece = Vma::new(0, part, vma.prot, advised(vma.flags), vma.backing_at(part.start));
+            let piece = vma.part(part, vma.prot, advised(vma.flags));
             change.push(piece, &mut writing.state)?;
         }
         let ready = change.finish(&mut writing.state)?;
         let mut cuts = self.cuts(&[range.start, range.end])?;
         ready.announce();
         // No huge page lies in two mappings; and what is mapped from now on goes by the advice.
-        let mut gather = Gather::new(&self.table);
-        self.table.visit(range, &mut Pass, &mut cuts, &mut gather);
+        let mut gather = Gather::new(self.page_table());
+        self.page_table().visit(range, &mut Pass, &mut cuts, &mut gather);
         gather.flush();
         ready.publish(&mut writing.state);
         Ok(())
@@ -132,8 +132,8 @@ impl<P: Platform> AddressSpace<P> {
         let _writing = self.write();
         self.check_mapped(range)?;
         let mut cuts = self.cuts(&[range.start, range.end])?;
-        let mut gather = Gather::new(&self.table);
-        self.table.zap(range, None, &mut cuts, &mut gather);
+        let mut gather = Gather::new(self.page_table());
+        self.page_table().zap(range, None, &mut cuts, &mut gather);
         #[cfg(feature = "__baseline")]
         if self.policy.tables == TablePolicy::Linux {
             self.drop_leaf_tables(range, &mut cuts, &mut gather);
@@ -150,7 +150,7 @@ impl<P: Platform> AddressSpace<P> {
             let mut span = P::Format::span_of(part.start, HUGE_LEVEL);
             while span.start < part.end {
                 if part.covers(span) {
-                    self.table.zap(span, Some(span), cuts, gather);
+                    self.page_table().zap(span, Some(span), cuts, gather);
                 }
                 span = VirtRange::new(span.end, VirtAddr(span.end.0.saturating_add(span.len())));
             }

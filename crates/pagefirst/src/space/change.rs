@@ -29,12 +29,12 @@ pub(super) struct Change<'a, P: Platform> {
     /// Whether the piece that is pushed next is the first of the range.
     is_first: bool,
     bytes: u64,
-    /// Of each range that was cut: where new mappings of files are.
-    files: [Option<VirtRange>; 2],
+    /// Of each range that was cut: where new mappings are that the reverse map finds by their own.
+    found: [Option<VirtRange>; 2],
     /// Which of them the range is that was cut last.
     nth: usize,
-    /// Whether mappings of files are replaced.
-    replaces_files: bool,
+    /// Whether such mappings are replaced.
+    replaces_found: bool,
 }
 
 impl<'a, P: Platform> Change<'a, P> {
@@ -53,9 +53,9 @@ impl<'a, P: Platform> Change<'a, P> {
             tail: None,
             is_first: true,
             bytes: writing.state.bytes,
-            files: [None; 2],
+            found: [None; 2],
             nth: 0,
-            replaces_files: false,
+            replaces_found: false,
         };
         change.cut_out(range);
         change
@@ -76,14 +76,12 @@ impl<'a, P: Platform> Change<'a, P> {
 
     fn cut_out(&mut self, range: VirtRange) {
         (self.range, self.is_first) = (range, true);
-        let part = |v: &Vma<P>, start, end| {
-            Vma::new(0, VirtRange::new(start, end), v.prot, v.flags, v.backing_at(start))
-        };
+        let part = |v: &Vma<P>, start, end| v.part(VirtRange::new(start, end), v.prot, v.flags);
         let mut whole = range;
         for vma in self.next.overlapping(range) {
             self.bytes -= vma.range.intersect(range).len();
             whole = whole.union(vma.range);
-            self.replaces_files |= vma.spot().is_some();
+            self.replaces_found |= vma.spot().is_some();
             if vma.range.start < range.start {
                 self.pending = Some(part(&vma, vma.range.start, range.start));
             }
@@ -125,10 +123,10 @@ impl<'a, P: Platform> Change<'a, P> {
             self.settle(state)?;
         }
         piece.id = p.vm().new_id();
-        piece.enter(&self.space.table)?;
+        piece.enter(&self.space.shared)?;
         if piece.spot().is_some() {
-            let files = &mut self.files[self.nth];
-            *files = Some(files.map_or(piece.range, |files| files.union(piece.range)));
+            let found = &mut self.found[self.nth];
+            *found = Some(found.map_or(piece.range, |found| found.union(piece.range)));
         }
         self.stale = Some(self.stale.map_or(piece.range, |stale| stale.union(piece.range)));
         let slot = p.vm().or_drain(p, || p.vm().vmas.reserve())?;
@@ -147,8 +145,8 @@ impl<'a, P: Platform> Change<'a, P> {
             && before.continues(&piece)
         {
             self.replace(before.range);
-            self.replaces_files |= before.spot().is_some();
-            self.pending = Some(Vma::new(0, before.range, before.prot, before.flags, before.backing.clone()));
+            self.replaces_found |= before.spot().is_some();
+            self.pending = Some(before.part(before.range, before.prot, before.flags));
         }
         match self.pending.take() {
             Some(mut last) if last.continues(&piece) => {
@@ -176,7 +174,7 @@ impl<'a, P: Platform> Change<'a, P> {
             {
                 last.range.end = after.range.end;
                 self.replace(after.range);
-                self.replaces_files |= after.spot().is_some();
+                self.replaces_found |= after.spot().is_some();
             }
             self.emit(last, state)?;
         }
@@ -204,10 +202,10 @@ impl<'a, P: Platform> Change<'a, P> {
 pub(super) struct Ready<'c, 'a, P: Platform>(&'c Change<'a, P>);
 
 impl<P: Platform> Ready<'_, '_, P> {
-    /// Announces: faults that work from the VMAs about to be replaced notice from now on, and who walks a file's mappings
+    /// Announces: faults that work from the VMAs about to be replaced notice from now on, and who walks the reverse map
     /// finds those to come.
     pub fn announce(&self) {
-        for range in self.0.files.iter().flatten() {
+        for range in self.0.found.iter().flatten() {
             self.0.next.overlapping(*range).for_each(|vma| {
                 vma.set_to_come();
                 rmap::insert(&vma);
@@ -224,9 +222,9 @@ impl<P: Platform> Ready<'_, '_, P> {
         let mut reserve = tree.reserve(p, 1)?;
         for range in self.0.replaced.into_iter().flatten() {
             for vma in self.0.space.tree.overlapping(range) {
-                let mut again =
-                    Vma::new(p.vm().new_id(), vma.range, vma.prot, vma.flags, vma.backing.clone());
-                again.enter(&self.0.space.table)?;
+                let mut again = vma.part(vma.range, vma.prot, vma.flags);
+                again.id = p.vm().new_id();
+                again.enter(&self.0.space.shared)?;
                 let slot = p.vm().or_drain(p, || p.vm().vmas.reserve())?;
                 reserve.refill(p, &tree, 1)?;
                 tree.replace(vma.range, &mut [Some(slot.fill(again))], &mut reserve);
@@ -246,18 +244,18 @@ impl<P: Platform> Ready<'_, '_, P> {
     }
     /// Takes the announcement back.
     pub fn take_back(self, undo: &VmaTree<P>) {
-        for range in self.0.replaced.iter().flatten().filter(|_| self.0.replaces_files) {
+        for range in self.0.replaced.iter().flatten().filter(|_| self.0.replaces_found) {
             undo.overlapping(*range).for_each(|vma| rmap::insert(&vma));
         }
         self.adopt(undo);
-        for range in self.0.files.iter().flatten() {
+        for range in self.0.found.iter().flatten() {
             self.0.next.overlapping(*range).for_each(|vma| rmap::remove(&vma));
         }
     }
     /// Makes the new tree visible with one store.
     pub fn publish(self, state: &mut LockGuard<'_, P, P::WriterLock, State<P>>) {
         state.bytes = self.0.bytes;
-        for range in self.0.files.iter().flatten() {
+        for range in self.0.found.iter().flatten() {
             self.0.next.overlapping(*range).for_each(|vma| vma.go_live());
         }
         self.adopt(&self.0.next);
@@ -265,7 +263,7 @@ impl<P: Platform> Ready<'_, '_, P> {
     /// Puts another tree in place of the published one.
     fn adopt(&self, tree: &VmaTree<P>) {
         let published = &self.0.space.tree;
-        let old = self.0.replaces_files.then(|| published.fork());
+        let old = self.0.replaces_found.then(|| published.fork());
         published.adopt(tree);
         for old in old.iter() {
             for range in self.0.replaced.iter().flatten() {

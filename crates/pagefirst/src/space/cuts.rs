@@ -28,7 +28,7 @@ impl<P: Platform> AddressSpace<P> {
             Ok(cuts) => cuts,
             Err(error) => return Some(Err(error)),
         };
-        self.table.split(addr, &mut cuts, &mut Gather::new(&self.table));
+        self.page_table().split(addr, &mut cuts, &mut Gather::new(self.page_table()));
         Some(Ok(()))
     }
 
@@ -36,6 +36,6 @@ impl<P: Platform> AddressSpace<P> {
         let highest = self.tree.find(pin, at).map_or(0, |vma| vma.highest_level(self.policy.huge, at));
         let may_come = (1..=highest).filter(|level| !at.is_aligned(P::Format::span(*level))).count();
         // What a mapper put there is cut as well, whatever its size.
-        self.table.tables_to_cut(pin, at).max(may_come as u64)
+        self.page_table().tables_to_cut(pin, at).max(may_come as u64)
     }
 }

@@ -31,7 +31,7 @@ use crate::frame::{Frame, FrameFlags, Part, head_of};
 use crate::limit::{Payer, Unavailable};
 use crate::mem::Shared;
 use crate::platform::Platform;
-use crate::rmap;
+use crate::rmap::{self, Present};
 use crate::table::{Counted, Flow, Guard, NewEntry, NewLeaf, PageTable, Reserve, Visitor};
 use crate::tlb::{Gather, NOTHING, SmallGather};
 use crate::types::{NoMemory, PAGE_SIZE, VirtAddr, VirtRange};
@@ -67,21 +67,21 @@ impl<P: Platform> AddressSpace<P> {
     /// [`MapError::NoMemory`] or [`MapError::OverLimit`]; there is no child then, and nothing that this space shows has changed.
     pub fn fork(&self) -> Result<AddressSpace<P>, MapError> {
         let writing = self.write();
-        let table = PageTable::shared(self.p)?;
-        let (tree, bytes) = self.child_mappings(&table)?;
+        let shared = Present::new(self.p, Some(&self.shared))?;
+        let (tree, bytes) = self.child_mappings(&shared)?;
         let state = State { bytes, heap: writing.state.heap, reserve: tree.reserve(self.p, 0)? };
-        let child = AddressSpace::with(self.p, self.policy, self.gap, tree, state, table);
+        let child = AddressSpace::with(self.p, self.policy, self.gap, tree, state, shared);
         drop(child.limit.replace(self.limit.share()));
         child.tree.overlapping(EVERYTHING).for_each(|vma| rmap::insert(&vma));
         let hold = |hold: bool| {
             let each = |vma: &Vma<P>| if hold { vma.retire() } else { vma.resume() };
             self.tree.overlapping(EVERYTHING).for_each(|vma| each(&vma));
         };
-        held_up(&self.table, hold, |gather| {
-            let mut copier = Copier::new(&child.table, child.payer());
+        held_up(self.page_table(), hold, |gather| {
+            let mut copier = Copier::new(child.page_table(), child.root().name(), child.payer());
             for vma in child.tree.overlapping(EVERYTHING) {
                 if vma.is_private() && !vma.flags.contains(VmaFlags::WIPE_ON_FORK) {
-                    copier.copy(&self.table, vma.range, gather)?;
+                    copier.copy(self.page_table(), vma.range, gather)?;
                 }
             }
             Ok::<(), Unavailable>(())
@@ -90,7 +90,7 @@ impl<P: Platform> AddressSpace<P> {
     }
 
     /// The child's mappings, and their bytes.
-    fn child_mappings(&self, table: &Shared<P, PageTable<P>>) -> Result<(VmaTree<P>, u64), NoMemory> {
+    fn child_mappings(&self, space: &Shared<P, rmap::Space<P>>) -> Result<(VmaTree<P>, u64), NoMemory> {
         let (p, tree, mut bytes) = (self.p, VmaTree::new(), 0);
         let mut reserve = tree.reserve(p, MAX_NEW)?;
         let mut inherited = self
@@ -103,8 +103,9 @@ impl<P: Platform> AddressSpace<P> {
             for vma in inherited.by_ref().take(MAX_NEW) {
                 let slot = p.vm().or_drain(p, || p.vm().vmas.reserve())?;
                 let id = p.vm().new_id();
-                let mut child = Vma::new(id, vma.range, vma.prot, vma.flags, vma.backing.clone());
-                child.enter(table)?;
+                let mut child = vma.part(vma.range, vma.prot, vma.flags);
+                child.id = id;
+                child.enter(space)?;
                 new[n] = Some(slot.fill(child));
                 n += 1;
                 range = range.union(vma.range);
@@ -156,12 +157,15 @@ pub(crate) struct Copier<'a, P: Platform> {
     /// A copy, and what it is a copy of.
     copy: Option<(Frame<P>, Part<P>)>,
     want: Want<P>,
-    /// Who pays for copies.
+    /// Who owns copies.
+    owner: *mut (),
+    /// Who pays for them.
     payer: Payer<'a, P>,
 }
 
 impl<'a, P: Platform> Copier<'a, P> {
-    pub fn new(child: &'a PageTable<P>, payer: Payer<'a, P>) -> Self {
+    /// Pages that are copied are `owner`'s; what they cost is charged to `payer`.
+    pub fn new(child: &'a PageTable<P>, owner: *mut (), payer: Payer<'a, P>) -> Self {
         let p = child.platform();
         Copier {
             p,
@@ -172,6 +176,7 @@ impl<'a, P: Platform> Copier<'a, P> {
             huge: None,
             copy: None,
             want: Want::Tables,
+            owner,
             payer,
         }
     }
@@ -276,7 +281,7 @@ impl<'a, P: Platform> Copier<'a, P> {
         if attrs.contains(Attrs::EXEC) {
             frame.frames().for_each(|pfn| self.p.sync_instructions(pfn));
         }
-        self.put(va, level, P::Format::leaf(frame.into_anonymous(of.index()), level, attrs));
+        self.put(va, level, P::Format::leaf(frame.into_anonymous(self.owner, of.index()), level, attrs));
     }
 }
 

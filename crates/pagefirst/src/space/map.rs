@@ -101,7 +101,7 @@ impl<P: Platform> AddressSpace<P> {
             match self.fault(at, access) {
                 Outcome::Mapped { huge: true, .. } => at = P::Format::span_of(at, HUGE_LEVEL).end,
                 Outcome::Mapped { .. } => at = VirtAddr(at.0 + PAGE_SIZE),
-                Outcome::Spurious => match self.table.translate(&Pin::new(self.p), at) {
+                Outcome::Spurious => match self.page_table().translate(&Pin::new(self.p), at) {
                     Some(there) => at = P::Format::span_of(at, there.level).end,
                     None => self.p.relax(), // a huge page that is being split
                 },
@@ -198,12 +198,6 @@ impl<P: Platform> Writing<'_, P> {
             flags.set(VmaFlags::NEVER_WRITE, !flags.contains(VmaFlags::SHARED));
         }
         space.check_prot(map.prot, flags, &map.backing, range)?;
-        // Index arithmetic on a file must not wrap anywhere in the mapping.
-        if let Backing::File { first, .. } = &map.backing
-            && first.checked_add(range.pages()).is_none_or(|end| end > u64::MAX / PAGE_SIZE)
-        {
-            return Err(MapError::Invalid(range));
-        }
         // A file has no pages below its first, and what is shared does not grow.
         let plain = matches!(map.backing, Backing::Anonymous) && !flags.contains(VmaFlags::SHARED);
         if flags.contains(VmaFlags::GROWS_DOWN) && !plain {
@@ -213,18 +207,28 @@ impl<P: Platform> Writing<'_, P> {
         if matches!(map.backing, Backing::Anonymous) && flags.contains(VmaFlags::SHARED) {
             return Err(MapError::Denied(range));
         }
+        self.insert(Vma::new(0, range, map.prot, flags, map.backing))?;
+        Ok(range)
+    }
+
+    /// Puts a mapping in place of what is mapped where it is.
+    pub(super) fn insert(&mut self, vma: Vma<P>) -> Result<(), MapError> {
+        let (space, range) = (self.space, vma.range);
+        if !vma.has_indexes() {
+            return Err(MapError::Invalid(range));
+        }
         let mut change = Change::cut(self, range);
         let replaces = change.replaces();
-        change.push(Vma::new(0, range, map.prot, flags, map.backing), &mut self.state)?;
+        change.push(vma, &mut self.state)?;
         let ready = change.finish(&mut self.state)?;
         let mut cuts = if replaces { space.cuts(&[range.start, range.end])? } else { Stock::empty(space.p) };
         ready.announce();
         if replaces {
-            let mut gather = Gather::new(&space.table);
-            space.table.zap(range, None, &mut cuts, &mut gather);
+            let mut gather = Gather::new(space.page_table());
+            space.page_table().zap(range, None, &mut cuts, &mut gather);
             gather.flush();
         }
         ready.publish(&mut self.state);
-        Ok(range)
+        Ok(())
     }
 }

@@ -23,7 +23,7 @@ pub(crate) mod fork;
 mod map;
 mod physical;
 mod pin;
-mod poison;
+pub(crate) mod poison;
 mod protect;
 mod remap;
 mod stack;
@@ -52,7 +52,7 @@ use crate::limit::{Limit, Payer};
 use crate::mem::{Link, Shared};
 use crate::platform::Platform;
 use crate::policy::Policy;
-use crate::rmap;
+use crate::rmap::{self, Present, Root};
 use crate::sync::atomic::{Acquire, AtomicU64, Relaxed, Release};
 use crate::sync::epoch::Pin;
 use crate::sync::{LockGuard, Writer};
@@ -78,8 +78,8 @@ struct State<P: Platform> {
 /// An address space.
 pub struct AddressSpace<P: Platform> {
     p: &'static P,
-    /// Counted: whoever walks the reverse map holds it while it works on it.
-    table: Shared<P, PageTable<P>>,
+    /// What stays while somebody who walks the reverse map works on it.
+    shared: Present<P>,
     tree: VmaTree<P>,
     writer: Writer<P, State<P>>,
     /// Odd while a mapping call is at work.
@@ -106,21 +106,21 @@ impl<P: Platform> AddressSpace<P> {
         let tree = VmaTree::new();
         let reserve = tree.reserve(p, 0)?;
         let state = State { bytes: 0, heap: VirtRange::default(), reserve };
-        let table = PageTable::shared(p)?;
-        Ok(AddressSpace::with(p, policy, random_gap(p, policy.random_gap), tree, state, table))
+        let shared = Present::new(p, None)?;
+        Ok(AddressSpace::with(p, policy, random_gap(p, policy.random_gap), tree, state, shared))
     }
-    /// A space with these mappings and these tables.
+    /// A space with these mappings.
     fn with(
         p: &'static P,
         policy: Policy,
         gap: u64,
         tree: VmaTree<P>,
         state: State<P>,
-        table: Shared<P, PageTable<P>>,
+        shared: Present<P>,
     ) -> Self {
         AddressSpace {
             p,
-            table,
+            shared,
             tree,
             writer: Writer::ranked(0, state),
             turn: AtomicU64::new(0),
@@ -135,8 +135,14 @@ impl<P: Platform> AddressSpace<P> {
         self.p
     }
     /// The space's page tables, for a CPU that runs it.
+    #[inline]
     pub fn page_table(&self) -> &PageTable<P> {
-        &self.table
+        &self.shared.table
+    }
+    /// Who owns the private pages that are filled here.
+    #[inline]
+    pub(crate) fn root(&self) -> &Shared<P, Root<P>> {
+        self.shared.root()
     }
     /// How the space behaves.
     pub fn policy(&self) -> &Policy {
@@ -186,7 +192,7 @@ impl<P: Platform> AddressSpace<P> {
     }
     /// Walks the tables and counts; exact when nothing changes meanwhile.
     pub fn tables(&self) -> Tables {
-        self.table.count()
+        self.page_table().count()
     }
     /// Waits until nothing of this machine is in limbo and empties the caches, so that what is left can be counted.
     pub fn quiesce(&self) {
@@ -268,9 +274,9 @@ impl<P: Platform> Drop for Writing<'_, P> {
 impl<P: Platform> Drop for AddressSpace<P> {
     /// Exit: everything mapped goes, tables with it. The root goes with the last who holds it.
     fn drop(&mut self) {
-        let mut gather = Gather::new(&self.table);
+        let mut gather = Gather::new(self.page_table());
         let whole = VirtRange::new(VirtAddr(0), P::Format::USER_END);
-        self.table.zap(whole, Some(EVERYTHING), &mut Stock::empty(self.p), &mut gather);
+        self.page_table().zap(whole, Some(EVERYTHING), &mut Stock::empty(self.p), &mut gather);
         gather.flush();
         self.tree.overlapping(EVERYTHING).for_each(|vma| rmap::remove(&vma));
     }

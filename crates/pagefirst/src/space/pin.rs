@@ -181,7 +181,7 @@ impl<P: Platform> AddressSpace<P> {
         let access = if write { Access::Write } else { Access::Read };
         let Some(vma) = self.find(pin, at) else { return Look::Fault(access) };
         let exclusive = vma.is_private() && (write || vma.prot.contains(Prot::WRITE));
-        let (Walk::Seen(slot) | Walk::Huge(slot)) = self.table.walk(pin, at) else {
+        let (Walk::Seen(slot) | Walk::Huge(slot)) = self.page_table().walk(pin, at) else {
             return Look::Fault(if exclusive { Access::Write } else { access });
         };
         let (raw, level) = (slot.raw(), slot.level());

@@ -6,7 +6,7 @@
 use super::AddressSpace;
 use crate::arch::{Attrs, Format};
 use crate::fault::HUGE_LEVEL;
-use crate::frame::{FrameFlags, head_of};
+use crate::frame::{FrameFlags, Part, head_of, root_of};
 use crate::platform::Platform;
 use crate::table::{Counted, Flow, Guard, Pass, Stock, Visitor};
 use crate::tlb::Gather;
@@ -14,7 +14,8 @@ use crate::types::{NoMemory, PAGE_SIZE, VirtAddr, VirtRange};
 
 impl<P: Platform> AddressSpace<P> {
     /// Takes private pages that [`Vm::poison`](crate::Vm::poison) has marked out of this space; returns how many. Who is told
-    /// [`Poisoned::Private`](crate::Poisoned::Private) calls this for every space, the one that used the page first.
+    /// [`Poisoned::Private`](crate::Poisoned::Private) of a huge page calls this for every space, the one that used the page
+    /// first.
     ///
     /// A huge page is split for it: its other parts stay.
     ///
@@ -25,14 +26,33 @@ impl<P: Platform> AddressSpace<P> {
         let mut lost = 0;
         loop {
             let mut lose = Lose { lost: 0, huge: None };
-            let mut gather = Gather::new(&self.table);
-            self.table.visit(self.usable(), &mut lose, &mut Stock::empty(self.p), &mut gather);
+            let mut gather = Gather::new(self.page_table());
+            self.page_table().visit(self.usable(), &mut lose, &mut Stock::empty(self.p), &mut gather);
             gather.flush();
             lost += lose.lost;
             let Some(bad) = lose.huge else { return Ok(lost) };
             let mut cuts = Stock::new(self.p, HUGE_LEVEL.into())?;
-            self.table.visit(VirtRange::page_of(bad), &mut Pass, &mut cuts, &mut gather);
+            self.page_table().visit(VirtRange::page_of(bad), &mut Pass, &mut cuts, &mut gather);
         }
+    }
+}
+
+/// Takes a small page of private memory that is marked out of every space. Called unpinned, with no lock held.
+pub(crate) fn lose<P: Platform>(p: &'static P, page: &Part<P>) {
+    let folio = page.folio();
+    while let Some(root) = root_of(p, folio) {
+        root.for_each_place(folio.meta().index(), |table, at| {
+            let mut gather = Gather::new(table);
+            let mut lose = Lose { lost: 0, huge: None };
+            table.visit(VirtRange::page_of(at), &mut lose, &mut Stock::empty(p), &mut gather);
+            gather.flush();
+        });
+        if folio.meta().maps_ordered() == 0 || folio.meta().is_saturated() || cfg!(mutant = "lose_looks_once")
+        {
+            break;
+        }
+        // An entry is on its way.
+        p.relax();
     }
 }
 

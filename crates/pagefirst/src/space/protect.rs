@@ -1,7 +1,7 @@
 //! Protect.
 
 use super::change::Change;
-use super::{AddressSpace, Backing, MapError, Vma};
+use super::{AddressSpace, Backing, MapError};
 use crate::arch::{Attrs, Format};
 use crate::frame::{FrameFlags, head_of};
 use crate::platform::Platform;
@@ -90,18 +90,18 @@ impl<P: Platform> AddressSpace<P> {
         let mut change = Change::cut(&writing, range);
         for vma in self.tree.overlapping(range) {
             let part = vma.range.intersect(range);
-            let piece = Vma::new(0, part, prot, vma.flags, vma.backing_at(part.start));
+            let piece = vma.part(part, prot, vma.flags);
             change.push(piece, &mut writing.state)?;
         }
         let ready = change.finish(&mut writing.state)?;
         let mut cuts = self.cuts(&[range.start, range.end])?;
         ready.announce();
-        let mut gather = Gather::new(&self.table);
+        let mut gather = Gather::new(self.page_table());
         for vma in self.tree.overlapping(range) {
             let writable_in_place = vma.is_written_in_place();
             let is_physical = matches!(vma.backing, Backing::Physical(_));
-            let mut visitor = Protect { table: &self.table, prot, writable_in_place, is_physical };
-            self.table.visit(vma.range.intersect(range), &mut visitor, &mut cuts, &mut gather);
+            let mut visitor = Protect { table: self.page_table(), prot, writable_in_place, is_physical };
+            self.page_table().visit(vma.range.intersect(range), &mut visitor, &mut cuts, &mut gather);
         }
         gather.flush();
         ready.publish(&mut writing.state);

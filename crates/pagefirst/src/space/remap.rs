@@ -7,7 +7,7 @@
 //! after it was freed at the destination). Tables are never moved. Meanwhile faults on either side wait.
 
 use super::change::Change;
-use super::{AddressSpace, Backing, Map, MapError, Place, Vma, Writing};
+use super::{AddressSpace, Backing, MapError, Place, Vma, Writing};
 use crate::arch::{Attrs, Format};
 use crate::fault::HUGE_LEVEL;
 use crate::file::FileCache;
@@ -72,18 +72,11 @@ impl<P: Platform> AddressSpace<P> {
         }
         let tail = VirtRange::new(old.end, VirtAddr(start.0.saturating_add(new_len)));
         if old.end == vma.range.end && self.usable().covers(tail) && self.tree.is_free(tail) {
-            writing.map(Map {
-                len: tail.len(),
-                prot: vma.prot,
-                flags: vma.flags,
-                backing: vma.backing_at(if cfg!(mutant = "growth_repeats_file") {
-                    start
-                } else {
-                    tail.start
-                }),
-                place: Place::FixedNoReplace(tail.start),
-                populate: false,
-            })?;
+            let mut more = vma.part(tail, vma.prot, vma.flags);
+            if cfg!(mutant = "growth_repeats_file") {
+                more.backing = vma.backing_at(start);
+            }
+            writing.insert(more)?;
             return Ok(start);
         }
         if to == RemapTo::InPlace {
@@ -102,13 +95,16 @@ impl<P: Platform> Writing<'_, P> {
         let moved = VirtRange::new(old.start, VirtAddr(old.start.0 + old.len().min(new.len())));
         let mut change = Change::cut(self, old);
         change.cut_also(new, &mut self.state)?;
-        let piece = Vma::new(0, new, vma.prot, vma.flags, vma.backing_at(old.start));
+        let piece = vma.moved(old.start, new);
+        if !piece.has_indexes() {
+            return Err(MapError::Invalid(new));
+        }
         change.push(piece, &mut self.state)?;
         let ready = change.finish(&mut self.state)?;
         let undo = ready.undo()?;
         let ends = [old.start, moved.end, old.end, new.start, new.end];
         ready.announce();
-        let needed = tables_needed::<P>(&space.table, moved, new);
+        let needed = tables_needed::<P>(space.page_table(), moved, new);
         let (stock, mut cuts) = match (Stock::new(space.p, needed), space.cuts(&ends)) {
             (Ok(stock), Ok(cuts)) => (stock, cuts),
             (Err(error), _) | (_, Err(error)) => {
@@ -118,7 +114,7 @@ impl<P: Platform> Writing<'_, P> {
         };
         // From here nothing can fail.
         let mut relocation = Relocation {
-            table: &space.table,
+            table: space.page_table(),
             file: match &vma.backing {
                 Backing::File { file, .. } => Some(file),
                 Backing::Anonymous | Backing::Physical(_) => None,
@@ -131,14 +127,14 @@ impl<P: Platform> Writing<'_, P> {
             stock,
             reserve: Reserve::new(space.p),
         };
-        let mut gather = Gather::new(&space.table);
-        space.table.zap(new, None, &mut cuts, &mut gather);
+        let mut gather = Gather::new(space.page_table());
+        space.page_table().zap(new, None, &mut cuts, &mut gather);
         gather.flush();
         let unneeded = ready.unneeded(old);
-        space.table.visit(moved, &mut relocation, &mut cuts, &mut gather);
+        space.page_table().visit(moved, &mut relocation, &mut cuts, &mut gather);
         gather.flush();
         relocation.settle();
-        space.table.zap(old, unneeded, &mut cuts, &mut gather);
+        space.page_table().zap(old, unneeded, &mut cuts, &mut gather);
         gather.flush();
         ready.publish(&mut self.state);
         Ok(new.start)

@@ -45,7 +45,7 @@ impl<P: Platform> AddressSpace<P> {
 impl<P: Platform> Writing<'_, P> {
     fn grow(&mut self, stack: &Vma<P>, range: VirtRange) -> Result<(), MapError> {
         let mut change = Change::cut(self, range);
-        let whole = Vma::new(0, range, stack.prot, stack.flags, stack.backing.clone());
+        let whole = stack.part(range, stack.prot, stack.flags);
         change.push(whole, &mut self.state)?;
         let ready = change.finish(&mut self.state)?;
         ready.announce();

@@ -26,7 +26,7 @@ impl<P: Platform> Writing<'_, P> {
         let ready = change.finish(&mut self.state)?;
         let mut cuts = self.space.cuts(&[range.start, range.end])?;
         ready.announce();
-        let table = &self.space.table;
+        let table = self.space.page_table();
         let mut gather = Gather::new(table);
         table.zap(range, ready.unneeded(range), &mut cuts, &mut gather);
         gather.flush();

@@ -197,7 +197,8 @@ impl<P: Platform> AddressSpace<P> {
             let va = VirtAddr(start.0 + done as u64);
             let at = (va.0 % PAGE_SIZE) as usize;
             let end = len.min(done + PAGE_SIZE as usize - at);
-            let moved = self.table.access(&Pin::new(self.p), va, access, |page| part(page, at, done..end));
+            let moved =
+                self.page_table().access(&Pin::new(self.p), va, access, |page| part(page, at, done..end));
             match moved {
                 Accessed::Done(()) => {
                     done = end;

@@ -10,9 +10,8 @@ use crate::file::{File, FileCache, Hint, Pace, Wanted};
 use crate::mem::{Past, Pooled, Shared};
 use crate::platform::Platform;
 use crate::policy::HugePolicy;
-use crate::rmap::Spot;
+use crate::rmap::{Space, Spot};
 use crate::sync::atomic::{Acquire, AtomicU32, Release};
-use crate::table::PageTable;
 use crate::types::{NoMemory, PAGE_SHIFT, Pfn, Prot, VirtAddr, VirtRange};
 
 bitflags::bitflags! {
@@ -79,9 +78,11 @@ pub struct Vma<P: Platform> {
     pub flags: VmaFlags,
     /// What it shows.
     pub backing: Backing<P>,
+    /// Of private memory: how many pages further on it is shown than where it was filled, or would have been; modulo 2^64.
+    moved_by: u64,
     /// [`LIVE`], [`RETIRED`], or [`TO_COME`].
     state: AtomicU32,
-    /// Its place in the reverse map; of a file's mapping in a space.
+    /// Its places in the reverse map; of a file's mapping in a space, and of private memory that was moved.
     spot: Option<Shared<P, Spot<P>>>,
 }
 
@@ -105,17 +106,30 @@ impl<P: Platform> Vma<P> {
     /// A mapping that is not retired.
     pub fn new(id: u64, range: VirtRange, prot: Prot, flags: VmaFlags, backing: Backing<P>) -> Self {
         debug_assert!(!range.is_empty());
-        Vma { id, range, prot, flags, backing, state: AtomicU32::new(LIVE), spot: None }
+        Vma { id, range, prot, flags, backing, moved_by: 0, state: AtomicU32::new(LIVE), spot: None }
     }
-    /// It is to be one of the space with these tables: if it shows a file, it gets a place in the reverse map.
+    /// What a mapping in `range` is that goes on with this one, with other rights and properties.
+    pub(crate) fn part(&self, range: VirtRange, prot: Prot, flags: VmaFlags) -> Self {
+        let backing = self.backing_at(range.start);
+        Vma { moved_by: self.moved_by, ..Vma::new(0, range, prot, flags, backing) }
+    }
+    /// What one in `to` is that shows what this one shows from `from` on.
+    pub(crate) fn moved(&self, from: VirtAddr, to: VirtRange) -> Self {
+        let by = (to.start.0 >> PAGE_SHIFT).wrapping_sub(from.0 >> PAGE_SHIFT);
+        let by = if self.has_anon() { by } else { 0 };
+        let backing = self.backing_at(from);
+        let moved_by = self.moved_by.wrapping_add(by);
+        Vma { moved_by, ..Vma::new(0, to, self.prot, self.flags, backing) }
+    }
+    /// It is to be one of this space: it gets places in the reverse map if it has to be found by its own.
     ///
     /// # Errors
     /// [`NoMemory`].
-    pub(crate) fn enter(&mut self, table: &Shared<P, PageTable<P>>) -> Result<(), NoMemory> {
-        if matches!(self.backing, Backing::File { .. }) {
-            let p = table.platform();
+    pub(crate) fn enter(&mut self, space: &Shared<P, Space<P>>) -> Result<(), NoMemory> {
+        if matches!(self.backing, Backing::File { .. }) || self.is_moved() {
+            let p = space.table.platform();
             let slot = p.vm().or_drain(p, || p.vm().spots.reserve())?;
-            self.spot = Some(slot.fill(Spot::new(table.clone())));
+            self.spot = Some(slot.fill(Spot::new(space.clone())));
         }
         Ok(())
     }
@@ -123,7 +137,7 @@ impl<P: Platform> Vma<P> {
     pub(super) fn set_to_come(&self) {
         self.state.store(TO_COME, Release);
     }
-    /// Its place in the reverse map.
+    /// Its places in the reverse map.
     pub(crate) fn spot(&self) -> Option<&Spot<P>> {
         self.spot.as_deref()
     }
@@ -218,11 +232,35 @@ impl<P: Platform> Vma<P> {
         };
         Wanted { hint, pace }
     }
-    /// The index in the file of the page at `va`; for anonymous memory the address's page number, for physical memory the
-    /// frame's.
+    /// Whether there may be private pages in it.
+    fn has_anon(&self) -> bool {
+        self.is_private() && !matches!(self.backing, Backing::Physical(_))
+    }
+    /// Whether private memory is shown elsewhere than where it was filled.
+    pub(crate) fn is_moved(&self) -> bool {
+        self.moved_by != 0
+    }
+    /// The index in its root of a private page at `va`: the number of the page where it was filled, or would have been.
+    #[inline]
+    pub(crate) fn anon_index(&self, va: VirtAddr) -> u64 {
+        (va.0 >> PAGE_SHIFT).wrapping_sub(self.moved_by)
+    }
+    /// Whether every page of it has an index: in no file, and in no root, they wrap around.
+    pub(crate) fn has_indexes(&self) -> bool {
+        let fits = |first: u64| {
+            first.checked_add(self.range.pages()).is_some_and(|end| end <= u64::MAX >> PAGE_SHIFT)
+        };
+        let in_file = match &self.backing {
+            Backing::File { first, .. } => fits(*first),
+            Backing::Anonymous | Backing::Physical(_) => true,
+        };
+        in_file && fits(self.anon_index(self.range.start))
+    }
+    /// The index in the file of the page at `va`; for anonymous memory that in its root, for physical memory the
+    /// frame's number.
     pub fn index_of(&self, va: VirtAddr) -> u64 {
         match &self.backing {
-            Backing::Anonymous => va.0 >> PAGE_SHIFT,
+            Backing::Anonymous => self.anon_index(va),
             Backing::File { first, .. } => first + ((va.0 - self.range.start.0) >> PAGE_SHIFT),
             Backing::Physical(p) => u64::from(p.first.0) + ((va.0 - self.range.start.0) >> PAGE_SHIFT),
         }
@@ -240,7 +278,8 @@ impl<P: Platform> Vma<P> {
     /// Whether `next`, which starts where this one ends, continues it in every respect.
     pub fn continues(&self, next: &Vma<P>) -> bool {
         let same = self.range.end == next.range.start && self.prot == next.prot && self.flags == next.flags;
-        same && !self.flags.contains(VmaFlags::GROWS_DOWN)
+        same && self.moved_by == next.moved_by
+            && !self.flags.contains(VmaFlags::GROWS_DOWN)
             && match (&self.backing, &next.backing) {
                 (Backing::Anonymous, Backing::Anonymous) => true,
                 (Backing::File { file: a, .. }, Backing::File { file: b, first }) => {

@@ -55,7 +55,6 @@ pub use slot::{Locked, Nothing, Seen, Slot, Walk};
 pub(crate) use split::Pieces;
 
 use crate::arch::{Format, MAX_LEVELS};
-use crate::mem::{Pooled, Shared};
 use crate::platform::Platform;
 use crate::sync::atomic::plain::{AtomicU32, AtomicU64};
 use crate::sync::atomic::{AcqRel, Acquire, Relaxed, SeqCst, fence};
@@ -116,8 +115,6 @@ pub struct PageTable<P: Platform> {
     huge_faults: AtomicU64,
 }
 
-impl<P: Platform> Pooled for PageTable<P> {}
-
 impl<P: Platform> PageTable<P> {
     /// An empty root.
     ///
@@ -141,11 +138,6 @@ impl<P: Platform> PageTable<P> {
         table.published[P::Format::LEVELS as usize - 1].store(1, Relaxed);
         p.kernel_half(root);
         Ok(table)
-    }
-    /// The same, counted: a space's.
-    pub(crate) fn shared(p: &'static P) -> Result<Shared<P, Self>, NoMemory> {
-        let slot = p.vm().or_drain(p, || p.vm().page_tables.reserve())?;
-        Ok(slot.fill(PageTable::new(p)?))
     }
     /// The platform.
     pub fn platform(&self) -> &'static P {

@@ -49,7 +49,11 @@ fn fork(m: &'static Machine) -> u64 {
 /// Copies the entry of page `at`; tells whether it is shared now.
 fn copy(m: &'static Machine, at: u64, gather: &mut Gather<'_, Machine>) -> u64 {
     let before = m.meta(PAGE).counts().maps;
-    assert!(Copier::new(child(m), Payer::Caller).copy(m.space(), pages(at, at + 1), gather).is_ok());
+    assert!(
+        Copier::new(child(m), core::ptr::null_mut(), Payer::Caller)
+            .copy(m.space(), pages(at, at + 1), gather)
+            .is_ok()
+    );
     (m.meta(PAGE).counts().maps > before) as u64
 }
 const SHARED: u64 = 1;
