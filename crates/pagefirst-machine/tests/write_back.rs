@@ -263,3 +263,33 @@ fn x12_a_huge_entry_and_those_of_a_child_are_write_protected_too() -> Result {
     drop((s, child, c));
     machine.nothing_left().map_err(Into::into)
 }
+
+// What is below the end is stored, and not in memory.
+#[test]
+fn a_write_beyond_the_end_keeps_what_is_stored_before_it() -> Result {
+    let machine = machine();
+    let file = marked().with_folios(3);
+    let c = cache(machine, &file, 3)?;
+    c.write_at(machine, 7 * PAGE_SIZE, &[7])?;
+    assert_eq!((c.pages(), c.write_back(machine)?), (4, 4), "a folio that begins beyond the old end");
+    for (index, byte) in [(0, mark(0)), (2, mark(2)), (6, 0), (7, 7)] {
+        let mut seen = [99];
+        c.read_at(machine, index * PAGE_SIZE, &mut seen)?;
+        assert_eq!(seen, [byte], "page {index}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_page_is_clean_beside_a_lost_private_copy_of_it() -> Result {
+    let (machine, s, _, c) = stage(marked())?;
+    let other = space(machine)?;
+    other.map(at(AT, private(&c, 0, 4, RW)))?;
+    fault(&other, AT, Access::Write);
+    let copy = frame(&other, AT).ok_or("mapped")?;
+    machine.vm().poison(machine, copy);
+    other.lose_poisoned()?;
+    fault(&s, AT, Access::Write);
+    assert_eq!((c.write_back(machine)?, c.write_back(machine)?), (1, 0));
+    Ok(())
+}

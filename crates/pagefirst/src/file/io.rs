@@ -1,9 +1,9 @@
 //! Reading and writing files through the cache, and dropping what nobody uses.
 
-use super::Hint;
 use super::cache::{FileCache, LOOKED_AT, Outs, pages_of};
 use super::error::{ReadError, SizeError, WriteError};
 use super::index::{Found, LAST_INDEX, MAX_FOLIO_ORDER, Nodes, Short};
+use super::{File as _, Hint};
 use crate::frame::{Frame, FrameFlags, bytes, words};
 use crate::limit::Payer;
 use crate::platform::Platform;
@@ -125,6 +125,9 @@ impl<P: Platform> FileCache<P> {
 
     /// Writes bytes of a page that lies wholly beyond the end, so that nothing need be read: the page is there with
     /// its contents in the moment in which the file grows. False when the page is not beyond the end any more.
+    ///
+    /// Its folio is zero around them, so nothing else may be stored of it: of a file that is stored it lies beyond the end
+    /// whole.
     fn append(&self, p: &'static P, at: u64, from: &[u8]) -> Result<bool, WriteError<P>> {
         let (index, place, _) = part(at, from.len());
         let size = at + from.len() as u64;
@@ -134,6 +137,10 @@ impl<P: Platform> FileCache<P> {
         loop {
             let order = self.order_for(p, index, size, Hint::None, most).unwrap_or(0);
             let first = index >> order << order;
+            if order > 0 && self.may_be_stored(first) {
+                most = order - 1;
+                continue;
+            }
             let folio = match spare.take_if(|spare: &mut Frame<P>| spare.order() == order) {
                 Some(folio) => folio,
                 None => match self.cleared(p, &Payer::Caller, order) {
@@ -183,9 +190,10 @@ impl<P: Platform> FileCache<P> {
             return Ok(Appended::No);
         }
         self.clear_tail(p, &w);
+        let mut written = folio.meta();
         if let Some(there) = self.index.get(&w, index) {
-            let meta = p.meta(there.folio());
-            if !meta.flags().contains(FrameFlags::UP_TO_DATE) {
+            written = p.meta(there.folio());
+            if !written.flags().contains(FrameFlags::UP_TO_DATE) {
                 let reading = Frame::try_get(p, there.folio());
                 drop(w);
                 let Some(folio) = reading.filter(|folio| !self.take_failed(folio)) else {
@@ -194,19 +202,26 @@ impl<P: Platform> FileCache<P> {
                 return Err(ReadError::Blocked(self.ticket(folio)).into());
             }
             bytes::write(words(p, there.pfn), place, from);
-            meta.set(FrameFlags::DIRTY);
         } else {
-            if self.index.room(&w, index, found.order) != Some(found.order) {
+            let first = found.indexes(index).start;
+            if self.index.room(&w, index, found.order) != Some(found.order) || self.may_be_stored(first) {
                 return Ok(Appended::Again);
             }
-            if let Err(Short(n)) = self.index.insert(&mut w, found.indexes(index).start, found, nodes) {
+            if let Err(Short(n)) = self.index.insert(&mut w, first, found, nodes) {
                 return Ok(Appended::Short(n));
             }
             held.into_held();
             folio.meta().set(FrameFlags::UP_TO_DATE);
         }
         self.size.store(at + from.len() as u64, Release);
+        // Last: who stores the page marks it clean, and then reads the size.
+        written.set(FrameFlags::DIRTY);
         Ok(Appended::Yes)
+    }
+
+    /// Whether something may be stored of the page at `index`.
+    fn may_be_stored(&self, index: u64) -> bool {
+        self.file.is_stored() && index < pages_of(self.size())
     }
 
     /// Drops the pages that nobody maps or refers to and that need not be stored; returns how many. Called unpinned,

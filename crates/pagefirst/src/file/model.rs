@@ -4,6 +4,7 @@
 
 extern crate std;
 
+use super::clean_then_read;
 use crate::frame::{FrameFlags, FrameMeta};
 use loom::sync::{Arc, Mutex};
 
@@ -92,4 +93,36 @@ fn r05_fault_against_removal_main_0() {
 #[test]
 fn r05_fault_against_removal_main_1() {
     fault_against_removal(1);
+}
+
+/// A write that lets the file grow, by which the page's index stands for the size here, is stored, or the page is dirty.
+fn write_back_against_growth(main: usize) {
+    let setup = || {
+        let meta = FrameMeta::default();
+        meta.set_index(1);
+        meta.set(FrameFlags::DIRTY);
+        meta
+    };
+    let store = |meta: &FrameMeta| clean_then_read(meta, || meta.index(), || true, |size| size == 2);
+    let grow = |meta: &FrameMeta| {
+        meta.set_index(2);
+        meta.set(FrameFlags::DIRTY);
+        true
+    };
+    check(main, setup, [store, grow], |meta, [stored, _]| {
+        assert!(
+            stored || meta.flags().contains(FrameFlags::DIRTY),
+            "what was written beyond the old end is lost"
+        );
+    });
+}
+// catches: size_before_cleaning, clean_after_reading
+#[test]
+fn x12_write_back_against_growth_main_0() {
+    write_back_against_growth(0);
+}
+// catches: size_before_cleaning, clean_after_reading
+#[test]
+fn x12_write_back_against_growth_main_1() {
+    write_back_against_growth(1);
 }

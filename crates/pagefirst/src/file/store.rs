@@ -4,7 +4,7 @@
 //!
 //! 1. its flag `DIRTY` is cleared;
 //! 2. every entry that maps it is made read-only and clean, and that is flushed (`rmap`);
-//! 3. only then it is copied, and the copy stored.
+//! 3. only then the file's size is read, and as much of it copied, and the copy stored.
 //!
 //! A write before the flush is in the copy, also one by a stale translation. One after it takes a fault, which sets
 //! `DIRTY`, under the lock of the table, before it makes the entry writable: after step 1, so it stays set. Where an entry
@@ -97,13 +97,15 @@ impl Deref for StoreGuard<'_> {
     }
 }
 
-/// Marks a folio clean, and reads it, in the order in which no write is lost; `protect` tells whether every entry is
-/// read-only, and flushed.
+/// Marks a folio clean, and reads it as far as the file goes, in the order in which no write is lost, one that lets the file
+/// grow included; `protect` tells whether every entry is read-only, and flushed.
 pub(crate) fn clean_then_read<R>(
     meta: &FrameMeta,
+    size: impl Fn() -> u64,
     protect: impl FnOnce() -> bool,
-    read: impl FnOnce() -> R,
+    read: impl FnOnce(u64) -> R,
 ) -> R {
+    let before = if cfg!(mutant = "size_before_cleaning") { Some(size()) } else { None };
     if !cfg!(mutant = "clean_after_protecting") && !cfg!(mutant = "clean_after_reading") {
         meta.clear(FrameFlags::DIRTY);
     }
@@ -111,7 +113,7 @@ pub(crate) fn clean_then_read<R>(
     if cfg!(mutant = "clean_after_protecting") {
         meta.clear(FrameFlags::DIRTY);
     }
-    let read = read();
+    let read = read(before.unwrap_or_else(size));
     if cfg!(mutant = "clean_after_reading") {
         meta.clear(FrameFlags::DIRTY);
     }
@@ -219,13 +221,11 @@ impl<P: Platform> WriteBack<'_, P> {
         }
         // Before the page is clean: there may be none.
         self.copy = Some(self.copy()?);
-        let size = cache.size();
-        let pages = pages_of(size).saturating_sub(first).min(1 << folio.order()) as u32;
-        let Some(rest) = Storing::begin(folio, pages) else { return Ok(()) };
+        let Some(rest) = Storing::begin(folio, 1 << folio.order()) else { return Ok(()) };
         // Whatever happens, it ends.
         let mut rest = Store { page: Some(rest), len: 0 };
-        let store = || self.store_pages(folio, pages, size, &mut rest);
-        let result = clean_then_read(meta, || cache.protect(folio), store);
+        let store = |size| self.store_pages(folio, size, &mut rest);
+        let result = clean_then_read(meta, || cache.size(), || cache.protect(folio), store);
         if result.is_err() {
             meta.set(FrameFlags::DIRTY);
         }
@@ -233,14 +233,9 @@ impl<P: Platform> WriteBack<'_, P> {
         result
     }
 
-    fn store_pages(
-        &mut self,
-        folio: &Frame<P>,
-        pages: u32,
-        size: u64,
-        rest: &mut Store,
-    ) -> Result<(), WriteBackError> {
+    fn store_pages(&mut self, folio: &Frame<P>, size: u64, rest: &mut Store) -> Result<(), WriteBackError> {
         let first = folio.meta().index();
+        let pages = pages_of(size).saturating_sub(first).min(1 << folio.order()) as u32;
         let mut result = Ok(());
         for i in 0..pages {
             let index = first + u64::from(i);

@@ -45,8 +45,8 @@ impl<P: Platform> Visitor<P> for Clean {
         for index in P::Format::slots(range, level) {
             let raw = guard.entry(index);
             let frame = P::Format::frame(raw, level);
-            // A huge page that is being split.
-            self.missed |= raw != 0 && frame.is_none();
+            // A huge page that is being split; a small one is a private copy that is lost.
+            self.missed |= level > 0 && raw != 0 && frame.is_none();
             if let Some(pfn) = frame
                 && !P::Format::attrs(raw).contains(Attrs::SPECIAL)
                 && head_of(p, pfn) == self.folio

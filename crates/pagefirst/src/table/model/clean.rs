@@ -24,8 +24,8 @@ fn store(m: &'static Machine) -> u64 {
         clean.visit(true, m.space(), pages(0, 1));
         true
     };
-    let read = || u64::from(m.contents.load(Acquire));
-    clean_then_read(&m.meta[PAGE.0 as usize], protect, read)
+    let read = |_| u64::from(m.contents.load(Acquire));
+    clean_then_read(&m.meta[PAGE.0 as usize], || 0, protect, read)
 }
 
 /// Writes a 1 by the translation that this CPU has, and then a 2, if need be by a fault.
