@@ -42,7 +42,7 @@ struct Program {
     env: &'static [(&'static str, &'static str)],
 }
 
-static PROGRAMS: [Program; 7] = [
+static PROGRAMS: [Program; 8] = [
     Program { name: "plants", found: "the machine found a mistake: ", is_exact: true, env: &[] },
     Program {
         name: "oracle",

@@ -87,18 +87,30 @@ fn c68_what_was_written_back_is_clean_until_it_is_written_again() -> Result {
     machine.nothing_left().map_err(Into::into)
 }
 
+// That they were written, the entry alone says, and it says so again after they were stored.
 #[test]
-fn memory_files_stay_writable_and_dirty() -> Result {
-    let machine = machine();
-    let file = MachineFile::zeros();
-    let c = cache(machine, &file, 4)?;
-    let s = space(machine)?;
-    s.map(at(AT, shared(&c, 0, 4, RW)))?;
-    fault(&s, AT, Access::Write);
-    assert_eq!((c.write_back(machine)?, marks(&s, AT)), (1, (true, true)));
-    assert_eq!(c.write_back(machine)?, 1, "it may have been written to without a fault");
-    s.unmap(AT, PAGE_SIZE)?;
-    assert_eq!((c.write_back(machine)?, c.write_back(machine)?), (1, 0));
+fn x12_pages_that_are_written_without_a_fault_are_stored_and_stay_writable() -> Result {
+    for (config, huge) in [(hardware(), false), (Config::harsh(1), false), (hardware(), true)] {
+        let machine: &'static Machine = Machine::new(Config { memory: 32 << 20, ..config });
+        let file = MachineFile::zeros();
+        let file = if huge { file.with_folios(9) } else { file };
+        let c = cache(machine, &file, 512)?;
+        let s = space(machine)?;
+        s.map(at(AT, shared(&c, 0, 512, RW)))?;
+        let stores = if huge { 512 } else { 1 };
+        let mut cpu = machine.vcpu();
+        cpu.switch_to(&s);
+        cpu.load_u8(AT)?;
+        assert_eq!(c.write_back(machine)?, 0, "only read");
+        for byte in [5, 6] {
+            cpu.store_u8(AT, byte)?;
+            assert_eq!((c.write_back(machine)?, file.stored(0)[0]), (stores, byte));
+            assert_eq!((marks(&s, AT), c.write_back(machine)?), ((true, false), 0));
+        }
+        s.unmap(AT, 512 * PAGE_SIZE)?;
+        let pages = c.pages();
+        assert_eq!((c.write_back(machine)?, c.evict(machine)), (0, pages));
+    }
     Ok(())
 }
 
@@ -165,7 +177,6 @@ fn pages_are_stored_later_and_written_to_meanwhile() -> Result {
 fn stress(file: MachineFile, config: Config) -> Result {
     const WRITERS: u64 = 3;
     let machine: &'static Machine = Machine::new(Config { cpus: 8, memory: 16 << 20, ..config });
-    let file = file.with_tracking(true);
     let c = cache(machine, &file, PAGES)?;
     let ends = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
@@ -223,17 +234,26 @@ fn stress(file: MachineFile, config: Config) -> Result {
 
 #[test]
 fn x12_no_write_is_lost_to_write_back() -> Result {
-    stress(marked(), Config { checks: true, late_shootdown: 50, ..hardware() })
+    stress(marked().with_tracking(true), Config { checks: true, late_shootdown: 50, ..hardware() })
 }
 
 #[test]
 fn x12_no_write_is_lost_to_write_back_on_harsh_hardware() -> Result {
-    stress(marked(), Config::harsh(3))
+    stress(marked().with_tracking(true), Config::harsh(3))
+}
+
+#[test]
+fn x12_no_write_without_a_fault_is_lost_to_write_back() -> Result {
+    stress(marked(), Config { checks: true, late_shootdown: 50, ..hardware() })?;
+    stress(marked(), Config::harsh(4))
 }
 
 #[test]
 fn x12_no_write_is_lost_when_reads_and_writes_end_later() -> Result {
-    stress(marked().late(Late::Within(Duration::from_micros(100))).late_writes(), hardware())
+    stress(
+        marked().with_tracking(true).late(Late::Within(Duration::from_micros(100))).late_writes(),
+        hardware(),
+    )
 }
 
 #[test]

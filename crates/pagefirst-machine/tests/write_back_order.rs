@@ -2,9 +2,12 @@
 
 mod stage;
 
+use pagefirst::file::Syncing;
 use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
 use pagefirst_machine::MachineFile;
 use stage::*;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 
 const BASE: VirtAddr = VirtAddr(1 << 30);
@@ -33,5 +36,27 @@ fn x12_what_is_written_while_the_file_grows_is_not_lost_to_write_back() -> Resul
     assert!(stage.is_done());
     let stored = store.stored(0);
     assert_eq!((stored.get(8).copied(), stored.len()), (Some(7), PAGE_SIZE as usize), "lost");
+    Ok(())
+}
+
+#[test]
+fn what_is_to_be_stored_is_looked_for_with_preemption_on_now_and_then() -> Result {
+    let stage = Stage::new(1200);
+    let file = stage.cache(&MachineFile::zeros().with_tracking(true), 1000)?;
+    file.will_need(stage, 0, 1000);
+    assert_eq!(file.pages(), 1000);
+    let most = Arc::new(AtomicU64::new(0));
+    let (seen, mut looks) = (most.clone(), 0);
+    let counts = move |step: &Step| {
+        looks = if *step == Step::Enter { 0 } else { looks + matches!(step, Step::Meta(_)) as u64 };
+        seen.fetch_max(looks, SeqCst);
+        false
+    };
+    stage.at(counts, || {});
+    assert_eq!(file.write_back(stage)?, 0);
+    assert!(file.storing(stage).is_none());
+    file.sync(&mut Syncing::all(), &mut file.store_errors())?;
+    let most = most.load(SeqCst);
+    assert!((1..=64).contains(&most), "{most} pages looked at in one go");
     Ok(())
 }

@@ -53,6 +53,8 @@ pub enum Step {
     Read(u64, u8),
     /// It looks at the attributes of an entry it has read.
     Attrs(u64),
+    /// It turns preemption off.
+    Enter,
 }
 
 struct Armed {
@@ -125,7 +127,7 @@ impl Stage {
     }
 
     fn step(&self, step: Step) {
-        if !matches!(step, Step::Meta(_) | Step::Read(..) | Step::Attrs(_)) {
+        if !matches!(step, Step::Meta(_) | Step::Read(..) | Step::Attrs(_) | Step::Enter) {
             lock(&self.log).push(step);
         }
         let mut armed = lock(&self.armed);
@@ -325,6 +327,10 @@ unsafe impl Platform for Stage {
     }
     fn local(&'static self, cpu: usize) -> &'static Local<Self> {
         &self.locals[cpu]
+    }
+    fn enter(&'static self) -> usize {
+        self.step(Step::Enter);
+        self.cpu()
     }
     fn cpus(&'static self) -> usize {
         CPUS

@@ -2,6 +2,7 @@
 
 use super::File as _;
 use super::index::{Cursor, Cut, Found, Index, Writer};
+use super::sync::Errors;
 use crate::frame::{self, Frame, FrameFlags, FrameMeta, Part};
 use crate::mem::{Pooled, Shared};
 use crate::platform::Platform;
@@ -24,6 +25,8 @@ pub struct FileCache<P: Platform> {
     pub(super) changes: Lock<P, P::WriterLock, ()>,
     /// Held while a page is stored.
     pub(super) stores: Lock<P, P::WriterLock, ()>,
+    /// Of storing.
+    pub(super) errors: Errors,
     /// Removals begun and ended: odd while one is at work.
     pub(super) turn: AtomicU64,
     pub(crate) mappings: Spin<P, Mappings<P>>,
@@ -81,6 +84,7 @@ impl<P: Platform> FileCache<P> {
             writer: Spin::new(Writer::new()),
             changes: Lock::ranked(0, ()),
             stores: Lock::ranked(0, ()),
+            errors: Errors::new(),
             turn: AtomicU64::new(0),
             mappings: Spin::new(Mappings::new()),
         }))

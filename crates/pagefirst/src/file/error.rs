@@ -113,7 +113,31 @@ pub enum WriteBackError {
     /// The file failed to store a page; the others were stored.
     #[error(transparent)]
     Io(#[from] IoError),
-    /// There is no frame to copy pages into: nothing was stored.
+    /// There is no frame to copy pages into: the rest was not stored.
     #[error(transparent)]
     NoMemory(#[from] NoMemory),
+}
+
+/// Why what was written is not known to be stored.
+#[derive(thiserror::Error)]
+pub enum SyncError<P: Platform> {
+    /// A page could not be stored, now or since the caller was told last. All that could be stored is.
+    #[error(transparent)]
+    Io(#[from] IoError),
+    /// There is no frame to copy pages into: the call may come again.
+    #[error(transparent)]
+    NoMemory(#[from] NoMemory),
+    /// A page is being stored: call again when the ticket is ready.
+    #[error("being stored")]
+    Blocked(Ticket<'static, P>),
+}
+
+impl<P: Platform> fmt::Debug for SyncError<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SyncError::Io(IoError) => f.write_str("Io"),
+            SyncError::NoMemory(NoMemory) => f.write_str("NoMemory"),
+            SyncError::Blocked(ticket) => f.debug_tuple("Blocked").field(ticket).finish(),
+        }
+    }
 }

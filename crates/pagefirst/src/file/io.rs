@@ -11,6 +11,7 @@ use crate::sync::atomic::{Relaxed, Release};
 use crate::sync::epoch::Pin;
 use crate::types::{NoMemory, PAGE_SIZE};
 use core::ops::ControlFlow::{Break, Continue};
+use core::ops::Range;
 
 /// The page of a byte, the byte's place in it, and how many of `most` bytes from there lie in it.
 fn part(at: u64, most: usize) -> (u64, usize, usize) {
@@ -226,21 +227,27 @@ impl<P: Platform> FileCache<P> {
 
     /// Drops the pages that nobody maps or refers to and that need not be stored; returns how many. Called unpinned,
     /// with no lock held.
-    pub fn evict(&self, p: &'static P) -> u64 {
-        let (mut dropped, mut next) = (0, 0);
+    pub fn evict(&self, _: &'static P) -> u64 {
+        self.evict_range(0..LAST_INDEX + 1)
+    }
+
+    /// The same of these pages alone (`POSIX_FADV_DONTNEED`): a folio of which others are part stays.
+    pub fn evict_range(&self, pages: Range<u64>) -> u64 {
+        let (p, mut dropped, mut next) = (self.p, 0, pages.start);
+        let Some(last) = pages.end.checked_sub(1) else { return 0 };
         loop {
             let mut outs = Outs::new();
             let mut left = LOOKED_AT;
             let pin = Pin::new(p);
             let mut w = self.writer.lock(p);
             let end = pages_of(self.size.load(Relaxed));
-            let stopped = self.index.scan(&pin, next, LAST_INDEX, &mut |index, found| {
+            let stopped = self.index.scan(&pin, next, last, &mut |index, found| {
                 if outs.is_full() || left == 0 {
                     return Break(index);
                 }
                 left -= 1;
                 let (meta, indexes) = (p.meta(found.folio()), found.indexes(index));
-                if !meta.freeze() {
+                if indexes.start < pages.start || pages.end < indexes.end || !meta.freeze() {
                     return Continue(());
                 }
                 // Read only now that nobody can write to it any more. Beyond the end nothing is stored.

@@ -43,6 +43,7 @@ mod model;
 mod poison;
 mod shmem;
 mod store;
+mod sync;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod test;
 mod truncate;
@@ -53,7 +54,7 @@ pub use ask::{Ask, AskGuard};
 pub use cache::FileCache;
 pub(crate) use cache::Lookup;
 pub use direct::Direct;
-pub use error::{IoError, ReadError, SizeError, WriteBackError, WriteError};
+pub use error::{IoError, ReadError, SizeError, SyncError, WriteBackError, WriteError};
 pub(crate) use fill::Told;
 pub use fill::{Fill, FillGuard};
 pub use index::{CacheNode, MAX_FOLIO_ORDER};
@@ -61,8 +62,9 @@ pub(crate) use index::{Cursor, Found};
 pub(crate) use poison::lose;
 pub use shmem::{Shmem, ShmemHuge};
 #[cfg(all(test, loom))]
-pub(crate) use store::clean_then_read;
+pub(crate) use store::{Entries, clean_then_read};
 pub use store::{Store, StoreGuard};
+pub use sync::{StoreErrors, Syncing};
 
 use core::ops::Range;
 
@@ -95,7 +97,10 @@ pub trait File: Clone + Eq + Send + Sync + 'static {
     /// ```
     fn read(&self, index: u64, page: FillGuard<'_>) -> Io;
     /// Stores `bytes`, the part of the page at `index` that lies below the file's size; extends what is stored if
-    /// need be. After [`Io::Error`] the page is dirty again. Called with no spin lock and no pin held.
+    /// need be. After [`Io::Error`] the page is dirty again. Called with no spin lock and no pin held, but with a lock of
+    /// the cache: it must not store, cut or punch the same file ([`write_back`](FileCache::write_back),
+    /// [`sync`](FileCache::sync), [`set_size`](FileCache::set_size), [`punch`](FileCache::punch)), nor wait for somebody who
+    /// does.
     ///
     /// A write that ends later [keeps](StoreGuard::keep) the bytes, answers [`Io::Pending`], and [completes](Store::complete)
     /// them when they are stored.
@@ -104,8 +109,9 @@ pub trait File: Clone + Eq + Send + Sync + 'static {
     /// have no end), or they are a hole. Called with no spin lock and no pin held, and before anybody reads in what of it
     /// may be read; it must not use the file's cache.
     fn forget(&self, bytes: Range<u64>);
-    /// Whether shared pages are mapped read-only until they are written, so that it is known which to store (a file
-    /// on a disk), or writable from the first (a file in memory).
+    /// Whether shared pages are mapped read-only until they are written, so that it is known at once which to store (a file
+    /// on a disk), or writable from the first (a file in memory). What is written to a file that does not, and is stored all
+    /// the same, is found by looking at every entry that maps a page of it.
     fn tracks_writes(&self) -> bool;
     /// log2 of the number of pages of the largest folio that [`folio_order`](File::folio_order) asks for, at most
     /// [`MAX_FOLIO_ORDER`]; always the same for one file.

@@ -4,7 +4,7 @@
 
 extern crate std;
 
-use super::clean_then_read;
+use super::{Entries, clean_then_read};
 use crate::frame::{FrameFlags, FrameMeta};
 use loom::sync::{Arc, Mutex};
 
@@ -103,7 +103,10 @@ fn write_back_against_growth(main: usize) {
         meta.set(FrameFlags::DIRTY);
         meta
     };
-    let store = |meta: &FrameMeta| clean_then_read(meta, || meta.index(), || true, |size| size == 2);
+    let store = |meta: &FrameMeta| {
+        let entries = || Entries::Clean;
+        clean_then_read(meta, || meta.index(), entries, |size| size == 2) == Some(true)
+    };
     let grow = |meta: &FrameMeta| {
         meta.set_index(2);
         meta.set(FrameFlags::DIRTY);

@@ -8,17 +8,20 @@
 //!
 //! A write before the flush is in the copy, also one by a stale translation. One after it takes a fault, which sets
 //! `DIRTY`, under the lock of the table, before it makes the entry writable: after step 1, so it stays set. Where an entry
-//! may have been missed, being on the move, and where the file does not track writes, so that its entries stay writable,
-//! the page is dirty afterwards.
+//! may have been missed, being on the move, the page is dirty afterwards.
+//!
+//! Of a file that does not track writes, entries stay writable, and are made clean alone: hardware marks them again when the
+//! page is written to after the flush. So every page of it that is mapped may have to be stored; its entries tell.
 //!
 //! | | store | write fault | `write_at` | evict | removal |
 //! |---|---|---|---|---|---|
 //! | store | `STORING`: one at a time for a folio | the table's lock, and the order above | sets `DIRTY` after it wrote | the reference | the lock under which it is begun; the storage forgets after that |
 //!
 //! A file that stores later keeps the copy; the page is `STORING` until that ends, and may be written to and be dirty
-//! again. If it could not be stored it is dirty again. Stable pages are not promised, but the copy is one.
+//! again. If it could not be stored it is dirty again, and `UNTOLD`: whoever stores or waits next notes the error in the
+//! cache, where everybody learns of it who syncs (`sync`). Stable pages are not promised, but the copy is one.
 
-use super::cache::{FileCache, Lookup, pages_of};
+use super::cache::{FileCache, LOOKED_AT, Lookup, pages_of};
 use super::error::{IoError, WriteBackError};
 use super::index::LAST_INDEX;
 use super::{File as _, Io};
@@ -30,7 +33,7 @@ use crate::sync::epoch::Pin;
 use crate::types::{NoMemory, PAGE_SIZE};
 use core::fmt;
 use core::ops::ControlFlow::{Break, Continue};
-use core::ops::Deref;
+use core::ops::{Deref, Range};
 
 /// What is to be stored of a page, owned: a copy of its bytes, as far as they lie below the file's size.
 ///
@@ -97,107 +100,157 @@ impl Deref for StoreGuard<'_> {
     }
 }
 
+/// What is known of the entries that mapped a folio.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Entries {
+    /// None was dirty, and none can be written by unless that is told.
+    Clean,
+    /// Some were dirty, by now none is.
+    Dirty,
+    /// One may have been missed.
+    Missed,
+}
+
 /// Marks a folio clean, and reads it as far as the file goes, in the order in which no write is lost, one that lets the file
-/// grow included; `protect` tells whether every entry is read-only, and flushed.
+/// grow included. `protect` makes the entries clean, and flushes. `None` if it was clean.
 pub(crate) fn clean_then_read<R>(
     meta: &FrameMeta,
     size: impl Fn() -> u64,
-    protect: impl FnOnce() -> bool,
+    protect: impl FnOnce() -> Entries,
     read: impl FnOnce(u64) -> R,
-) -> R {
+) -> Option<R> {
+    let clean = || meta.take_flag(FrameFlags::DIRTY);
     let before = if cfg!(mutant = "size_before_cleaning") { Some(size()) } else { None };
-    if !cfg!(mutant = "clean_after_protecting") && !cfg!(mutant = "clean_after_reading") {
-        meta.clear(FrameFlags::DIRTY);
-    }
-    let is_clean = protect();
+    let late = cfg!(mutant = "clean_after_protecting") || cfg!(mutant = "clean_after_reading");
+    let was_dirty = late || clean();
+    let entries = protect();
     if cfg!(mutant = "clean_after_protecting") {
-        meta.clear(FrameFlags::DIRTY);
+        clean();
+    }
+    // The last: what an entry said that was taken out meanwhile.
+    if !was_dirty && entries == Entries::Clean && !meta.flags().contains(FrameFlags::DIRTY) {
+        return None;
     }
     let read = read(before.unwrap_or_else(size));
     if cfg!(mutant = "clean_after_reading") {
-        meta.clear(FrameFlags::DIRTY);
+        clean();
     }
-    if !is_clean {
+    if entries == Entries::Missed {
         meta.set(FrameFlags::DIRTY);
     }
-    read
+    Some(read)
+}
+
+/// How storing a folio began.
+pub(super) enum Begun {
+    /// It is stored, or will be; or it was clean, or is not the file's any more.
+    Done,
+    /// It is being stored already.
+    Before,
 }
 
 impl<P: Platform> FileCache<P> {
     /// Stores the dirty pages, as far as they lie below the size; returns how many. Called unpinned, with no lock
-    /// held; may sleep. A page that is being stored already is passed over.
+    /// held; may sleep. A page that is being stored already is passed over: [`sync`](Self::sync) waits for it.
     ///
-    /// A page of a file that tracks writes is clean afterwards, mapped or not, until it is written to again, which takes a
-    /// fault. Of a file that does not, what is mapped is dirty still: it may be written to without anybody being told.
+    /// A page is clean afterwards, mapped or not, until it is written to again. It may be dirty still where a mapping call was
+    /// at work.
     ///
     /// # Errors
-    /// [`WriteBackError`]; what was not stored is dirty still. What the file stores later is no error here: it knows.
-    pub fn write_back(&self, p: &'static P) -> Result<u64, WriteBackError> {
-        let mut work = WriteBack { cache: self, p, copy: None, stored: 0 };
-        if !self.file.is_stored() {
-            return Ok(0);
-        }
+    /// [`WriteBackError`]; what was not stored is dirty still. An error of what the file stores later is told by
+    /// [`sync`](Self::sync).
+    pub fn write_back(&self, _: &'static P) -> Result<u64, WriteBackError> {
+        let mut work = WriteBack::new(self);
         let mut failed = Ok(());
-        let mut next = 0;
-        while let Some(folio) = self.next_with(p, next, FrameFlags::DIRTY) {
-            next = folio.meta().index() + (1 << folio.order());
+        let mut rest = 0..LAST_INDEX + 1;
+        while let Some(folio) = self.next_to_store(&rest) {
+            rest.start = folio.meta().index() + (1 << folio.order());
             match work.store(&folio) {
                 Err(WriteBackError::NoMemory(why)) => return Err(why.into()),
                 Err(why) => failed = Err(why),
-                Ok(()) => {}
+                Ok(_) => {}
             }
         }
         failed.map(|()| work.stored)
     }
 
-    /// A ticket for a page that is being stored, if there is one: who wants to know that all is stored, writes back, and
-    /// waits until there is none.
-    pub fn storing(&self, p: &'static P) -> Option<Ticket<'static, P>> {
-        self.next_with(p, 0, FrameFlags::STORING).map(Ticket::for_store)
+    /// A ticket for a page that is being stored, if there is one.
+    pub fn storing(&self, _: &'static P) -> Option<Ticket<'static, P>> {
+        let is_storing = |meta: &FrameMeta| meta.flags().contains(FrameFlags::STORING);
+        self.next_with(&(0..LAST_INDEX + 1), is_storing).map(Ticket::for_store)
     }
 
-    /// The first folio from `first` on that is up to date and has this flag.
-    fn next_with(&self, p: &'static P, first: u64, flag: FrameFlags) -> Option<Frame<P>> {
-        let pin = Pin::new(p);
-        let has = |folio| p.meta(folio).flags().contains(flag);
-        let found = self.index.scan(&pin, first, LAST_INDEX, &mut |index, found| {
-            if !has(found.folio()) {
-                return Continue(());
+    /// The first folio of these pages that may have to be stored, or of which an error is to be noted.
+    pub(super) fn next_to_store(&self, pages: &Range<u64>) -> Option<Frame<P>> {
+        if !self.file.is_stored() {
+            return None;
+        }
+        let tracks = self.file.tracks_writes();
+        self.next_with(pages, |meta| {
+            // What is mapped may be dirty as an entry alone says.
+            meta.flags().intersects(FrameFlags::DIRTY | FrameFlags::UNTOLD)
+                || !tracks && meta.counts().maps > 0
+        })
+    }
+
+    /// The first folio of these pages that is up to date and `is_it`.
+    pub(super) fn next_with(
+        &self,
+        pages: &Range<u64>,
+        is_it: impl Fn(&FrameMeta) -> bool,
+    ) -> Option<Frame<P>> {
+        let (p, mut next) = (self.p, pages.start);
+        let last = pages.end.checked_sub(1)?;
+        loop {
+            let (pin, mut left) = (Pin::new(p), LOOKED_AT);
+            let found = self.index.scan(&pin, next, last, &mut |index, found| {
+                if left == 0 {
+                    return Break(Err(index));
+                }
+                left -= 1;
+                if !is_it(p.meta(found.folio())) {
+                    return Continue(());
+                }
+                let folio = match self.lookup(p, &pin, index) {
+                    Lookup::Page(page) => Some(Frame::from(page)),
+                    // It cannot be stored, and whoever asks for that is told.
+                    Lookup::Poisoned => Frame::try_get(p, found.folio()),
+                    _ => None,
+                };
+                let still = |folio: &Frame<P>| {
+                    is_it(folio.meta()) && self.owns(folio.meta(), found.indexes(index).start)
+                };
+                folio.filter(still).map_or(Continue(()), |folio| Break(Ok(folio)))
+            });
+            match found.break_value()? {
+                Ok(folio) => return Some(folio),
+                Err(index) => next = index,
             }
-            let folio = match self.lookup(p, &pin, index) {
-                Lookup::Page(page) => Some(Frame::from(page)),
-                // It cannot be stored, and whoever asks for that is told.
-                Lookup::Poisoned => Frame::try_get(p, found.folio()),
-                _ => None,
-            };
-            let is_it =
-                |folio: &Frame<P>| has(folio.pfn()) && self.owns(folio.meta(), found.indexes(index).start);
-            folio.filter(is_it).map_or(Continue(()), Break)
-        });
-        found.break_value()
+        }
     }
 
-    /// Makes every entry that maps the folio read-only and clean, and flushes; false if some may be writable. A mapping
-    /// that comes after this, to be written by, has set `DIRTY` after that was cleared.
-    fn protect(&self, folio: &Frame<P>) -> bool {
+    /// Makes every entry that maps the folio clean, and read-only if the file tracks writes, and flushes. A mapping that comes
+    /// after this, to be written by, has set `DIRTY` after that was cleared; or it says itself, later, that it was.
+    fn protect(&self, folio: &Frame<P>) -> Entries {
         let meta = folio.meta();
         if meta.maps_ordered() == 0 {
-            return true;
+            return Entries::Clean;
         }
-        if !self.file.tracks_writes() {
-            return false;
-        }
-        let mut clean = Clean::new(folio.pfn());
+        let mut clean = Clean::new(folio.pfn(), self.file.tracks_writes());
         let (first, pages) = (meta.index(), 1 << folio.order());
         let all = self.for_each_mapping(first, first + pages - 1, |vma, table, range| {
             clean.visit(vma.is_live(), table, range);
         });
-        all && clean.is_all(meta.maps_ordered())
+        match all && clean.is_all(meta.maps_ordered()) {
+            false => Entries::Missed,
+            true if clean.found_dirty() => Entries::Dirty,
+            true => Entries::Clean,
+        }
     }
 }
 
 /// Write-back at work.
-struct WriteBack<'a, P: Platform> {
+pub(super) struct WriteBack<'a, P: Platform> {
     cache: &'a FileCache<P>,
     p: &'static P,
     /// For the next copy.
@@ -205,32 +258,37 @@ struct WriteBack<'a, P: Platform> {
     stored: u64,
 }
 
-impl<P: Platform> WriteBack<'_, P> {
+impl<'a, P: Platform> WriteBack<'a, P> {
+    pub fn new(cache: &'a FileCache<P>) -> Self {
+        WriteBack { cache, p: cache.p, copy: None, stored: 0 }
+    }
     fn copy(&mut self) -> Result<Frame<P>, NoMemory> {
         self.copy.take().map_or_else(|| self.p.vm().frame(self.p), Ok)
     }
 
     /// Stores a folio, unless that is being done.
-    fn store(&mut self, folio: &Frame<P>) -> Result<(), WriteBackError> {
+    pub fn store(&mut self, folio: &Frame<P>) -> Result<Begun, WriteBackError> {
         let (cache, meta, first) = (self.cache, folio.meta(), folio.meta().index());
+        cache.note_error(folio);
         // A removal waits for what is being stored; afterwards that is not to be stored any more.
         let _one = cache.stores.lock(self.p);
         let is_going = !cache.owns(meta, first) || meta.flags().contains(FrameFlags::GOING);
         if is_going {
-            return Ok(());
+            return Ok(Begun::Done);
         }
         // Before the page is clean: there may be none.
         self.copy = Some(self.copy()?);
-        let Some(rest) = Storing::begin(folio, 1 << folio.order()) else { return Ok(()) };
+        let Some(rest) = Storing::begin(folio, 1 << folio.order()) else { return Ok(Begun::Before) };
         // Whatever happens, it ends.
         let mut rest = Store { page: Some(rest), len: 0 };
         let store = |size| self.store_pages(folio, size, &mut rest);
-        let result = clean_then_read(meta, || cache.size(), || cache.protect(folio), store);
+        let result = clean_then_read(meta, || cache.size(), || cache.protect(folio), store).unwrap_or(Ok(()));
         if result.is_err() {
-            meta.set(FrameFlags::DIRTY);
+            meta.set(FrameFlags::DIRTY | FrameFlags::UNTOLD);
+            cache.note_error(folio);
         }
         rest.complete(Ok(()));
-        result
+        result.map(|()| Begun::Done)
     }
 
     fn store_pages(&mut self, folio: &Frame<P>, size: u64, rest: &mut Store) -> Result<(), WriteBackError> {

@@ -44,9 +44,14 @@ bitflags::bitflags! {
         const ASKED = 1 << 14;
         /// Being stored: under write-back.
         const STORING = 1 << 15;
+        // Bits 16 to 23 are the order.
+        /// Storing it failed, and its cache has not noted that yet.
+        const UNTOLD = 1 << 24;
     }
 }
 
+/// Where the order is in the word of the flags.
+const ORDER: u32 = 0xff << 16;
 /// The most pins that are counted: what the low half of a link holds.
 const MAX_PINS: u32 = 0xffff;
 const REF: u64 = 1;
@@ -302,7 +307,7 @@ impl FrameMeta {
 
     /// The flags now.
     pub fn flags(&self) -> FrameFlags {
-        FrameFlags::from_bits_retain(self.flags.load(Ordering::Acquire) & 0xffff)
+        FrameFlags::from_bits_retain(self.flags.load(Ordering::Acquire) & !ORDER)
     }
     pub(crate) fn set(&self, on: FrameFlags) {
         self.flags.fetch_or(on.bits(), AcqRel);
@@ -315,10 +320,13 @@ impl FrameMeta {
     pub(crate) fn begin(&self, state: FrameFlags) -> bool {
         self.flags.fetch_or(state.bits(), AcqRel) & state.bits() == 0
     }
+    /// Takes a flag off; whether it was there.
+    pub(crate) fn take_flag(&self, off: FrameFlags) -> bool {
+        self.flags().contains(off) && self.flags.fetch_and(!off.bits(), AcqRel) & off.bits() != 0
+    }
     /// Takes the mark of read-ahead off; whether it was there.
     pub(crate) fn take_mark(&self) -> bool {
-        let ahead = FrameFlags::AHEAD;
-        self.flags().contains(ahead) && self.flags.fetch_and(!ahead.bits(), AcqRel) & ahead.bits() != 0
+        self.take_flag(FrameFlags::AHEAD)
     }
     /// Ends the state of being filled, unless the page is going, in the state `with`.
     pub(crate) fn end_filling(&self, with: FrameFlags) {
@@ -375,12 +383,11 @@ impl FrameMeta {
     #[inline]
     pub(super) fn flags_and_order(&self) -> (FrameFlags, u8) {
         let word = self.flags.load(Ordering::Acquire);
-        (FrameFlags::from_bits_retain(word & 0xffff), (word >> 16) as u8)
+        (FrameFlags::from_bits_retain(word & !ORDER), (word >> 16) as u8)
     }
     /// Whether the frame is a folio by itself, and has `on` of the flags in `of`.
     #[inline]
     pub(crate) fn is_single_with(&self, of: FrameFlags, on: FrameFlags) -> bool {
-        const ORDER: u32 = !0xffff;
         let word = self.flags.load(Ordering::Acquire);
         word & (of.union(FrameFlags::TAIL).bits() | ORDER) == on.bits()
     }

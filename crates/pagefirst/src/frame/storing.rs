@@ -50,7 +50,7 @@ impl Storing {
         }
         let each = |folio: &super::FrameMeta| {
             if failed {
-                folio.set(FrameFlags::DIRTY);
+                folio.set(FrameFlags::DIRTY | FrameFlags::UNTOLD);
             }
         };
         self.work.end(each, |folio| folio.clear(FrameFlags::STORING));

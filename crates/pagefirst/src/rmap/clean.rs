@@ -1,4 +1,4 @@
-//! Write-protecting a folio wherever it is mapped.
+//! Marking a folio clean, and write-protecting it, wherever it is mapped.
 
 use crate::arch::{Attrs, Format};
 use crate::frame::head_of;
@@ -7,18 +7,22 @@ use crate::table::{Flow, Guard, PageTable, Stock, Visitor};
 use crate::tlb::{Gather, NOTHING};
 use crate::types::{Pfn, VirtAddr, VirtRange};
 
-/// Makes the entries of a folio read-only and clean, and counts them.
+/// Makes the entries of a folio clean, and read-only if it is to be known who writes to it next, and counts them.
 pub(crate) struct Clean {
     folio: Pfn,
+    marks: Attrs,
     found: u32,
+    /// An entry was dirty.
+    dirty: bool,
     /// Something was on the move.
     missed: bool,
 }
 
 impl Clean {
     /// For the folio with this head, which the caller holds.
-    pub fn new(folio: Pfn) -> Self {
-        Clean { folio, found: 0, missed: false }
+    pub fn new(folio: Pfn, read_only: bool) -> Self {
+        let marks = Attrs::DIRTY | if read_only { Attrs::WRITE } else { Attrs::empty() };
+        Clean { folio, marks, found: 0, dirty: false, missed: false }
     }
     /// Visits the addresses of a mapping, and flushes. If the mapping is not live, entries may come and go there by other
     /// ways than a fault.
@@ -30,6 +34,10 @@ impl Clean {
             true => core::mem::forget(gather),
             false => gather.flush(),
         }
+    }
+    /// Whether any of them was dirty.
+    pub fn found_dirty(&self) -> bool {
+        self.dirty
     }
     /// Whether those were all, of so many.
     pub fn is_all(&self, mappings: u32) -> bool {
@@ -52,9 +60,9 @@ impl<P: Platform> Visitor<P> for Clean {
                 && head_of(p, pfn) == self.folio
             {
                 self.found += 1;
-                let marks = Attrs::WRITE | Attrs::DIRTY;
-                let clean = |raw| P::Format::with_attrs(raw, P::Format::attrs(raw) - marks);
+                let clean = |raw| P::Format::with_attrs(raw, P::Format::attrs(raw) - self.marks);
                 let old = guard.update(index, clean);
+                self.dirty |= P::Format::attrs(old).contains(Attrs::DIRTY);
                 if clean(old) != old {
                     touched = VirtRange { start: touched.start.min(va), end: VirtAddr(va.0 + size) };
                 }

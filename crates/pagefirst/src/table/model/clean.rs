@@ -3,7 +3,7 @@
 
 use super::{Machine, Role, check, entry, pages};
 use crate::arch::{Attrs, Format, Tiny};
-use crate::file::clean_then_read;
+use crate::file::{Entries, clean_then_read};
 use crate::frame::FrameFlags;
 use crate::platform::Platform;
 use crate::rmap::Clean;
@@ -19,13 +19,13 @@ const WRITABLE: Attrs = Attrs::ACCESSED.union(Attrs::WRITE).union(Attrs::DIRTY);
 
 /// Writes the page back; what was read for storing.
 fn store(m: &'static Machine) -> u64 {
-    let mut clean = Clean::new(PAGE);
+    let mut clean = Clean::new(PAGE, true);
     let protect = || {
         clean.visit(true, m.space(), pages(0, 1));
-        true
+        Entries::Clean
     };
     let read = |_| u64::from(m.contents.load(Acquire));
-    clean_then_read(&m.meta[PAGE.0 as usize], || 0, protect, read)
+    clean_then_read(&m.meta[PAGE.0 as usize], || 0, protect, read).unwrap_or_default()
 }
 
 /// Writes a 1 by the translation that this CPU has, and then a 2, if need be by a fault.

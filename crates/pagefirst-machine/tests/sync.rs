@@ -1,0 +1,178 @@
+//! Knowing that what was written is stored, and of errors of storing it.
+
+mod kit;
+
+use kit::*;
+use pagefirst::file::{StoreErrors, SyncError, Syncing};
+use pagefirst::types::{PAGE_SIZE, VirtAddr};
+use pagefirst_machine::{Late, Machine, MachineFile};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+const AT: VirtAddr = VirtAddr(1 << 30);
+const PAGES: u64 = 64;
+
+/// A file whose pages are stored when the test says so, mapped, with the first `warm` pages read in.
+fn stage(warm_pages: u64) -> Result<(&'static Machine, Space, MachineFile, Cache)> {
+    let machine = machine();
+    let file = marked().with_tracking(true).late(Late::Held).late_writes();
+    let c = cache(machine, &file, PAGES)?;
+    c.will_need(machine, 0, warm_pages);
+    while file.finish_one() {}
+    let s = space(machine)?;
+    s.map(at(AT, shared(&c, 0, PAGES, RW)))?;
+    Ok((machine, s, file, c))
+}
+
+fn write(s: &Space, i: u64, byte: u8) -> Result {
+    s.copy_out(page(AT, i), &[byte]).map_err(|e| e.to_string())?;
+    Ok(())
+}
+
+/// Syncs, and lets what is waited for be stored: how often it had to wait.
+fn sync(c: &Cache, file: &MachineFile, mut work: Syncing, seen: &mut StoreErrors) -> Result<u32> {
+    for waits in 0.. {
+        match c.sync(&mut work, seen) {
+            Ok(()) => return Ok(waits),
+            Err(SyncError::Blocked(ticket)) => {
+                assert!(!ticket.is_ready());
+                while !ticket.is_ready() {
+                    assert!(file.finish_one(), "waits for nothing");
+                }
+            }
+            Err(why) => return Err(why.into()),
+        }
+    }
+    Err("never".into())
+}
+
+#[test]
+fn c68_what_was_written_while_it_was_being_stored_is_stored_by_a_sync() -> Result {
+    let (machine, s, file, c) = stage(4)?;
+    write(&s, 0, 50)?;
+    assert_eq!(c.write_back(machine)?, 1);
+    // It is being stored, and dirty again.
+    write(&s, 0, 51)?;
+    write(&s, 2, 52)?;
+    let mut seen = c.store_errors();
+    assert_eq!(sync(&c, &file, Syncing::all(), &mut seen)?, 3);
+    assert_eq!((file.stored(0)[0], file.stored(2)[0]), (51, 52));
+    assert_eq!((sync(&c, &file, Syncing::all(), &mut seen)?, file.writes()), (0, 3), "all is clean");
+    Ok(())
+}
+
+#[test]
+fn c68_a_sync_of_a_range_stores_and_waits_for_that_alone() -> Result {
+    let (_, s, file, c) = stage(8)?;
+    let mut seen = c.store_errors();
+    for i in [0, 3, 5] {
+        write(&s, i, 50 + i as u8)?;
+    }
+    sync(&c, &file, Syncing::of(2..4), &mut seen)?;
+    assert_eq!((file.writes(), file.stored(3)[0]), (1, 53));
+    // What is written after the call began, and before its place, is not gone back for.
+    let mut work = Syncing::all();
+    write(&s, 3, 63)?;
+    assert!(matches!(c.sync(&mut work, &mut seen), Err(SyncError::Blocked(_))));
+    assert_eq!(file.pending(), [0, 3, 5]);
+    write(&s, 3, 73)?;
+    assert_eq!(sync(&c, &file, work, &mut seen)?, 3);
+    assert_eq!((file.writes(), file.stored(3)[0], file.stored(5)[0]), (4, 63, 55));
+    Ok(())
+}
+
+#[test]
+fn the_error_of_a_write_that_ended_later_is_told_once_to_each_who_syncs() -> Result {
+    let (machine, s, file, c) = stage(4)?;
+    let (mut a, mut b) = (c.store_errors(), c.store_errors());
+    let io = |end: Result<u32>| end.is_err_and(|why| why.to_string() == "input/output error");
+    write(&s, 0, 50)?;
+    c.write_back(machine)?;
+    file.fail_writes(0, true);
+    assert!(file.finish(0));
+    file.fail_writes(0, false);
+    // It is stored by somebody else meanwhile.
+    c.write_back(machine)?;
+    assert!(file.finish(0));
+    // Who opens the file now is told too, for nobody was.
+    let mut new = c.store_errors();
+    assert!(io(sync(&c, &file, Syncing::all(), &mut a)));
+    assert!(sync(&c, &file, Syncing::all(), &mut a).is_ok());
+    let mut late = c.store_errors();
+    assert!(io(sync(&c, &file, Syncing::of(2..3), &mut b)), "whatever the range");
+    assert!(io(sync(&c, &file, Syncing::all(), &mut new)));
+    for seen in [&mut a, &mut b, &mut new, &mut late] {
+        assert!(sync(&c, &file, Syncing::all(), seen).is_ok());
+    }
+    // One that comes while it is waited for.
+    write(&s, 1, 50)?;
+    file.fail_writes(1, true);
+    assert!(io(sync(&c, &file, Syncing::all(), &mut a)));
+    file.fail_writes(1, false);
+    assert!(io(sync(&c, &file, Syncing::all(), &mut b)));
+    assert_eq!(file.stored(1)[0], 50, "dirty still, and stored by the next");
+    assert!(sync(&c, &file, Syncing::all(), &mut a).is_ok());
+    Ok(())
+}
+
+#[test]
+fn a_sync_of_a_page_that_is_lost_fails() -> Result {
+    let (machine, s, file, c) = stage(4)?;
+    let mut seen = c.store_errors();
+    write(&s, 0, 50)?;
+    machine.vm().poison(machine, frame(&s, AT).ok_or("mapped")?);
+    write(&s, 1, 51)?;
+    assert!(sync(&c, &file, Syncing::all(), &mut seen).is_err());
+    assert_eq!((file.stored(0).len(), file.stored(1)[0]), (0, 51));
+    Ok(())
+}
+
+#[test]
+fn a_sync_ends_though_somebody_writes_all_the_time() -> Result {
+    let machine = machine();
+    let file =
+        MachineFile::zeros().with_tracking(true).late(Late::Within(Duration::from_micros(50))).late_writes();
+    let c = cache(machine, &file, 0)?;
+    c.write_at(machine, 0, &[1; (PAGES * PAGE_SIZE) as usize])?;
+    let stop = AtomicBool::new(false);
+    let writes = |n: u64| {
+        let _ends = StopAtEnd(&stop);
+        let mut i = n;
+        while !stop.load(SeqCst) {
+            i += 1;
+            c.write_at(machine, i % PAGES * PAGE_SIZE, &i.to_ne_bytes()).expect("there");
+        }
+    };
+    let mut ends = 0;
+    together(2, writes, || {
+        let mut seen = c.store_errors();
+        for _ in 0..20 {
+            let mut work = Syncing::all();
+            while let Err(why) = c.sync(&mut work, &mut seen) {
+                let SyncError::Blocked(ticket) = why else { panic!("{why:?}") };
+                while !ticket.is_ready() {
+                    std::thread::yield_now();
+                }
+            }
+            ends += 1;
+        }
+        stop.store(true, SeqCst);
+    });
+    assert_eq!(ends, 20);
+    Ok(())
+}
+
+#[test]
+fn pages_of_a_range_are_dropped() -> Result {
+    let machine = machine();
+    let file = MachineFile::zeros().with_folios(2);
+    let c = cache(machine, &file, PAGES)?;
+    c.will_need(machine, 0, PAGES);
+    c.write_at(machine, 9 * PAGE_SIZE, &[1])?;
+    // Folios of four pages: of two of them others are part, and one is dirty.
+    assert_eq!((c.evict_range(3..19), c.pages()), (8, PAGES - 8));
+    assert_eq!((c.evict_range(5..5), c.evict_range(0..4), c.evict(machine)), (0, 4, PAGES - 16));
+    assert_eq!(c.pages(), 4);
+    Ok(())
+}
