@@ -130,6 +130,43 @@ fn c20_a_fault_blocked_on_a_mapping_call_holds_nothing() -> Result {
     Ok(())
 }
 
+#[test]
+fn c47_a_neighbour_whose_frame_is_another_page_by_then_is_not_mapped() -> Result {
+    const PAGES: u64 = 16;
+    let stage = Stage::new(256);
+    let (s, other) = (stage.space()?, stage.space()?);
+    let file = stage.cache(&MachineFile::zeros(), PAGES)?;
+    (0..PAGES).try_for_each(|index| stage.warm(&file, index))?;
+    private(&other, BASE, &file, PAGES, R)?;
+    private(&s, BASE, &file, PAGES, R)?;
+    fault(&other, BASE, Access::Read);
+    let neighbour = frame(&other, page(BASE, 5)).ok_or("mapped around")?;
+    other.discard(BASE, PAGES * PAGE_SIZE)?;
+    // The neighbour was found in the cache, and is about to be counted and checked: then all that are not mapped leave the
+    // cache, and their frames come back as other pages of it.
+    let cache = file.clone();
+    stage.at(
+        move |step| *step == Step::Meta(neighbour),
+        move || {
+            on(1, || {
+                assert_eq!(cache.evict(stage), PAGES - 5, "all but those that are mapped by now");
+                (0..PAGES).try_for_each(|index| stage.warm(&cache, index)).expect("memory");
+            });
+        },
+    );
+    assert_eq!(fault(&s, page(BASE, 3), Access::Read), "mapped");
+    assert!(stage.is_done());
+    fault(&other, BASE, Access::Read);
+    let shows = |space: &Space, i| frame(space, page(BASE, i));
+    assert_ne!(shows(&other, 5), Some(neighbour), "it is another page now");
+    for i in 0..PAGES {
+        assert!(shows(&s, i).is_none_or(|pfn| Some(pfn) == shows(&other, i)), "page {i}");
+    }
+    assert_eq!(shows(&s, 3), shows(&other, 3));
+    stage.nothing_held(&[&s, &other]);
+    Ok(())
+}
+
 /// CPU 0 is about to reserve tables, its page in hand, when CPU 1 maps the same page.
 fn lost_race(stage: &'static Stage, s: &Space) -> Vec<Step> {
     let meanwhile = s.clone();

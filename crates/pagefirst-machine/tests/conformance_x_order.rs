@@ -122,6 +122,10 @@ fn x07_who_lost_the_race_drops_what_its_cpu_remembers() -> Result {
     assert_eq!(synced(&stage.steps()), [Step::Sync { tag, addr: BASE, tables: true }]);
     assert_eq!(fault(&s, page(BASE, 1), Access::Read), "mapped");
     assert_eq!(synced(&stage.steps()), [Step::Sync { tag, addr: page(BASE, 1), tables: false }]);
+    let far = VirtAddr(BASE.0 + LEAF);
+    anonymous(&s, far, 1, RW)?;
+    assert_eq!(fault(&s, far, Access::Write), "mapped");
+    assert_eq!(synced(&stage.steps()), [Step::Sync { tag, addr: far, tables: true }]);
     Ok(())
 }
 
