@@ -80,6 +80,45 @@ fn c66_an_error_is_told_once_for_each_ticket() -> Result {
     machine.nothing_left().map_err(Into::into)
 }
 
+/// The page of the ticket could not be read, and is not what the access needs by then: nothing is told of that.
+#[test]
+fn c66_an_error_is_told_to_nobody_who_does_not_need_that_page() -> Result {
+    type Then = fn(&'static Machine, &Space, &MachineFile, &Cache) -> Result;
+    let other_page: Then = |_, s, file, c| {
+        drop(blocked(s, page(AT, 1), Access::Read)?);
+        file.finish(1);
+        s.map(at(AT, shared(c, 1, 1, RW)))?;
+        Ok(())
+    };
+    let other_file: Then = |machine, s, _, _| {
+        let c = cache(machine, &marked(), 1)?;
+        s.map(at(AT, shared(&c, 0, 1, RW)))?;
+        Ok(())
+    };
+    let read_anew: Then = |_, s, file, _| {
+        assert_eq!(s.fault(AT, Access::Read).error(), IO);
+        file.fail_reads(0, false);
+        let ticket = blocked(s, AT, Access::Read)?;
+        file.finish(0);
+        drop(ticket);
+        Ok(())
+    };
+    let no_access: Then = |_, s, _, _| Ok(s.protect(AT, PAGE_SIZE, NONE)?);
+    let access = Some(FaultError::Segv(Segv::Access));
+    for (then, told) in [(other_page, None), (other_file, None), (read_anew, None), (no_access, access)] {
+        let (machine, s, file, c) = stage(4)?;
+        file.fail_reads(0, true);
+        let ticket = blocked(&s, AT, Access::Read)?;
+        file.finish(0);
+        then(machine, &s, &file, &c)?;
+        let outcome = s.retry(AT, Access::Read, ticket);
+        assert!(outcome.error() == told && !matches!(outcome, Outcome::Blocked(_)), "{outcome:?}");
+        drop((s, c));
+        machine.nothing_left()?;
+    }
+    Ok(())
+}
+
 #[test]
 fn c11_an_error_is_told_to_who_comes_without_the_ticket_and_keeps_it() -> Result {
     let (machine, s, file, c) = stage(4)?;
