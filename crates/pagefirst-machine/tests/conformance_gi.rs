@@ -12,14 +12,15 @@ mod kit;
 use kit::*;
 use pagefirst::arch::Attrs;
 use pagefirst::fault::{FaultError, Segv};
+use pagefirst::file::ShmemHuge;
 use pagefirst::policy::{HugePolicy, Policy};
 use pagefirst::space::RemapTo;
 use pagefirst::sync::epoch::Pin;
-use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr};
-use pagefirst_machine::{Config, Machine};
-use std::sync::Barrier;
+use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
+use pagefirst_machine::{Config, Machine, MachineFile};
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Barrier};
 
 const AT: VirtAddr = VirtAddr(1 << 30);
 const RX: Prot = Prot::READ.union(Prot::EXEC);
@@ -97,6 +98,28 @@ fn c40_an_executable_page_is_synchronised_first() -> Result {
         assert_eq!((cpu.fetch(huge)?, cpu.fetch(page(huge, 511))?), (if write { 7 } else { 0 }, 0));
         assert_eq!(entry(&s, huge).1, 1);
     }
+    Ok(())
+}
+
+#[test]
+fn c40_a_huge_page_of_a_file_and_a_childs_copy_are_synchronised_too() -> Result {
+    let config = Config { checks: true, fetch_sees_stores: false, ..Config::default() };
+    let machine: &'static Machine = Machine::new(config);
+    let c = cache(machine, &MachineFile::shmem(ShmemHuge::Always), 512)?;
+    let s = space(machine)?;
+    let mut cpu = machine.vcpu();
+    cpu.switch_to(&s);
+    s.map(at(AT, shared(&c, 0, 512, RX)))?;
+    assert_eq!((cpu.fetch(AT)?, cpu.fetch(page(AT, 511))?, entry(&s, AT).1), (0, 0, 1));
+    // What is pinned stays the parent's: the child's is another frame from the first moment on.
+    let own = VirtAddr(AT.0 + LEAF);
+    s.map(at(own, anonymous(1, RWX)))?;
+    cpu.store_u8(own, 7)?;
+    let pinned = s.pin(VirtRange::page_of(own), true).map_err(|error| error.to_string())?;
+    let child = Arc::new(s.fork()?);
+    assert_ne!(frame(&child, own), Some(pinned.first()));
+    cpu.switch_to(&child);
+    assert_eq!(cpu.fetch(own)?, 7);
     Ok(())
 }
 

@@ -471,6 +471,15 @@ fn r06_read_ahead() -> Result {
         "will need, of a mapping",
         |s| came(s.space.advise(EMPTY_SHARED, 8 * PAGE_SIZE, Advice::WillNeed)),
         |_| true,
+    )?;
+    // A huge page, or small ones in its place, as many as there is memory for.
+    fails_at_each_point(
+        "will need, of huge pages",
+        |s| came(s.space.advise(page(SHMEM, 512), 512 * PAGE_SIZE, Advice::WillNeed)),
+        |s| {
+            s.fault(page(SHMEM, 512 + 7), Access::Read) == Came::Done
+                && s.byte(page(SHMEM, 512 + 7)) == Some(0)
+        },
     )
 }
 
