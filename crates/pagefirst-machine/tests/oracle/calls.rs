@@ -4,6 +4,7 @@ use super::areas::{Area, Areas, Shows};
 use super::files::File;
 use super::model::{Entry, LEAF, Space, leaf};
 use pagefirst::fault::FaultError;
+use pagefirst::file::ShmemHuge;
 use pagefirst::space::{Advice, MapError, Place, RemapTo, VmaFlags};
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
 use std::collections::BTreeMap;
@@ -82,9 +83,19 @@ impl Space {
         Ok(())
     }
 
-    pub fn map(&mut self, map: NewMap) -> Called<Range<u64>> {
+    pub fn map(&mut self, files: &[File], map: NewMap) -> Called<Range<u64>> {
+        let large = match map.shows.file() {
+            None => true,
+            Some((file, first)) => {
+                files[file].huge != ShmemHuge::Never
+                    && (first * PAGE_SIZE).is_multiple_of(self.policy.align_large.max(1))
+            }
+        };
+        self.map_large(map, large)
+    }
+    fn map_large(&mut self, map: NewMap, large: bool) -> Called<Range<u64>> {
         let anonymous = map.shows == Shows::Anonymous;
-        let range = self.place(map.pages, map.place, anonymous)?;
+        let range = self.place(map.pages, map.place, large)?;
         self.check_prot(map.prot, map.flags, &range)?;
         if map.flags.contains(VmaFlags::GROWS_DOWN) && !anonymous {
             return Err(MapError::Denied(bytes_of(&range)));
@@ -285,7 +296,7 @@ impl Space {
                 shows: Shows::Anonymous,
                 place: Place::FixedNoReplace(VirtAddr(old * PAGE_SIZE)),
             };
-            self.map(map)?;
+            self.map_large(map, false)?;
         } else if new < old {
             self.unmap(new..old)?;
         }

@@ -1,17 +1,17 @@
 //! A case: spaces of the library and what the oracle knows of them; each step is made on both, and what they answer is
 //! compared.
 
-use super::calls::Called;
+use super::calls::{Called, bytes_of};
 use super::crew::{Crew, enter};
-use super::files::{File, mark, pages_of};
+use super::files::{File, mark};
 use super::kit::{Cache, Space as Real, entry};
-use super::model::{self, IsHuge};
-use super::plan::{By, FILES, Op, Setting, Step};
+use super::model::{self, Level};
+use super::plan::{By, FILES, MEMORY, Op, Setting, Step};
 use super::seeds::Tally;
 use super::turns::tally_faults;
 use pagefirst::arch::Format;
 use pagefirst::fault::{FaultError, Ticket};
-use pagefirst::file::{FileCache, ReadError, WriteBackError, WriteError};
+use pagefirst::file::FileCache;
 use pagefirst::frame::Frame;
 use pagefirst::platform::Platform;
 use pagefirst::space::{AddressSpace, Backing, Map, MapError, Stopped, Why};
@@ -43,6 +43,9 @@ pub struct Case<F: Format> {
 
 /// A file of its size and with its marks.
 pub fn store(id: usize, setting: &Setting) -> MachineFile {
+    if id == MEMORY {
+        return MachineFile::shmem(setting.shmem);
+    }
     let file = MachineFile::pattern(move |at| if at < FILES[id] { mark(id, at) } else { 0 });
     let file = file.with_tracking(setting.tracks);
     if setting.late { file.late(Late::Within(Duration::from_micros(20))) } else { file }
@@ -61,13 +64,17 @@ pub fn spaces<F: Format>(machine: &'static Machine<F>, setting: &Setting, n: usi
 impl<F: Format> Case<F> {
     /// A case in spaces that are still empty, by `cpus` CPUs of which the first is this thread, with files of its own.
     pub fn new(machine: &'static Machine<F>, setting: Setting, spaces: Vec<Real<F>>, cpus: usize) -> Self {
-        let files = FILES.iter().enumerate().map(|(id, &size)| File::new(id, size, setting.tracks)).collect();
+        let file = |(id, &size): (usize, &u64)| match id {
+            MEMORY => File::memory(id, size, setting.shmem),
+            _ => File::new(id, size, setting.tracks),
+        };
+        let files = FILES.iter().enumerate().map(file).collect();
         let stores: Vec<_> = (0..FILES.len()).map(|id| store(id, &setting)).collect();
         let cache = |(store, &size): (&MachineFile, &u64)| {
             FileCache::new(machine, store.clone(), size).expect("memory for an empty file")
         };
         let caches = stores.iter().zip(&FILES).map(cache).collect();
-        let model = |real: &Real<F>| model::Space::new::<F>(setting.policy, setting.heap, is_huge_in(real));
+        let model = |real: &Real<F>| model::Space::new::<F>(setting.policy, setting.heap, level_in(real));
         let models = spaces.iter().map(model).collect();
         let crew = Crew::new(machine, cpus);
         let taken = setting.free.map_or_else(Vec::new, |free| machine.leave_free(free));
@@ -76,7 +83,7 @@ impl<F: Format> Case<F> {
     }
 
     /// Whether memory may run out.
-    fn is_short(&self) -> bool {
+    pub fn is_short(&self) -> bool {
         self.setting.free.is_some()
     }
     fn real(&self, step: &Step) -> Real<F> {
@@ -131,7 +138,7 @@ impl<F: Format> Case<F> {
                 let range = self.call(
                     step,
                     move |space| space.map(new).map(|mapped| mapped.range),
-                    |space, _| space.map(map).map(|range| super::calls::bytes_of(&range)),
+                    |space, files| space.map(files, map).map(|range| bytes_of(&range)),
                 );
                 if let Some(range) = range.filter(|_| populate) {
                     self.populate(step, range, map.prot);
@@ -177,10 +184,12 @@ impl<F: Format> Case<F> {
                     |space, _| space.brk(end).map(|()| VirtAddr(end)),
                 );
             }
-            Op::Load { at, wide, by } => self.access(step, at, if wide { 8 } else { 1 }, Access::Read, by, 0),
+            Op::Load { at, wide, by } => {
+                self.access(step, at, self.length(step, at, wide), Access::Read, by, 0);
+            }
             Op::Fetch(at) => self.access(step, at, 1, Access::Execute, By::Program, 0),
             Op::Store { at, wide, by, value } => {
-                let len = if wide { 8 } else { 1 };
+                let len = self.length(step, at, wide);
                 if !self.spaces[step.space].is_beyond_end(&self.files, VirtAddr(at), len) {
                     self.access(step, at, len, Access::Write, by, value);
                 }
@@ -228,7 +237,7 @@ impl<F: Format> Case<F> {
     }
     fn add(&mut self, of: usize, child: Result<Real<F>, MapError>) -> Real<F> {
         let child = child.unwrap_or_else(|error| panic!("no child: {error}"));
-        self.spaces.push(self.spaces[of].fork(is_huge_in(&child)));
+        self.spaces.push(self.spaces[of].fork(level_in(&child)));
         self.real.spaces.push(child.clone());
         child
     }
@@ -245,13 +254,19 @@ impl<F: Format> Case<F> {
             });
         }
         self.crew.on(step.cpu, move |_| drop(Arc::into_inner(real).expect("nobody runs it")));
-        let empty = self.spaces[ends].empty(Box::new(|_| false));
+        let empty = self.spaces[ends].another(Box::new(|_| None));
         tally_faults(&mut self.tally, &std::mem::replace(&mut self.spaces[ends], empty).faults);
     }
 
     fn populate(&mut self, step: &Step, range: VirtRange, prot: Prot) {
         let real = self.real(step);
         let area = self.spaces[step.space].areas.at(range.start.0 / PAGE_SIZE);
+        let of_memory = area.is_some_and(|area| area.shows.file().is_some_and(|(file, _)| file == MEMORY));
+        if of_memory && range.len() > PAGE_SIZE {
+            // What each of its faults mapped is looked at after that fault.
+            let pages = range.start.0 / PAGE_SIZE..range.end.0 / PAGE_SIZE;
+            return pages.for_each(|page| self.populate(step, bytes_of(&(page..page + 1)), prot));
+        }
         let late = self.setting.late && area.is_some_and(|area| area.shows.file().is_some());
         let stopped = self.crew.on(step.cpu, move |_| {
             let mut at = range.start;
@@ -277,6 +292,15 @@ impl<F: Format> Case<F> {
         let pages = range.start.0 / PAGE_SIZE..range.end.0 / PAGE_SIZE;
         let expected = self.spaces[step.space].populate(&mut self.files, pages, prot, limit);
         assert_eq!(stopped, expected, "{step:?}");
+    }
+
+    /// How long an access is. One that reaches into another page of memory takes two faults, and what each mapped would
+    /// not be known.
+    fn length(&self, step: &Step, at: u64, wide: bool) -> u64 {
+        let second = at.wrapping_add(7) / PAGE_SIZE;
+        let area = self.spaces[step.space].areas.at(second).filter(|_| second != at / PAGE_SIZE);
+        let is_memory = area.is_some_and(|area| area.shows.file().is_some_and(|(file, _)| file == MEMORY));
+        if wide && !is_memory { 8 } else { 1 }
     }
 
     fn access(&mut self, step: &Step, at: u64, len: u64, access: Access, by: By, value: u64) {
@@ -378,118 +402,6 @@ impl<F: Format> Case<F> {
         }
         Ok(())
     }
-
-    fn read_file(&mut self, step: &Step, file: usize, at: u64, len: usize) {
-        let (machine, cache) = (self.machine, self.real.caches[file].clone());
-        let read = self.crew.on(step.cpu, move |_| {
-            let mut bytes = vec![0; len];
-            let mut done = 0;
-            while done < len {
-                match cache.read_at(machine, at + done as u64, &mut bytes[done..]) {
-                    Ok(0) => break,
-                    Ok(n) => done += n,
-                    Err(ReadError::Blocked(ticket)) => wait(machine, &ticket),
-                    // As of what was begun by one call.
-                    Err(_) if done > 0 => break,
-                    Err(why) => return Err(why),
-                }
-            }
-            bytes.truncate(done);
-            Ok(bytes)
-        });
-        let short = self.is_short();
-        let file = &mut self.files[file];
-        let found = match read {
-            Ok(found) => found,
-            Err(ReadError::NoMemory) if short => return,
-            Err(e) => panic!("{step:?}: {e}"),
-        };
-        let n = (len as u64).min(file.size.saturating_sub(at));
-        assert!(found.len() as u64 == n || short, "{step:?}: {} bytes of {n}", found.len());
-        for (i, byte) in found.iter().enumerate() {
-            let at = at + i as u64;
-            assert_eq!(*byte, file.bytes(at / PAGE_SIZE)[(at % PAGE_SIZE) as usize], "{step:?}: byte {i}");
-            file.fetch(at / PAGE_SIZE);
-        }
-    }
-
-    fn write_file(&mut self, step: &Step, file: usize, at: u64, bytes: Vec<u8>) {
-        let (machine, cache, from) = (self.machine, self.real.caches[file].clone(), bytes.clone());
-        let written = match self.crew.on(step.cpu, move |_| {
-            let mut done = 0;
-            while done < from.len() {
-                match cache.write_at(machine, at + done as u64, &from[done..]) {
-                    Ok(n) => done += n,
-                    Err(WriteError::Page(ReadError::Blocked(ticket))) => wait(machine, &ticket),
-                    Err(_) if done > 0 => break,
-                    Err(why) => return Err(why),
-                }
-            }
-            Ok(done)
-        }) {
-            Ok(written) => written,
-            Err(WriteError::Page(ReadError::NoMemory)) if self.is_short() => return,
-            Err(e) => panic!("{step:?}: {e}"),
-        };
-        assert!(written == bytes.len() || self.is_short(), "{step:?}: {written} bytes");
-        let file = &mut self.files[file];
-        file.size = file.size.max(at + written as u64);
-        let mut at = at;
-        let mut rest = &bytes[..written];
-        while !rest.is_empty() {
-            let (now, later) = rest.split_at(rest.len().min((PAGE_SIZE - at % PAGE_SIZE) as usize));
-            file.write(at, now);
-            (at, rest) = (at + now.len() as u64, later);
-        }
-    }
-
-    fn resize(&mut self, step: &Step, file: usize, size: u64) {
-        let (machine, cache) = (self.machine, self.real.caches[file].clone());
-        self.crew.on(step.cpu, move |_| cache.set_size(machine, size));
-        let lost = pages_of(size)..u64::MAX;
-        self.spaces.iter_mut().for_each(|space| space.lose(file, &lost, false));
-        self.files[file].resize(size);
-    }
-
-    fn punch(&mut self, step: &Step, file: usize, hole: Range<u64>) {
-        let (machine, cache, bytes) = (self.machine, self.real.caches[file].clone(), hole.clone());
-        self.crew.on(step.cpu, move |_| cache.punch(machine, bytes));
-        let lost = pages_of(hole.start)..hole.end / PAGE_SIZE;
-        self.spaces.iter_mut().for_each(|space| space.lose(file, &lost, true));
-        self.files[file].punch(&hole);
-    }
-
-    fn evict(&mut self, step: &Step, file: usize) {
-        let (machine, cache) = (self.machine, self.real.caches[file].clone());
-        let found = self.crew.on(step.cpu, move |_| cache.evict(machine));
-        let (spaces, short) = (&self.spaces, self.is_short());
-        let is_mapped = |index| spaces.iter().any(|space| space.maps(file, index, index + 1));
-        let model = &mut self.files[file];
-        let before = model.cached.len();
-        model.cached.retain(|index, dirty| *dirty || is_mapped(*index));
-        let gone = before - model.cached.len();
-        assert!(found == gone as u64 || short, "{step:?}: {found} pages, not {gone}");
-        let left = self.real.caches[file].pages();
-        assert!(left == model.cached.len() as u64 || short, "{step:?}: {left} pages are left");
-    }
-
-    fn write_back(&mut self, step: &Step, file: usize) {
-        let (machine, cache) = (self.machine, self.real.caches[file].clone());
-        let stored = match self.crew.on(step.cpu, move |_| cache.write_back(machine)) {
-            Err(WriteBackError::NoMemory(_)) if self.is_short() => return,
-            stored => stored.unwrap_or_else(|e| panic!("{step:?}: {e}")),
-        };
-        let spaces = &mut self.spaces;
-        let model = &mut self.files[file];
-        let dirty = model.cached.values().filter(|dirty| **dirty).count() as u64;
-        assert!(stored <= dirty, "{step:?}: {stored} pages stored, {dirty} were written");
-        for (index, dirty) in &mut model.cached {
-            if *dirty && model.tracks {
-                spaces.iter_mut().for_each(|space| space.clean(file, *index));
-            }
-            *dirty &= !model.tracks && spaces.iter().any(|space| space.maps(file, *index, index + 1));
-        }
-    }
 }
 
 /// What the kernel does when it copies to or from a program's memory.
@@ -522,21 +434,19 @@ fn copy<F: Format>(
     }
 }
 
-fn wait<F: Format>(machine: &'static Machine<F>, ticket: &Ticket<'_, Machine<F>>) {
+pub fn wait<F: Format>(machine: &'static Machine<F>, ticket: &Ticket<'_, Machine<F>>) {
     while !ticket.is_ready() {
         machine.relax();
     }
 }
 
-fn is_huge_in<F: Format>(real: &Real<F>) -> IsHuge {
+/// By an entry of which level a page is mapped.
+fn level_in<F: Format>(real: &Real<F>) -> Level {
     let real = Arc::downgrade(real);
-    Box::new(move |page| real.upgrade().is_some_and(|real| is_huge(&real, page)))
-}
-
-/// Whether a page is mapped by a huge entry.
-fn is_huge<F: Format>(real: &Real<F>, page: u64) -> bool {
-    let (raw, level) = entry(real, VirtAddr(page * PAGE_SIZE));
-    level > 0 && F::frame(raw, level).is_some()
+    Box::new(move |page| {
+        let (raw, level) = entry(&real.upgrade()?, VirtAddr(page * PAGE_SIZE));
+        F::frame(raw, level).map(|_| level)
+    })
 }
 
 fn sized(range: &Range<u64>) -> (VirtAddr, u64) {

@@ -1,5 +1,6 @@
 //! Files as the oracle sees them: their bytes, and which of their pages are in memory.
 
+use pagefirst::file::ShmemHuge;
 use pagefirst::types::PAGE_SIZE;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -45,11 +46,25 @@ pub struct File {
     pub cached: BTreeMap<u64, bool>,
     /// Shared pages are mapped read-only until they are written.
     pub tracks: bool,
+    /// When it has huge pages.
+    pub huge: ShmemHuge,
 }
 
 impl File {
     pub fn new(id: usize, size: u64, tracks: bool) -> File {
-        File { id, size, marked: size, changed: BTreeMap::new(), cached: BTreeMap::new(), tracks }
+        File {
+            id,
+            size,
+            marked: size,
+            changed: BTreeMap::new(),
+            cached: BTreeMap::new(),
+            tracks,
+            huge: ShmemHuge::Never,
+        }
+    }
+    /// A memory file.
+    pub fn memory(id: usize, size: u64, huge: ShmemHuge) -> File {
+        File { marked: 0, huge, ..File::new(id, size, false) }
     }
     pub fn pages(&self) -> u64 {
         pages_of(self.size)

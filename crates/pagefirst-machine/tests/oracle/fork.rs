@@ -1,6 +1,6 @@
 //! Fork, as the oracle sees it: what the child has, whose pages are whose, and who copies which.
 
-use super::model::{Entry, IsHuge, LEAF, Space, leaf};
+use super::model::{Entry, LEAF, Level, Space, leaf};
 use pagefirst::space::VmaFlags;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -36,7 +36,7 @@ impl Eq for Folio {}
 
 impl Space {
     /// A child: private memory is shared from now on, page by page; all else it has yet to touch.
-    pub fn fork(&self, is_huge: IsHuge) -> Space {
+    pub fn fork(&self, level: Level) -> Space {
         let areas = self.areas.inherited();
         let mut entries = self.entries.clone();
         entries.retain(|page, entry| {
@@ -50,9 +50,8 @@ impl Space {
             }
         }
         let huge = self.huge.iter().copied().filter(|first| entries.contains_key(first)).collect();
-        let heap = self.heap.clone();
-        let mut child = self.empty(is_huge);
-        (child.areas, child.entries, child.huge, child.heap) = (areas, entries, huge, heap);
+        let mut child = self.another(level);
+        (child.areas, child.entries, child.huge) = (areas, entries, huge);
         child
     }
 
@@ -92,7 +91,7 @@ impl Space {
             return;
         }
         self.faults.copy += 1;
-        if is_huge && (self.is_huge)(page) {
+        if is_huge && (self.level)(page) == Some(1) {
             self.faults.huge += 1;
             let copy = Folio::new(true);
             for (_, entry) in self.entries.range_mut(first..first + LEAF) {

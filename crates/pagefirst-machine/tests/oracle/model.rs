@@ -7,6 +7,7 @@ use super::fork::Folio;
 use pagefirst::account::Faults;
 use pagefirst::arch::{Format, MAX_LEVELS};
 use pagefirst::fault::{Bus, FaultError, Segv};
+use pagefirst::file::ShmemHuge;
 use pagefirst::policy::{HugePolicy, Policy};
 use pagefirst::space::VmaFlags;
 use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
@@ -48,7 +49,7 @@ impl Entry {
         }
     }
     /// Marks the entry for an access; says whether it was not yet.
-    fn mark(&mut self, access: Access) -> bool {
+    pub fn mark(&mut self, access: Access) -> bool {
         let Entry::File { used, dirty, .. } = self else { return false };
         let before = (*used, *dirty);
         (*used, *dirty) = (true, *dirty || access == Access::Write);
@@ -70,8 +71,9 @@ pub struct Space {
     /// The first pages of what is mapped by one huge entry; its pages are in `entries`, all of a kind.
     pub huge: BTreeSet<u64>,
     /// Whether a huge page can be had depends on which memory is free, which the oracle does not know: this tells of a
-    /// page whether it is mapped by a huge entry after a step. That it may be is for the oracle to say.
-    pub is_huge: IsHuge,
+    /// page by an entry of which level it is mapped after a step, 1 for a huge page's. That it may be is for the oracle to
+    /// say.
+    pub level: Level,
     /// Whoever accesses marks entries himself; otherwise it takes a fault.
     pub marks: bool,
     /// Start and end of the heap, in bytes.
@@ -83,41 +85,35 @@ pub struct Space {
     pub unused: u64,
 }
 
-pub type IsHuge = Box<dyn Fn(u64) -> bool + Send>;
+pub type Level = Box<dyn Fn(u64) -> Option<u8> + Send>;
 pub type Outcome<T = ()> = Result<T, FaultError>;
 
 impl Space {
-    pub fn new<F: Format>(policy: Policy, heap: u64, is_huge: IsHuge) -> Space {
+    pub fn new<F: Format>(policy: Policy, heap: u64, level: Level) -> Space {
+        let is_canonical = |va| F::is_canonical(va) || !F::NON_CANONICAL_TRAPS;
+        Space::empty(policy, (F::LEVELS.into(), F::USER_END.0 / PAGE_SIZE, is_canonical), heap..heap, level)
+    }
+    /// One like this, with nothing in it.
+    pub fn another(&self, level: Level) -> Space {
+        Space::empty(self.policy, (self.levels, self.user_end, self.is_canonical), self.heap.clone(), level)
+    }
+    fn empty(
+        policy: Policy,
+        (levels, user_end, is_canonical): (usize, u64, fn(VirtAddr) -> bool),
+        heap: Range<u64>,
+        level: Level,
+    ) -> Space {
         Space {
             policy,
-            levels: F::LEVELS.into(),
-            user_end: F::USER_END.0 / PAGE_SIZE,
-            is_canonical: |va| F::is_canonical(va) || !F::NON_CANONICAL_TRAPS,
+            levels,
+            user_end,
+            is_canonical,
             areas: Areas::default(),
             entries: BTreeMap::new(),
             huge: BTreeSet::new(),
-            is_huge,
+            level,
             marks: true,
-            heap: heap..heap,
-            faults: Faults::default(),
-            around: 0,
-            unused: 0,
-        }
-    }
-
-    /// One like this, with nothing in it.
-    pub fn empty(&self, is_huge: IsHuge) -> Space {
-        Space {
-            policy: self.policy,
-            levels: self.levels,
-            user_end: self.user_end,
-            is_canonical: self.is_canonical,
-            areas: Areas::default(),
-            entries: BTreeMap::new(),
-            huge: BTreeSet::new(),
-            is_huge,
-            marks: true,
-            heap: 0..0,
+            heap,
             faults: Faults::default(),
             around: 0,
             unused: 0,
@@ -147,14 +143,15 @@ impl Space {
         self.huge.extend(other.huge);
         self.areas.absorb(other.areas, files);
     }
-    /// Bytes of resident private memory, what of that is in huge pages, and bytes of files.
-    pub fn resident(&self) -> (u64, u64, u64) {
+    /// Bytes of resident private memory, what of that is in huge pages, and the same of files.
+    pub fn resident(&self) -> (u64, u64, u64, u64) {
         let own = |entry: &Entry| matches!(entry, Entry::Own { .. });
         let is_file = |entry: &&Entry| matches!(entry, Entry::File { .. });
         let anon = self.entries.values().filter(|entry| own(entry)).count() as u64;
         let huge = self.huge.iter().filter(|page| own(&self.entries[page])).count() as u64;
         let file = self.entries.values().filter(is_file).count() as u64;
-        (anon * PAGE_SIZE, huge * LEAF * PAGE_SIZE, file * PAGE_SIZE)
+        let huge_file = self.huge.iter().filter(|page| is_file(&&self.entries[page])).count() as u64;
+        (anon * PAGE_SIZE, huge * LEAF * PAGE_SIZE, file * PAGE_SIZE, huge_file * LEAF * PAGE_SIZE)
     }
     /// Entries never used, those that are gone included.
     pub fn never_used(&self) -> u64 {
@@ -211,7 +208,11 @@ impl Space {
         };
         let gone: Vec<u64> =
             self.entries.iter().filter(|(page, entry)| is_gone(page, entry)).map(|(page, _)| *page).collect();
-        gone.into_iter().for_each(|page| self.zap(page..page + 1));
+        for page in gone {
+            // Cutting a huge page would need memory: it goes whole.
+            let whole = self.is_huge_of_file(page);
+            self.zap(if whole { leaf(page)..leaf(page) + LEAF } else { page..page + 1 });
+        }
     }
 
     /// Grows a stack down to `page`, if one is above and may.
@@ -300,7 +301,7 @@ impl Space {
         let write = access == Access::Write;
         let now = if write { Entry::own(zeros()) } else { Entry::Zero };
         if self.wants_huge(page) {
-            if (self.is_huge)(page) {
+            if (self.level)(page) == Some(1) {
                 let faults = &mut self.faults;
                 *(if write { &mut faults.anon_write } else { &mut faults.anon_read }) += 1;
                 self.map_huge(page, &now);
@@ -309,13 +310,16 @@ impl Space {
             self.faults.no_huge += 1;
         }
         if write && self.is_huge_zero(page) {
-            if (self.is_huge)(page) {
+            if (self.level)(page) == Some(1) {
                 self.faults.copy += 1;
                 self.map_huge(page, &now);
                 return Ok(true);
             }
             // Small pages of zeros come instead, each when it is touched.
             self.faults.no_huge += 1;
+            self.zap(leaf(page)..leaf(page) + LEAF);
+        }
+        if write && !area.shows.is_shared() && self.is_huge_of_file(page) {
             self.zap(leaf(page)..leaf(page) + LEAF);
         }
         if write && self.is_shared_own(page) {
@@ -350,6 +354,10 @@ impl Space {
                     }
                     let writable = write || writable_at_once(&area, file);
                     let entry = Entry::File { writable, used: true, dirty: write };
+                    if file.huge != ShmemHuge::Never {
+                        self.map_of_memory(files, page, &entry);
+                        return Ok(true);
+                    }
                     self.entries.insert(page, entry.clone());
                     if !write {
                         self.map_around(files, page);
@@ -358,8 +366,8 @@ impl Space {
                 }
             }
             (Some(entry), _) if entry.allows(access) => {
-                let marked = entry.mark(access);
-                faults.marked += marked as u64;
+                let marked = self.mark(page, access);
+                self.faults.marked += marked as u64;
                 return Ok(marked);
             }
             (Some(Entry::Zero), _) => {
@@ -399,29 +407,6 @@ impl Space {
         }
     }
 
-    /// The size of the window around `page`, where nothing was until now, in bytes. One that adapts is larger beside
-    /// pages that were used, smaller beside pages that were not: of the 128 KiB that the page lies in, as far as they
-    /// are in its mapping.
-    fn window(&self, page: u64, mapping: &Range<u64>) -> u64 {
-        let around = self.policy.fault_around;
-        let (least, most, normal) = (around.least(), around.most(), 64 << 10);
-        let pages = 2 * normal / PAGE_SIZE;
-        let near = page / pages * pages;
-        let near = near.max(mapping.start)..(near + pages).min(mapping.end);
-        let there: Vec<&Entry> =
-            self.entries.range(near).filter(|(other, _)| **other != page).map(|(_, entry)| entry).collect();
-        let unused = there.iter().filter(|entry| matches!(entry, Entry::File { used: false, .. })).count();
-        let used = there.len() - unused;
-        let size = match () {
-            _ if least == most => least,
-            _ if there.len() < 8 => normal,
-            _ if 4 * used >= 3 * there.len() => 4 * normal,
-            _ if 5 * used < there.len() => normal / 4,
-            _ => normal,
-        };
-        size.clamp(least, most)
-    }
-
     /// An access by a program to bytes that lie in one page: faults, if it has to, until it goes through.
     fn reach(&mut self, files: &mut [File], page: u64, access: Access) -> Outcome<Area> {
         loop {
@@ -429,7 +414,7 @@ impl Space {
                 && let Some(entry) = self.entries.get_mut(&page).filter(|entry| entry.allows(access))
                 && (self.marks || !entry.clone().mark(access))
             {
-                entry.mark(access);
+                self.mark(page, access);
                 return Ok(area);
             }
             self.fault(files, page, access)?;

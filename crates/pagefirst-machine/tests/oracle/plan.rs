@@ -2,6 +2,7 @@
 
 use super::areas::Shows;
 use super::calls::NewMap;
+use pagefirst::file::ShmemHuge;
 use pagefirst::policy::{FaultAround, HugePolicy, Policy};
 use pagefirst::space::{Advice, Place, RemapTo, VmaFlags};
 use pagefirst::types::{PAGE_SIZE, Prot, VirtAddr};
@@ -15,8 +16,9 @@ pub const NEAR: Range<u64> = (1 << 18) - 20..(1 << 18) + 28;
 pub const HOT: Range<u64> = (1 << 18) - 4..(1 << 18) + 4;
 pub const FAR: Range<u64> = (1 << 30) + 7..(1 << 30) + 55;
 pub const WIDE: Range<u64> = 3 << 18..(3 << 18) + 4 * 512;
-/// Sizes of the two files when a case begins, in bytes.
-pub const FILES: [u64; 2] = [30 * PAGE_SIZE, 600 * PAGE_SIZE + 1234];
+/// Sizes of the files when a case begins, in bytes. The last one is memory.
+pub const FILES: [u64; 3] = [30 * PAGE_SIZE, 600 * PAGE_SIZE + 1234, 1050 * PAGE_SIZE];
+pub const MEMORY: usize = 2;
 /// No file of a case becomes larger.
 const LARGEST: u64 = 700 * PAGE_SIZE;
 
@@ -38,6 +40,8 @@ pub struct Setting {
     pub tracks: bool,
     /// Whether their reads end later, by threads of theirs.
     pub late: bool,
+    /// When the memory file has huge pages.
+    pub shmem: ShmemHuge,
     /// Where the heap starts.
     pub heap: u64,
     /// So many frames are left free: memory may run out.
@@ -176,10 +180,14 @@ fn addresses() -> BoxedStrategy<u64> {
 }
 
 fn shows() -> BoxedStrategy<(Shows, VmaFlags)> {
+    // Mostly so that it fits where huge pages may be.
+    let memory = || prop_oneof![3 => Just(0), 1 => Just(512), 1 => 0..600_u64];
     let file = || (0..FILES.len(), prop_oneof![4 => 0..8_u64, 2 => 0..40_u64, 1 => 560..610_u64]);
     prop_oneof![
         8 => Just((Shows::Anonymous, VmaFlags::empty())),
         1 => Just((Shows::Anonymous, VmaFlags::GROWS_DOWN)),
+        1 => memory().prop_map(|first| (Shows::Private { file: MEMORY, first }, VmaFlags::empty())),
+        3 => memory().prop_map(|first| (Shows::Shared { file: MEMORY, first }, VmaFlags::SHARED)),
         4 => file().prop_map(|(file, first)| (Shows::Private { file, first }, VmaFlags::empty())),
         4 => file().prop_map(|(file, first)| (Shows::Shared { file, first }, VmaFlags::SHARED)),
         1 => file().prop_map(|(file, first)| {
@@ -290,11 +298,17 @@ pub fn beginnings() -> BoxedStrategy<Vec<Op>> {
         })
     };
     let wide = (
-        prop_oneof![6 => Just(Shows::Anonymous), 1 => Just(Shows::Private { file: 1, first: 0 })],
+        prop_oneof![
+            6 => Just(Shows::Anonymous),
+            1 => Just(Shows::Private { file: 1, first: 0 }),
+            1 => Just(Shows::Private { file: MEMORY, first: 0 }),
+            3 => Just(Shows::Shared { file: MEMORY, first: 0 }),
+        ],
         any::<bool>(),
     )
         .prop_map(|(shows, huge)| {
-            let flags = if huge { VmaFlags::HUGE } else { VmaFlags::empty() };
+            let shared = if shows.is_shared() { VmaFlags::SHARED } else { VmaFlags::empty() };
+            let flags = shared | if huge { VmaFlags::HUGE } else { VmaFlags::empty() };
             let place = Place::Fixed(VirtAddr(WIDE.start * PAGE_SIZE));
             let prot = Prot::READ | Prot::WRITE;
             let map = NewMap { pages: WIDE.end - WIDE.start, prot, flags, shows, place };
@@ -376,9 +390,11 @@ pub fn settings(cpus: usize) -> impl Strategy<Value = Setting> {
         is_harsh,
         keep_tags,
     });
+    use ShmemHuge::{Advise, Always, Never, WithinSize};
+    let shmem = prop::sample::select(vec![Always, WithinSize, Advise, Never]);
     let free = prop_oneof![5 => Just(None), 1 => (12..120_u64).prop_map(Some)];
-    (hardware, policies(), any::<bool>(), FAR.start..FAR.start + 9, free).prop_map(
-        |(hardware, policy, tracks, heap, free)| {
+    (hardware, policies(), any::<bool>(), FAR.start..FAR.start + 9, free, shmem).prop_map(
+        |(hardware, policy, tracks, heap, free, shmem)| {
             // What fault-around maps depends on which pages could be read when memory was short.
             let alone = FaultAround::fixed(PAGE_SIZE).filter(|_| free.is_some());
             Setting {
@@ -386,6 +402,7 @@ pub fn settings(cpus: usize) -> impl Strategy<Value = Setting> {
                 policy: Policy { fault_around: alone.unwrap_or(policy.fault_around), ..policy },
                 tracks,
                 late: free.is_none() && heap % 4 == 1,
+                shmem,
                 heap: heap * PAGE_SIZE + 0x123,
                 free,
             }

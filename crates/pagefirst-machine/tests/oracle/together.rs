@@ -261,7 +261,8 @@ fn fork<F: Format>(case: &mut Case<F>, shared: &mut Shared<'_, F>) {
 fn compare<F: Format>(space: &Real<F>, whole: &model::Space) {
     assert_eq!(check(space).present, whole.present(), "entries");
     let found = space.account();
-    assert_eq!((found.anon_bytes, found.huge_bytes, found.file_bytes), whole.resident(), "resident");
+    let resident = (found.anon_bytes, found.huge_bytes, found.file_bytes, found.huge_file_bytes);
+    assert_eq!(resident, whole.resident(), "resident");
     assert_eq!(found.table_bytes, whole.table_bytes(), "tables");
     let mut mappings = Vec::new();
     space.for_each_vma(|vma| mappings.push((vma.range, vma.prot, vma.flags)));

@@ -1,6 +1,7 @@
 //! Steps in a total order, made by several CPUs in turn: after each, the library and the oracle agree in everything.
 
 use super::case::{Case, spaces};
+use super::model::LEAF;
 use super::plan::{Setting, Step};
 use super::seeds::Tally;
 use pagefirst::account::Faults;
@@ -34,6 +35,7 @@ pub fn run<F: Format>(
     }
     let Case { crew, real, spaces, mut tally, .. } = case;
     for model in spaces {
+        tally.add("huge of files in the end", model.resident().3 / (LEAF * PAGE_SIZE));
         tally_faults(&mut tally, &model.faults);
     }
     drop(crew);
