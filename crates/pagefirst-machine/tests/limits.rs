@@ -314,3 +314,39 @@ fn a_child_has_its_parents_limit() -> Result {
     drop((parent, limit));
     Ok(machine.nothing_left()?)
 }
+
+/// What was charged in advance is not used up beyond a limit that was lowered.
+#[test]
+fn a_limit_that_is_lowered_is_kept() -> Result {
+    let machine = machine();
+    let (space, limit) = limited(machine, policy(), 100)?;
+    space.map(at(AT, anonymous(40, RW)))?;
+    assert!(matches!(fault(&space, AT, Access::Write), End::Mapped(..)));
+    limit.set_max(1);
+    for i in 1..40 {
+        assert!(matches!(fault(&space, page(AT, i), Access::Write), End::Error(FaultError::OverLimit(_))));
+    }
+    limit.set_max(2);
+    assert!(matches!(fault(&space, page(AT, 1), Access::Write), End::Mapped(..)));
+    assert_eq!(charged(machine, &limit), 2);
+    Ok(())
+}
+
+/// Nobody is refused for the pages of a file that has ended.
+#[test]
+fn what_waits_to_be_freed_is_given_back_before_a_limit_refuses() -> Result {
+    let machine = machine();
+    let (space, limit) = limited(machine, policy(), 8)?;
+    let file = cache(machine, &marked(), 8)?;
+    space.map(at(AT, shared(&file, 0, 8, RW)))?;
+    for i in 0..8 {
+        fault(&space, page(AT, i), Access::Read);
+    }
+    assert_eq!(charged(machine, &limit), 8);
+    drop(file);
+    space.unmap(AT, 8 * PAGE_SIZE)?; // the last that had the file
+    space.map(at(AT, anonymous(1, RW)))?;
+    assert!(matches!(fault(&space, AT, Access::Write), End::Mapped(..)));
+    assert_eq!((charged(machine, &limit), limit.refused()), (1, 0));
+    Ok(())
+}

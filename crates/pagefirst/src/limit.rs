@@ -106,6 +106,10 @@ impl<P: Platform> Limit<P> {
     /// Allows so many from now on. What is charged already stays.
     pub fn set_max(&self, pages: u64) {
         self.record().max.store(pages, Relaxed);
+        // What was charged in advance is given out without a look at it.
+        if self.charged() > pages {
+            drain(self.p);
+        }
     }
     /// Pages charged, those in advance included: at most 64 for each CPU.
     pub fn charged(&self) -> u64 {
@@ -344,17 +348,18 @@ impl Stock {
             p.vm().limit_records.take_off(p, limit, rest.into());
         }
     }
-    fn drain<P: Platform>(&mut self, p: &'static P) {
+    fn drain<P: Platform>(&mut self, p: &'static P) -> u32 {
         let pages = core::mem::take(&mut self.pages);
         if pages > 0 {
             p.vm().limit_records.take_off(p, self.limit, pages.into());
         }
+        pages
     }
 }
 
-/// Gives back what all CPUs have charged in advance.
-pub(crate) fn drain<P: Platform>(p: &'static P) {
-    (0..p.cpus()).for_each(|cpu| frame::with_stock(p, cpu, |stock| stock.drain(p)));
+/// Gives back what all CPUs have charged in advance; returns how many pages that was.
+pub(crate) fn drain<P: Platform>(p: &'static P) -> u32 {
+    (0..p.cpus()).map(|cpu| frame::with_stock(p, cpu, |stock| stock.drain(p))).sum()
 }
 
 fn with_stock<P: Platform, R>(p: &'static P, f: impl FnOnce(&mut Stock) -> R) -> R {
@@ -388,15 +393,13 @@ impl<P: Platform> Charge<P> {
         }
         Ok(Charge { p, limit: id, pages })
     }
-    /// The same, with what is charged in advance given back if need be.
+    /// The same; a refusal that is told to the caller is counted.
     #[cold]
-    fn take(limit: &Limit<P>, pages: u32) -> Result<Self, OverLimit> {
-        let again = |_| {
-            drain(limit.p);
-            Charge::now(limit, pages)
-        };
-        Charge::now(limit, pages).or_else(again).inspect_err(|OverLimit(over)| {
-            limit.p.vm().limit_records.record(limit.p, over.0).refused.fetch_add(1, Relaxed);
+    fn take(limit: &Limit<P>, pages: u32, is_told: bool) -> Result<Self, OverLimit> {
+        Charge::now(limit, pages).inspect_err(|OverLimit(over)| {
+            if is_told {
+                limit.p.vm().limit_records.record(limit.p, over.0).refused.fetch_add(1, Relaxed);
+            }
         })
     }
     /// The folio, owned by the caller alone, is what the pages were charged for.
@@ -424,8 +427,7 @@ pub(crate) enum Payer<'a, P: Platform> {
 }
 
 impl<P: Platform> Payer<'_, P> {
-    /// A folio of 2^order frames, charged; nothing is drained for it but what is charged in advance. Called unpinned, with
-    /// no lock held.
+    /// A folio of 2^order frames, charged; for the frames nothing is drained. Called unpinned, with no lock held.
     #[cfg_attr(debug_assertions, track_caller)]
     pub fn block(&self, p: &'static P, order: u8) -> Result<Frame<P>, Unavailable> {
         let charge = self.charge(p, order)?;
@@ -437,13 +439,27 @@ impl<P: Platform> Payer<'_, P> {
         let charge = self.charge(p, 0)?;
         Ok(committed(charge, p.vm().frame(p)?))
     }
-    /// Charges 2^order pages, if there is a limit.
+    /// Charges 2^order pages, if there is a limit. Before it refuses, what was charged for pages that are about to be freed,
+    /// or in advance, is given back: until nothing is.
     fn charge(&self, p: &'static P, order: u8) -> Result<Option<Charge<P>>, OverLimit> {
-        let pages = 1 << order;
+        if let Ok(charge) = self.try_charge(p, order, false) {
+            return Ok(charge);
+        }
+        p.vm().settle(p);
+        loop {
+            let given_back = drain(p) > 0;
+            match self.try_charge(p, order, !given_back) {
+                Err(_) if given_back => {}
+                charge => return charge,
+            }
+        }
+    }
+    fn try_charge(&self, p: &'static P, order: u8, is_told: bool) -> Result<Option<Charge<P>>, OverLimit> {
+        let take = |limit: &Limit<P>| Charge::take(limit, 1 << order, is_told);
         match self {
             Payer::Space(link) if link.is_none() => Ok(None),
-            Payer::Space(link) => link.load(&Pin::new(p)).map(|limit| Charge::take(limit, pages)).transpose(),
-            Payer::Caller => p.limit().map(|limit| Charge::take(&limit, pages)).transpose(),
+            Payer::Space(link) => link.load(&Pin::new(p)).map(take).transpose(),
+            Payer::Caller => p.limit().map(|limit| take(&limit)).transpose(),
         }
     }
 }

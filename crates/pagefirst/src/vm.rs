@@ -272,6 +272,19 @@ impl<P: Platform> Vm<P> {
     /// Frees what the library holds back: limbo as far as its grace period is over, cached tables, free slabs,
     /// cached frames. Returns how many frames went back to the allocator. Done before anybody is told `NoMemory`.
     pub fn drain(&'static self, p: &'static P) -> usize {
+        let aside = self.settle(p);
+        let huge_zero = self.drop_huge_zero(p);
+        let tables = crate::table::drain(p);
+        limit::drain(p);
+        let slabs = self.pools().iter().map(|pool| pool.trim()).sum::<usize>()
+            + self.limit_records.trim(p)
+            + self.records.trim(p);
+        aside + huge_zero + tables + slabs + frame::drain(p)
+    }
+
+    /// Frees what waits for a grace period, and what was put aside; returns how many frames those were. Called unpinned,
+    /// with no lock held.
+    pub(crate) fn settle(&'static self, p: &'static P) -> usize {
         crate::sync::held::none(p, "drain");
         // A grace period lasts as long as the longest pinned section, which is short: wait for it, but not for ever.
         let mut idle = 0;
@@ -283,14 +296,7 @@ impl<P: Platform> Vm<P> {
                 p.relax();
             }
         }
-        let aside = frame::free_aside(p);
-        let huge_zero = self.drop_huge_zero(p);
-        let tables = crate::table::drain(p);
-        limit::drain(p);
-        let slabs = self.pools().iter().map(|pool| pool.trim()).sum::<usize>()
-            + self.limit_records.trim(p)
-            + self.records.trim(p);
-        aside + huge_zero + tables + slabs + frame::drain(p)
+        frame::free_aside(p)
     }
 
     /// A frame, draining what is held back before giving up. Called unpinned, with no lock held.

@@ -15,8 +15,8 @@ mod slab;
 
 pub(crate) use few::{Few, Room};
 pub(crate) use limbo::{Chain, Limbo};
-pub(crate) use shared::AnyPool;
-pub use shared::{Link, Past, Pool, Pooled, Reserved, Shared};
+pub(crate) use shared::{AnyPool, Link};
+pub use shared::{Past, Pool, Pooled, Reserved, Shared};
 pub(crate) use slab::Slab;
 
 /// Before memory is taken: in debug builds the platform may refuse it ([`Platform::refuses`]). What calls this is marked

@@ -40,6 +40,23 @@ struct Object<P: Platform, T: 'static> {
     value: ManuallyDrop<T>,
 }
 
+/// A count that reached this says no more how many references there are: the object is never freed. It is set back to the
+/// middle of what lies above, so that those who count at the same time do not leave it.
+const SATURATED: u32 = 1 << 31;
+const MIDDLE: u32 = 3 << 30;
+
+impl<P: Platform, T: 'static> Object<P, T> {
+    /// Gives a reference back; whether it was the last one.
+    fn let_go(&self) -> bool {
+        // AcqRel: who ends the object comes after all who let go of it, and so after their readers.
+        let before = self.count.fetch_sub(1, AcqRel);
+        if before >= SATURATED {
+            self.count.store(MIDDLE, Relaxed);
+        }
+        before == 1
+    }
+}
+
 struct Objects<P, T>(PhantomData<fn(P, T)>);
 impl<P: Platform, T: 'static> Chain for Objects<P, T> {
     type At = NonNull<Object<P, T>>;
@@ -263,8 +280,7 @@ impl<P: Platform, T: 'static> Shared<P, T> {
         T: Pooled,
     {
         let this = ManuallyDrop::new(self);
-        // AcqRel: who ends the object comes after all who let go of it, and so after their readers.
-        if this.object().count.fetch_sub(1, AcqRel) != 1 {
+        if !this.object().let_go() {
             return;
         }
         let was_linked = this.object().linked.load(Relaxed) != 0 && !cfg!(mutant = "end_what_was_linked");
@@ -294,7 +310,11 @@ impl<P: Platform, T: 'static> Shared<P, T> {
         // SAFETY: the caller's promise: its grace period, if it has begun, is not over before the pin is gone. The count is
         // atomic, and nobody has the object alone until then.
         let count = unsafe { &(*at.as_ptr()).count };
-        let more = |count: u32| (count > 0).then(|| count + 1);
+        let more = |count: u32| match count {
+            0 => None,
+            many @ SATURATED.. => Some(many),
+            count => Some(count + 1),
+        };
         count.fetch_update(AcqRel, Relaxed, more).ok()?;
         Some(Shared { at, own: PhantomData })
     }
@@ -307,7 +327,10 @@ impl<P: Platform, T: 'static> Shared<P, T> {
 impl<P: Platform, T: 'static> Clone for Shared<P, T> {
     fn clone(&self) -> Self {
         let before = self.object().count.fetch_add(1, Relaxed);
-        debug_assert!(before > 0 && before < u32::MAX / 2);
+        debug_assert!(before > 0);
+        if before >= SATURATED {
+            self.object().count.store(MIDDLE, Relaxed);
+        }
         Shared { at: self.at, own: PhantomData }
     }
 }
@@ -321,7 +344,7 @@ impl<P: Platform, T: 'static> Deref for Shared<P, T> {
 
 impl<P: Platform, T: 'static> Drop for Shared<P, T> {
     fn drop(&mut self) {
-        if self.object().count.fetch_sub(1, AcqRel) == 1 {
+        if self.object().let_go() {
             self.retire();
         }
     }

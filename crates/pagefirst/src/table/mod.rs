@@ -168,6 +168,7 @@ impl<P: Platform> PageTable<P> {
         self.cpus.remove(cpu);
     }
     pub(crate) fn root<'e>(&self, pin: &'e Pin<P>) -> Table<'e, P> {
+        debug_assert!(core::ptr::eq(pin.platform(), self.p), "a pin of another machine");
         Table::found(pin, self.root, P::Format::LEVELS - 1)
     }
     /// Looks `va` up without a lock.
