@@ -3,12 +3,14 @@
 //! `cargo xtask fuzz` runs them under libFuzzer (`targets/`); `cargo xtask fuzz-corpus` replays the inputs in `corpus/`
 //! with no fuzzer and no nightly compiler. Whoever panics prints first what the bytes stand for.
 
+mod contents;
 mod formats;
 #[path = "../../crates/pagefirst-machine/tests/oracle/mod.rs"]
 mod oracle;
 mod recording;
 mod space;
 
+pub use contents::CONTENTS;
 pub use formats::FORMATS;
 pub use recording::RECORDING;
 pub use space::SPACE;
@@ -17,7 +19,7 @@ use std::panic;
 use std::sync::{Mutex, Once, PoisonError};
 
 /// All targets.
-pub const TARGETS: [&Target; 3] = [&SPACE, &RECORDING, &FORMATS];
+pub const TARGETS: [&Target; 4] = [&SPACE, &CONTENTS, &RECORDING, &FORMATS];
 
 /// A way to take any bytes.
 pub struct Target {

@@ -56,6 +56,9 @@ impl Walked for Aarch64 {
 /// The most threads of files whose reads end later.
 const DEVICES: usize = 12;
 
+/// With more bad frames a machine is not used again.
+const MOST_BAD: u64 = 200;
+
 /// Machines on which no case has failed, so that nothing was left on them.
 pub struct Machines<F: Format>(RefCell<BTreeMap<Hardware, &'static Machine<F>>>);
 
@@ -84,7 +87,9 @@ impl<F: Walked> Machines<F> {
         };
         let machine = known.unwrap_or_else(new);
         let tally = run(machine)?;
-        self.0.borrow_mut().insert(hardware, machine);
+        if machine.vm().frames.bad_frames() < MOST_BAD {
+            self.0.borrow_mut().insert(hardware, machine);
+        }
         Ok(tally)
     }
 
