@@ -1,10 +1,10 @@
 //! One walk by range: visit every deepest live table that intersects it, unlink what died (protocols 2 and 3).
 //!
-//! Tables are visited from the bottom up: first a table's children, found by a scan without the lock, then the table
-//! itself, locked once: dead children's slots are cleared, and whatever has appeared since the scan is visited next.
-//! Every child was locked alive after the caller's announcement, or had died of itself and its slot was looked at
-//! again; so an install that came before is found, and one that comes after sees the announcement. If the table holds
-//! no more entries than were seen, no slot needs a second look. The cost follows the tables in use, not the addresses.
+//! A table of tables is locked once before its entries are read without the lock. Whoever came before the caller's
+//! announcement has published by then, and is found; who comes after it sees the announcement. So what is read is all
+//! there is, also where the walk stops and goes on later, and no slot needs a second look. Children are visited first;
+//! those that died of it, or were dead, are unlinked together, under the lock. The cost follows the tables in use, not
+//! the addresses.
 //!
 //! A huge page is an entry like others, of a table further up. One that reaches beyond the range is split first.
 
@@ -55,29 +55,17 @@ enum Visit {
     WasDead,
 }
 
-/// The slots of one table that were visited since the announcement.
-struct Seen {
-    slots: [u64; 8],
-    /// Tables among them.
-    tables: usize,
-    /// One of these died of the visit.
-    died: bool,
-}
+/// Slots of one table.
+struct Slots([u64; 8]);
 
-impl Seen {
-    const fn none() -> Self {
-        Seen { slots: [0; 8], tables: 0, died: false }
-    }
+impl Slots {
     fn insert(&mut self, i: usize) {
-        self.slots[i / 64] |= 1 << (i % 64);
-    }
-    fn contains(&self, i: usize) -> bool {
-        self.slots[i / 64] >> (i % 64) & 1 == 1
+        self.0[i / 64] |= 1 << (i % 64);
     }
     /// Calls `f` with each of those within `slots`.
-    fn for_each(&self, slots: &Range<usize>, mut f: impl FnMut(usize)) {
+    fn for_each(&self, slots: Range<usize>, mut f: impl FnMut(usize)) {
         for w in slots.start / 64..slots.end.div_ceil(64) {
-            let mut bits = self.slots[w];
+            let mut bits = self.0[w];
             while bits != 0 {
                 f(w * 64 + bits.trailing_zeros() as usize);
                 bits &= bits - 1;
@@ -140,98 +128,83 @@ impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
     /// Visits what of `range` lies in `table`, whose first address is `base`.
     fn table(&mut self, table: Table<'_, P>, base: VirtAddr, range: VirtRange) -> Visit {
         let level = table.level();
-        let slots = P::Format::slots(range, level);
-        let mut seen = Seen::none();
-        loop {
-            match self.below(table, base, range, &slots, &mut seen) {
-                Visit::Alive => {}
-                dead => return dead, // with its last huge page, or before
-            }
-            if self.flow == Flow::Done && seen.tables == slots.len() && !seen.died {
-                return Visit::Alive; // nothing empty to look at, nothing to clear
-            }
-            let Some(mut guard) = table.lock() else { return Visit::WasDead };
-            let mut occupied = 0;
-            seen.for_each(&slots, |i| match guard.entry(i) {
-                0 => {}
-                raw => match table.child(raw) {
-                    Some(child) if child.record().is_dead() => {
-                        let va = slot_base::<P>(base, level, i);
-                        retire::unlink_locked(self.space, &mut guard, i, child, va, self.gather);
-                    }
-                    _ => occupied += 1,
-                },
-            });
-            // More entries than those seen: something may have come into the range since the scan.
-            if self.flow == Flow::Done && guard.entries() != occupied && !cfg!(mutant = "zap_skips_empty") {
-                self.space.platform().note(Note::TableScanned(table.pfn(), level));
-                if slots.clone().any(|i| guard.entry(i) != 0 && !seen.contains(i)) {
-                    drop(guard);
-                    continue;
-                }
-            }
-            return self.leave(guard, base);
+        let mut pinned = false;
+        if !cfg!(mutant = "zap_skips_empty") {
+            let Some(guard) = table.lock() else { return Visit::WasDead };
+            pinned = guard.is_pinned() && level + 1 < P::Format::LEVELS;
         }
+        let (slots, mut dead) = (P::Format::slots(range, level), None);
+        match self.below(table, base, range, slots.clone(), &mut dead) {
+            Visit::Alive => {}
+            dead => return dead, // with its last huge page, or before
+        }
+        if dead.is_none() && !pinned {
+            return Visit::Alive;
+        }
+        let Some(mut guard) = table.lock() else { return Visit::WasDead };
+        if let Some(dead) = dead {
+            dead.for_each(slots, |i| {
+                if let Some(child) = table.child(guard.entry(i))
+                    && child.record().is_dead()
+                {
+                    let va = slot_base::<P>(base, level, i);
+                    retire::unlink_locked(self.space, &mut guard, i, child, va, self.gather);
+                }
+            });
+        }
+        self.leave(guard, base)
     }
 
-    /// Visits what is below the slots of `table` that were not seen yet: tables without its lock, huge pages with it.
+    /// Visits what is below `slots` of `table`: tables without its lock, huge pages with it. Tells which tables are dead.
     fn below(
         &mut self,
         table: Table<'_, P>,
         base: VirtAddr,
         range: VirtRange,
-        slots: &Range<usize>,
-        seen: &mut Seen,
+        mut slots: Range<usize>,
+        dead: &mut Option<Slots>,
     ) -> Visit {
         self.space.platform().note(Note::TableScanned(table.pfn(), table.level()));
-        for i in slots.clone() {
-            while self.flow == Flow::Done && !seen.contains(i) {
-                let raw = table.entry(i);
-                if raw == 0 {
-                    break;
-                }
-                let Some(child) = table.child(raw) else {
-                    match self.huge(table, base, range, i..slots.end, seen) {
-                        Visit::Alive => continue,
-                        dead => return dead,
-                    }
-                };
-                let start = slot_base::<P>(base, table.level(), i);
-                let end = VirtAddr(start.0 + P::Format::span(table.level()));
-                let part = VirtRange { start: range.start.max(start), end: range.end.min(end) };
-                let visit = match child.level() {
-                    0 => self.leaf(child, start, part),
-                    _ => self.table(child, start, part),
-                };
-                match visit {
-                    // Somebody may put another table here without having seen the announcement: look again.
-                    Visit::WasDead if !cfg!(mutant = "zap_trusts_dead") => {
-                        retire::unlink(self.space, table, child, start, self.gather);
-                    }
-                    visit => {
-                        seen.insert(i);
-                        seen.tables += 1;
-                        seen.died |= visit != Visit::Alive;
-                    }
-                }
+        while self.flow == Flow::Done && !slots.is_empty() {
+            let (i, raw) = (slots.start, table.entry(slots.start));
+            if raw == 0 {
+                slots.start += 1;
+                continue;
             }
+            let Some(child) = table.child(raw) else {
+                match self.huge(table, base, range, &mut slots) {
+                    Visit::Alive => continue,
+                    dead => return dead,
+                }
+            };
+            let start = slot_base::<P>(base, table.level(), i);
+            let end = VirtAddr(start.0 + P::Format::span(table.level()));
+            let part = VirtRange { start: range.start.max(start), end: range.end.min(end) };
+            let visit = match child.level() {
+                0 => self.leaf(child, start, part),
+                _ => self.table(child, start, part),
+            };
+            if visit != Visit::Alive {
+                dead.get_or_insert(Slots([0; 8])).insert(i);
+            }
+            slots.start += 1;
         }
         Visit::Alive
     }
 
-    /// Visits huge pages side by side, from the first of `slots` on, with one lock.
+    /// Visits huge pages side by side, from the first of `slots` on, with one lock; leaves the slots behind them.
     #[inline(never)]
     fn huge(
         &mut self,
         table: Table<'_, P>,
         base: VirtAddr,
         range: VirtRange,
-        slots: Range<usize>,
-        seen: &mut Seen,
+        slots: &mut Range<usize>,
     ) -> Visit {
         let Some(mut guard) = table.lock() else { return Visit::WasDead };
         let before = guard.entries();
-        for i in slots {
+        while slots.start < slots.end {
+            let i = slots.start;
             let raw = guard.entry(i);
             if raw == 0 || table.child(raw).is_some() {
                 break;
@@ -246,7 +219,7 @@ impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
             if self.flow != Flow::Done {
                 break;
             }
-            seen.insert(i);
+            slots.start += 1;
         }
         if guard.entries() < before {
             self.gather.taken(before - guard.entries());
