@@ -371,6 +371,12 @@ impl FrameMeta {
     pub(crate) fn reset(&self, flags: FrameFlags, order: u8) {
         self.flags.store(flags.bits() | (order as u32) << 16, Ordering::Release);
     }
+    /// Makes it a frame that is nothing and nobody's; for one that nobody refers to.
+    #[inline]
+    pub(super) fn disown(&self) {
+        self.reset(FrameFlags::empty(), 0);
+        self.set_owner(core::ptr::null_mut());
+    }
     /// Whether this is the first frame of a free block of 2^order frames; for the allocator.
     pub(super) fn is_free_block(&self, order: u8) -> bool {
         self.flags.load(Relaxed) == FrameFlags::FREE.bits() | (order as u32) << 16
@@ -381,7 +387,7 @@ impl FrameMeta {
     }
     /// Flags and order at one moment.
     #[inline]
-    pub(super) fn flags_and_order(&self) -> (FrameFlags, u8) {
+    pub(crate) fn flags_and_order(&self) -> (FrameFlags, u8) {
         let word = self.flags.load(Ordering::Acquire);
         (FrameFlags::from_bits_retain(word & !ORDER), (word >> 16) as u8)
     }

@@ -58,6 +58,16 @@ impl FrameCache {
         self.frames[self.len] = pfn;
         self.len += 1;
     }
+    /// Takes a small frame that nobody refers to.
+    #[inline]
+    fn free<P: Platform>(&mut self, p: &'static P, pfn: Pfn, meta: &FrameMeta) {
+        p.note(Note::FrameFreed(pfn, 0));
+        meta.disown();
+        if self.len >= self.frames.len() {
+            self.spill(p, BATCH);
+        }
+        self.push(pfn);
+    }
     /// Takes a batch from the buddy allocator, in blocks: those first that are no use to anybody who wants more.
     #[cold]
     fn refill<P: Platform>(&mut self, p: &'static P) {
@@ -121,42 +131,45 @@ pub(crate) fn allocate_block<P: Platform>(p: &'static P, order: u8) -> Result<Pf
 }
 
 /// Gives back folios whose last reference is gone: all of them with one lock of this CPU's cache.
-#[inline]
-fn release_all<P: Platform>(p: &'static P, mut gone: impl Iterator<Item = Pfn>) {
-    let Some(mut pfn) = gone.next() else { return };
+#[inline(always)]
+fn release_all<P: Platform>(p: &'static P, mut gone: impl Iterator<Item = (Pfn, &'static FrameMeta)>) {
+    let Some((mut pfn, mut meta)) = gone.next() else { return };
     let local = p.local(p.enter());
     let mut cache = local.frames.lock(p);
     loop {
-        let meta = p.meta(pfn);
-        let (flags, order) = meta.flags_and_order();
-        if meta.limit() != 0 {
-            cache.charged.keep(p, meta.limit(), 1 << order);
-        }
-        if flags.intersects(FrameFlags::HURT | FrameFlags::POISON) {
-            poison::release(p, pfn, order);
+        let bad = FrameFlags::HURT | FrameFlags::POISON;
+        if meta.limit() == 0 && meta.is_single_with(bad, FrameFlags::empty()) {
+            cache.free(p, pfn, meta);
         } else {
-            p.note(Note::FrameFreed(pfn, order));
-            folio::unlink_tails(p, pfn, order);
-            meta.reset(FrameFlags::empty(), 0);
-            meta.set_owner(core::ptr::null_mut());
-            match order {
-                0 => {
-                    if cache.len == 2 * BATCH {
-                        cache.spill(p, BATCH);
-                    }
-                    cache.push(pfn);
-                }
-                _ => p.vm().frames.free(p, pfn, order),
-            }
+            release_other(p, &mut cache, pfn, meta);
         }
         match gone.next() {
-            Some(next) => pfn = next,
+            Some(next) => (pfn, meta) = next,
             None => break,
         }
     }
     local.cached_frames.store(cache.len as u32, Relaxed);
     drop(cache);
     p.leave();
+}
+
+/// The same for a folio of more than one frame, one that is charged, and one in which hardware reported an error.
+#[inline(never)]
+fn release_other<P: Platform>(p: &'static P, cache: &mut FrameCache, pfn: Pfn, meta: &FrameMeta) {
+    let (flags, order) = meta.flags_and_order();
+    if meta.limit() != 0 {
+        cache.charged.keep(p, meta.limit(), 1 << order);
+    }
+    if flags.intersects(FrameFlags::HURT | FrameFlags::POISON) {
+        poison::release(p, pfn, order);
+    } else if order == 0 {
+        cache.free(p, pfn, meta);
+    } else {
+        p.note(Note::FrameFreed(pfn, order));
+        folio::unlink_tails(p, pfn, order);
+        meta.disown();
+        p.vm().frames.free(p, pfn, order);
+    }
 }
 
 /// Runs `f` on what a CPU has charged in advance.
@@ -170,7 +183,7 @@ pub(crate) fn with_stock<P: Platform, R>(
 
 /// Gives back a folio whose last reference is gone.
 pub(crate) fn release<P: Platform>(p: &'static P, pfn: Pfn) {
-    release_all(p, core::iter::once(pfn));
+    release_all(p, core::iter::once((pfn, p.meta(pfn))));
 }
 
 /// Drops one reference without a lock, in an interrupt too: a frame that has no other is put aside.
@@ -210,23 +223,20 @@ pub(crate) fn free_aside<P: Platform>(p: &'static P) -> usize {
 
 /// Drops one mapping of each of these folios and its reference, and frees those that have no other. A folio that comes
 /// several times in a row is counted once.
-pub(crate) fn unmap_all<P: Platform>(p: &'static P, folios: &[Pfn]) {
-    let mut folios = folios.iter();
-    let gone = || {
-        while let Some(folio) = folios.next() {
-            let more = folios.as_slice();
-            let is_last = match more.first() {
-                Some(next) if next == folio => {
-                    let more = run_of(*folio, more);
-                    if more > 0 {
-                        folios.nth(more - 1);
-                    }
-                    p.meta(*folio).unmap_many(1 + more as u32)
-                }
-                _ => p.meta(*folio).unmap_many(1),
+pub(crate) fn unmap_all<P: Platform>(p: &'static P, mut folios: &[Pfn]) {
+    let gone = move || {
+        while let [folio, more @ ..] = folios {
+            let meta = p.meta(*folio);
+            let is_last = if more.first() == Some(folio) {
+                let n = run_of(folios);
+                folios = &folios[n..];
+                meta.unmap_many(n as u32)
+            } else {
+                folios = more;
+                meta.unmap_many(1)
             };
             if is_last {
-                return Some(*folio);
+                return Some((*folio, meta));
             }
         }
         None
@@ -234,15 +244,15 @@ pub(crate) fn unmap_all<P: Platform>(p: &'static P, folios: &[Pfn]) {
     release_all(p, core::iter::from_fn(gone));
 }
 
-/// How often a folio comes at the start of these.
+/// How often the first of these folios comes before another does.
 #[cold]
-fn run_of(folio: Pfn, folios: &[Pfn]) -> usize {
-    folios.iter().take_while(|other| **other == folio).count()
+fn run_of(folios: &[Pfn]) -> usize {
+    folios.iter().take_while(|folio| **folio == folios[0]).count()
 }
 
 /// Drops one reference of each of these frames, and frees those that have no other.
 pub(crate) fn put_all<P: Platform>(p: &'static P, frames: &[Pfn]) {
-    release_all(p, frames.iter().copied().filter(|pfn| p.meta(*pfn).put()));
+    release_all(p, frames.iter().map(|pfn| (*pfn, p.meta(*pfn))).filter(|(_, meta)| meta.put()));
 }
 
 /// Drops so many mappings of a folio and their references, and frees it if it has no other.
