@@ -228,6 +228,7 @@ impl<P: Platform> Batch for HugePage<'_, P> {
     fn is_current(&self) -> bool {
         !self.vma.is_retired()
     }
+    #[inline(always)]
     fn entry(&mut self, _: VirtAddr) -> Option<NewEntry> {
         let Found { pfn, .. } = self.first;
         let (folio, pages) = (self.first.folio(), P::Format::pages(huge::LEVEL));

@@ -167,12 +167,14 @@ impl<P: Platform> FileCache<P> {
     }
     #[cold]
     fn is_part_attached(&self, folio: Pfn, pfn: Pfn, index: u64) -> bool {
-        let (part, found) = (pfn.0.wrapping_sub(folio.0), Found { pfn, order: self.p.meta(folio).order() });
+        let meta = self.p.meta(folio);
+        let (part, found) = (pfn.0.wrapping_sub(folio.0), Found { pfn, order: meta.order() });
         let indexes = found.indexes(index);
         index * PAGE_SIZE < self.size()
             && found.folio() == folio
             && index - indexes.start == part as u64
-            && self.is_folio_attached(folio, indexes.start)
+            && self.owns(meta, indexes.start)
+            && meta.flags() & LOOKED_FOR == VALID
             && !self.p.meta(pfn).flags().contains(FrameFlags::POISON)
     }
     /// The same for a page that is a folio by itself; no for all others.
@@ -182,22 +184,20 @@ impl<P: Platform> FileCache<P> {
             && self.owns(page, index)
             && page.is_single_with(LOOKED_FOR | FrameFlags::POISON, VALID)
     }
-    /// Whether a folio is this file's, the first page of it at `index`, and its pages may be mapped that lie below the
-    /// size, unless hardware reported an error in them.
-    pub(crate) fn is_folio_attached(&self, folio: Pfn, index: u64) -> bool {
-        let meta = self.p.meta(folio);
-        self.owns(meta, index) && meta.flags() & LOOKED_FOR == VALID
-    }
     /// Whether so many pages may be mapped with one count, or by one entry: all of them part of this folio, from `pfn` and
     /// `index` on, below the size, none of them with an error that hardware reported.
     pub(crate) fn is_span_attached(&self, folio: Pfn, pfn: Pfn, index: u64, pages: u64) -> bool {
         let meta = self.p.meta(folio);
         let part = (pfn.0 - folio.0) as u64;
+        let is_valid = || {
+            let (flags, order) = meta.flags_and_order();
+            part + pages <= 1 << order
+                && flags & (LOOKED_FOR | FrameFlags::HURT | FrameFlags::POISON) == VALID
+        };
         // As for a page, the size comes first.
-        (index + pages <= self.pages_below() || cfg!(mutant = "huge_past_end"))
-            && part + pages <= 1 << meta.order()
-            && index.checked_sub(part).is_some_and(|first| self.is_folio_attached(folio, first))
-            && !meta.flags().intersects(FrameFlags::HURT | FrameFlags::POISON)
+        ((index + pages - 1) * PAGE_SIZE < self.size() || cfg!(mutant = "huge_past_end"))
+            && index.checked_sub(part).is_some_and(|first| self.owns(meta, first))
+            && is_valid()
     }
     /// [`is_attached`](Self::is_attached) for a page that is referred to.
     pub(crate) fn has(&self, page: &Part<P>, index: u64) -> bool {
