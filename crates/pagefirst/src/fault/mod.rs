@@ -125,7 +125,10 @@ impl<P: Platform> AddressSpace<P> {
                     }
                 }
             }
-            look = self.look(addr, access, hand);
+            look = match hand.holds(Why::Unflushed) {
+                Some(_) => self.settle(addr, access, hand),
+                None => self.look(addr, access, hand),
+            };
         }
     }
 
@@ -134,6 +137,13 @@ impl<P: Platform> AddressSpace<P> {
     fn look<'a>(&'a self, addr: VirtAddr, access: Access, hand: &mut Hand<'a, P>) -> Look<'a, P> {
         let pin = Pin::new(self.platform());
         Fault { space: self, pin: &pin, addr, access, hand }.look()
+    }
+
+    /// The same after the flush of a copy that is not writable yet.
+    fn settle<'a>(&'a self, addr: VirtAddr, access: Access, hand: &mut Hand<'a, P>) -> Look<'a, P> {
+        let pin = Pin::new(self.platform());
+        let mut fault = Fault { space: self, pin: &pin, addr, access, hand };
+        if P::Format::BREAK_BEFORE_MAKE { fault.make_anew() } else { fault.settle_copy() }
     }
 }
 
@@ -149,9 +159,6 @@ pub(crate) struct Fault<'f, 'a, P: Platform> {
 impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     #[inline]
     fn look(mut self) -> Look<'a, P> {
-        if self.hand.holds(Why::Unflushed).is_some() {
-            return if P::Format::BREAK_BEFORE_MAKE { self.make_anew() } else { self.settle_copy() };
-        }
         let turn = self.space.turn();
         let Some(vma) = self.space.find(self.pin, self.addr) else { return self.nowhere(turn) };
         if vma.is_retired() {

@@ -37,6 +37,7 @@ impl<P: Platform> AddressSpace<P> {
     }
 
     /// The file of the page, if that is what an access to the address needs and cannot have.
+    #[cold]
     fn still_needs(
         &self,
         addr: VirtAddr,
