@@ -35,9 +35,9 @@ impl CpuMask {
     pub(crate) fn remove(&self, cpu: usize) {
         self.words[cpu / 64].fetch_and(!(1 << (cpu % 64)), AcqRel);
     }
-    /// Whether no CPU but `cpu` is in the set.
-    pub fn is_only(&self, cpu: usize) -> bool {
-        self.words.iter().enumerate().all(|(i, w)| {
+    /// Whether no CPU but `cpu`, of those below `cpus`, is in the set.
+    pub(crate) fn is_only(&self, cpu: usize, cpus: usize) -> bool {
+        self.words[..cpus.div_ceil(64)].iter().enumerate().all(|(i, w)| {
             let mine = if i == cpu / 64 { 1 << (cpu % 64) } else { 0 };
             w.load(Relaxed) & !mine == 0
         })

@@ -55,7 +55,21 @@ struct Private<'f, P: Platform, V, const LEVEL: u8> {
 /// What the entry of a page has that is written at once.
 pub(super) const WRITTEN: Attrs = Attrs::WRITE.union(Attrs::DIRTY);
 
-/// The entry, in a table at `level`, of a page of private memory. Its reference becomes the mapping's.
+/// Makes a page private memory that is mapped at `va`. Its reference becomes the mapping's.
+#[inline]
+pub(super) fn private_page<P: Platform>(
+    root: &Shared<P, Root<P>>,
+    vma: &Vma<P>,
+    va: VirtAddr,
+    page: Frame<P>,
+) -> Pfn {
+    if vma.prot.contains(Prot::EXEC) {
+        page.frames().for_each(|pfn| page.platform().sync_instructions(pfn));
+    }
+    page.into_anonymous(root.name(), vma.anon_index(va))
+}
+
+/// The same, and its entry in a table at `level`.
 #[inline]
 pub(super) fn private_entry<P: Platform>(
     root: &Shared<P, Root<P>>,
@@ -65,10 +79,7 @@ pub(super) fn private_entry<P: Platform>(
     level: u8,
     attrs: Attrs,
 ) -> u64 {
-    if vma.prot.contains(Prot::EXEC) {
-        page.frames().for_each(|pfn| page.platform().sync_instructions(pfn));
-    }
-    P::Format::leaf(page.into_anonymous(root.name(), vma.anon_index(va)), level, readable(vma) | attrs)
+    P::Format::leaf(private_page(root, vma, va, page), level, readable(vma) | attrs)
 }
 
 impl<P: Platform, V: Fn(&Part<P>) -> bool, const LEVEL: u8> Batch for Private<'_, P, V, LEVEL> {

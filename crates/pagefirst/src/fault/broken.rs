@@ -17,7 +17,7 @@ use crate::frame;
 use crate::platform::Platform;
 use crate::space::Vma;
 use crate::sync::atomic::{SeqCst, fence};
-use crate::table::{FaultKind, Locked, Seen, Slot, Walk};
+use crate::table::{Counted, FaultKind, Locked, Seen, Slot, Walk};
 use crate::types::{Access, Pfn};
 
 impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
@@ -42,7 +42,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let Some(held) = self.held(&slot, old) else { return Look::Again };
         slot.break_up();
         fence(SeqCst);
-        if table.cpus().is_only(p.cpu()) {
+        if table.cpus().is_only(p.cpu(), p.cpus()) {
             // This CPU's own stale translation.
             p.sync_local(table.tag(), self.addr, false);
             return self.make(vma, slot, old);
@@ -88,11 +88,14 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let level = slot.level();
         debug_assert_eq!(level, fresh.level);
         let span = P::Format::span_of(self.addr, level);
-        slot.replace(private_entry(self.space.root(), vma, span.start, fresh.page, level, WRITTEN));
+        let special = old == p.vm().zero_page();
+        let (old, _, flags) = frame::folio_of(p, old);
+        let entry = private_entry(self.space.root(), vma, span.start, fresh.page, level, WRITTEN);
+        slot.replace(Counted::page(flags), entry);
         slot.tally(FaultKind::Copy);
         drop(slot);
-        if old != p.vm().zero_page() {
-            frame::unmap(p, frame::head_of(p, old));
+        if !special {
+            frame::unmap(p, old);
         }
         Look::mapped(self.hand.major, level > 0, 0)
     }

@@ -5,17 +5,17 @@
 //! could read the old page after somebody wrote the copy. When no other CPU can have the space's translations, read
 //! after the read-only store and a fence, all of it is done in one locked section.
 
-use super::anon::{WRITTEN, private_entry};
+use super::anon::{WRITTEN, private_page, readable};
 use super::hand::{Fresh, Need, Why};
 use super::{Fault, Look};
-use crate::arch::{Attrs, Format};
+use crate::arch::Format;
 use crate::file::FileCache;
-use crate::frame::{self, Frame, Part, head_of};
+use crate::frame::{self, Frame, Part, folio_of};
 use crate::mem::Shared;
 use crate::platform::Platform;
 use crate::space::Vma;
 use crate::sync::atomic::{SeqCst, fence};
-use crate::table::{FaultKind, Locked, Nothing, Slot, Walk};
+use crate::table::{Counted, FaultKind, Locked, Nothing, Slot, Walk};
 use crate::types::{Access, Pfn};
 
 impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
@@ -60,20 +60,20 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let Some(fresh) = self.hand.fresh.take() else { return Look::Again };
         let table = self.space.page_table();
         let special = old == p.vm().zero_page();
+        let (old, _, flags) = folio_of(p, old);
         let level = slot.level();
         debug_assert_eq!(level, fresh.level);
         let span = P::Format::span_of(self.addr, level);
-        let copy = fresh.page.pfn();
-        let read_only = private_entry(self.space.root(), vma, span.start, fresh.page, level, Attrs::empty());
+        let copy = private_page(self.space.root(), vma, span.start, fresh.page);
         table.begin_unflushed();
-        slot.replace(read_only);
+        slot.replace(Counted::page(flags), P::Format::leaf(copy, level, readable(vma)));
         slot.tally(FaultKind::Copy);
         fence(SeqCst);
-        let alone = table.cpus().is_only(p.cpu());
+        let alone = table.cpus().is_only(p.cpu(), p.cpus());
         if alone {
             // This CPU's own stale translation goes before another thread can run here, in this space or, by tag, out of it.
             p.sync_local(table.tag(), self.addr, false);
-            slot.widen(WRITTEN);
+            slot.put(P::Format::leaf(copy, level, readable(vma) | WRITTEN));
             table.end_unflushed();
         } else {
             // Mapped and locked, so it is not free.
@@ -85,8 +85,8 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         match special {
             true if alone => {}
             true => self.hand.gather.touch(span),
-            false if alone => frame::unmap(p, head_of(p, old)),
-            false => self.hand.gather.page(span, head_of(p, old)),
+            false if alone => frame::unmap(p, old),
+            false => self.hand.gather.page(span, old),
         }
         if alone {
             return Look::mapped(self.hand.major, level > 0, 0);

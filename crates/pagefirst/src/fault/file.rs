@@ -188,7 +188,7 @@ impl<P: Platform> Batch for Pages<'_, P> {
         if !folio.try_map_many(mappings) {
             return false;
         }
-        if !self.file.is_span_attached(found.folio(), found.pfn, index, run.pages()) {
+        if !self.file.is_span_attached(folio, found.part(), index, run.pages()) {
             frame::unmap_many(self.p, found.folio(), mappings);
             return false;
         }
@@ -232,17 +232,18 @@ impl<P: Platform> Batch for HugePage<'_, P> {
     fn entry(&mut self, _: VirtAddr) -> Option<NewEntry> {
         let Found { pfn, .. } = self.first;
         let (folio, pages) = (self.first.folio(), P::Format::pages(huge::LEVEL));
+        let meta = self.p.meta(folio);
         // As for a small page: counted once, for one entry.
         let once = if cfg!(mutant = "huge_counts_pages") { pages as u32 } else { 1 };
-        if !self.p.meta(folio).try_map_many(once) {
+        if !meta.try_map_many(once) {
             return None;
         }
-        if !self.file.is_span_attached(folio, pfn, self.index, pages) {
+        if !self.file.is_span_attached(meta, self.first.part(), self.index, pages) {
             frame::unmap(self.p, folio);
             return None;
         }
         if self.write {
-            self.p.meta(folio).set(FrameFlags::DIRTY);
+            meta.set(FrameFlags::DIRTY);
         }
         if self.attrs.contains(Attrs::EXEC) {
             (0..pages as u32).for_each(|i| self.p.sync_instructions(pfn.add(i)));
@@ -331,7 +332,8 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             return None;
         }
         let (first, index) = (Found { pfn: Pfn(found.pfn.0 - inside), ..found }, index - inside as u64);
-        let is_whole = file.is_span_attached(found.folio(), first.pfn, index, 1 << order);
+        let folio = self.pin.platform().meta(first.folio());
+        let is_whole = file.is_span_attached(folio, first.part(), index, 1 << order);
         is_whole.then_some((span.start, first, index))
     }
 

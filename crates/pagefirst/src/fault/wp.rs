@@ -10,7 +10,7 @@ use super::anon::WRITTEN;
 use super::hand::{Fresh, Need, Why};
 use super::{Bus, Fault, FaultError, Look, Outcome};
 use crate::arch::{Attrs, Format};
-use crate::frame::{FrameFlags, Part, head_of};
+use crate::frame::{FrameFlags, Part, folio_of, head_of};
 use crate::platform::Platform;
 use crate::space::{Backing, Vma};
 use crate::table::{FaultKind, Locked, Seen, Slot};
@@ -36,7 +36,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             };
         }
         let p = self.pin.platform();
-        let flags = p.meta(head_of(p, pfn)).flags();
+        let (_, _, flags) = folio_of(p, pfn);
         match flags.contains(FrameFlags::ZERO) {
             true => self.replace_zero(vma, slot, pfn),
             false if !vma.is_private() || flags.contains(OURS) => self.reuse(vma, slot, pfn),
@@ -53,13 +53,12 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         }
         let Ok(slot) = slot.lock(|| !vma.is_retired()) else { return Look::Again };
         let p = self.pin.platform();
-        let folio = head_of(p, pfn);
-        let meta = p.meta(folio);
+        let (folio, meta, flags) = folio_of(p, pfn);
         if vma.is_private() {
             if let Some(look) = self.flushes(&slot, pfn) {
                 return look;
             }
-            if !meta.flags().contains(OURS) {
+            if !flags.contains(OURS) {
                 return Look::Again;
             }
         } else if let Backing::File { file, .. } = &vma.backing {
@@ -126,14 +125,17 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             if let Some(look) = self.flushes(&slot, pfn) {
                 return look;
             }
-            let meta = p.meta(head_of(p, pfn));
-            if meta.flags().contains(FrameFlags::ANON) && meta.try_reuse(self.hand.references_to(meta)) {
+            let (_, meta, flags) = folio_of(p, pfn);
+            if flags.contains(FrameFlags::ANON)
+                && meta.counts().maps == 1
+                && meta.try_reuse(self.hand.references_to(meta))
+            {
                 return self.widen(slot, FaultKind::Reuse);
             }
             if self.hand.has_copy(pfn, level) {
                 return self.replace(vma, slot, pfn);
             }
-            if level > 0 && meta.flags().contains(FrameFlags::FILE) {
+            if level > 0 && flags.contains(FrameFlags::FILE) {
                 return self.take_huge(slot);
             }
             if level > 0 && self.hand.small {

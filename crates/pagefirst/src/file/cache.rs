@@ -184,11 +184,11 @@ impl<P: Platform> FileCache<P> {
             && self.owns(page, index)
             && page.is_single_with(LOOKED_FOR | FrameFlags::POISON, VALID)
     }
-    /// Whether so many pages may be mapped with one count, or by one entry: all of them part of this folio, from `pfn` and
-    /// `index` on, below the size, none of them with an error that hardware reported.
-    pub(crate) fn is_span_attached(&self, folio: Pfn, pfn: Pfn, index: u64, pages: u64) -> bool {
-        let meta = self.p.meta(folio);
-        let part = (pfn.0 - folio.0) as u64;
+    /// Whether so many pages may be mapped with one count, or by one entry: all of them part of this folio, from its frame
+    /// number `part` and from `index` on, below the size, none of them with an error that hardware reported.
+    #[inline]
+    pub(crate) fn is_span_attached(&self, meta: &FrameMeta, part: u32, index: u64, pages: u64) -> bool {
+        let part = u64::from(part);
         let is_valid = || {
             let (flags, order) = meta.flags_and_order();
             part + pages <= 1 << order

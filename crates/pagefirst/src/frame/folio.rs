@@ -16,23 +16,25 @@ use crate::types::Pfn;
 /// folio is told of some moment that may be past.
 #[inline]
 pub fn head_of<P: Platform>(p: &'static P, pfn: Pfn) -> Pfn {
-    head_and_flags(p, pfn).0
+    folio_of(p, pfn).0
 }
 
-/// The same, and the head's flags.
+/// The same, and the head's metadata and flags.
 #[inline]
-pub(crate) fn head_and_flags<P: Platform>(p: &'static P, pfn: Pfn) -> (Pfn, FrameFlags) {
-    let (flags, order) = p.meta(pfn).flags_and_order();
+pub(crate) fn folio_of<P: Platform>(p: &'static P, pfn: Pfn) -> (Pfn, &'static FrameMeta, FrameFlags) {
+    let meta = p.meta(pfn);
+    let (flags, order) = meta.flags_and_order();
     if !flags.contains(FrameFlags::TAIL) {
-        return (pfn, flags);
+        return (pfn, meta, flags);
     }
     of_tail(p, pfn, order)
 }
 
 #[cold]
-fn of_tail<P: Platform>(p: &'static P, pfn: Pfn, order: u8) -> (Pfn, FrameFlags) {
+fn of_tail<P: Platform>(p: &'static P, pfn: Pfn, order: u8) -> (Pfn, &'static FrameMeta, FrameFlags) {
     let head = first_of(pfn, order);
-    (head, p.meta(head).flags())
+    let meta = p.meta(head);
+    (head, meta, meta.flags())
 }
 
 /// The first frame of the block of 2^order frames that `pfn` is in.

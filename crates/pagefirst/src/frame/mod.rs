@@ -22,7 +22,7 @@ pub(crate) use anywhere::During;
 pub use buddy::{Frames, MAX_ORDER, Region};
 pub(crate) use filling::Filling;
 pub use folio::head_of;
-pub(crate) use folio::{Part, first_of, head_and_flags, link_tails, split, split_cached};
+pub(crate) use folio::{Part, first_of, folio_of, link_tails, split, split_cached};
 pub use handle::Frame;
 pub(crate) use handle::{WORDS, clear_page, copy_page, words};
 pub use meta::{Counts, FrameFlags, FrameMeta};

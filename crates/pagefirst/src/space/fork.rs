@@ -27,7 +27,7 @@
 use super::tree::{MAX_NEW, VmaTree};
 use super::{AddressSpace, EVERYTHING, MapError, State, Vma, VmaFlags};
 use crate::arch::{Attrs, Format};
-use crate::frame::{Frame, FrameFlags, Part, head_of};
+use crate::frame::{Frame, FrameFlags, Part, folio_of};
 use crate::limit::{Payer, Unavailable};
 use crate::mem::Shared;
 use crate::platform::Platform;
@@ -307,8 +307,8 @@ impl<P: Platform> Visitor<P> for Copier<'_, P> {
             left -= (raw != 0) as u64;
             if let Some(pfn) = P::Format::frame(raw, level)
                 && !P::Format::attrs(raw).contains(Attrs::SPECIAL)
-                && let meta = p.meta(head_of(p, pfn))
-                && meta.flags().contains(FrameFlags::ANON)
+                && let (_, meta, flags) = folio_of(p, pfn)
+                && flags.contains(FrameFlags::ANON)
             {
                 let attrs = P::Format::attrs(raw);
                 if meta.try_share() {

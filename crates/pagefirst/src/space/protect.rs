@@ -3,7 +3,7 @@
 use super::change::Change;
 use super::{AddressSpace, Backing, MapError};
 use crate::arch::{Attrs, Format};
-use crate::frame::{FrameFlags, head_of};
+use crate::frame::{FrameFlags, folio_of};
 use crate::platform::Platform;
 use crate::table::{Flow, Guard, PageTable, Visitor};
 use crate::tlb::Gather;
@@ -33,7 +33,7 @@ impl<P: Platform> Protect<'_, P> {
             && !self.table.is_unflushed()
             && let Some(pfn) = P::Format::frame(raw, level)
         {
-            let flags = p.meta(head_of(p, pfn)).flags();
+            let (_, _, flags) = folio_of(p, pfn);
             let own = flags.contains(FrameFlags::ANON | FrameFlags::EXCLUSIVE);
             let in_place = self.writable_in_place || cfg!(mutant = "protect_writes_to_file");
             if own || (in_place && flags.contains(FrameFlags::FILE)) {

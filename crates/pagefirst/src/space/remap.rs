@@ -314,10 +314,10 @@ impl<P: Platform> Batch for One<'_, P> {
         if counted == Counted::File
             && let Some(pfn) = P::Format::frame(raw, self.level)
             && !self.file.is_some_and(|f| {
-                let (folio, order) = (frame::head_of(self.p, pfn), P::Format::order(self.level));
-                match order {
+                let (folio, meta, _) = frame::folio_of(self.p, pfn);
+                match P::Format::order(self.level) {
                     0 => f.is_attached(folio, pfn, self.index),
-                    order => f.is_span_attached(folio, pfn, self.index, 1 << order),
+                    order => f.is_span_attached(meta, pfn.0 - folio.0, self.index, 1 << order),
                 }
             })
         {

@@ -1,7 +1,7 @@
 //! Taking away what is mapped in a range.
 
 use crate::arch::{Attrs, Format};
-use crate::frame::{FrameFlags, head_and_flags};
+use crate::frame::{FrameFlags, folio_of};
 use crate::platform::Platform;
 use crate::table::{Counted, FaultKind, Flow, Guard, PageTable, Stock, Visitor};
 use crate::tlb::{Gather, NOTHING};
@@ -51,7 +51,7 @@ impl<P: Platform, S: Selects<P>> Visitor<P> for Zap<'_, S> {
                 if let Some(pfn) = P::Format::frame(raw, level)
                     && !attrs.contains(Attrs::SPECIAL)
                 {
-                    let (head, flags) = head_and_flags(p, pfn);
+                    let (head, _, flags) = folio_of(p, pfn);
                     match Counted::page(flags) {
                         Counted::Anon => anon += 1,
                         Counted::File => {

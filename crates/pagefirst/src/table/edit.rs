@@ -61,12 +61,22 @@ impl<P: Platform> Slot<'_, P, Locked<'_, P>> {
         let new = |raw| P::Format::with_attrs(raw, P::Format::attrs(raw) | Attrs::NONE);
         self.state.0.update(index, new);
     }
-    /// Puts the entry of a page of private memory in place of what is there, and returns what was there.
-    pub(crate) fn replace(&mut self, raw: u64) -> u64 {
-        let (index, guard) = (self.index(), &mut self.state.0);
-        guard.count(Counted::of(self.at.platform(), guard.entry(index), self.at.level()), -1);
-        guard.count(Counted::Anon, 1);
-        guard.update(index, |_| raw)
+    /// Puts the entry of a page of private memory in place of what is there, which was counted as `was`.
+    #[inline]
+    pub(crate) fn replace(&mut self, was: Counted, raw: u64) {
+        debug_assert_eq!(
+            was,
+            Counted::of(self.at.platform(), self.state.0.entry(self.index()), self.at.level())
+        );
+        self.state.0.count(was, -1);
+        self.state.0.count(Counted::Anon, 1);
+        self.put(raw);
+    }
+    /// Puts another entry for the same page in place of what is there.
+    #[inline]
+    pub(crate) fn put(&mut self, raw: u64) {
+        let index = self.index();
+        self.state.0.update(index, |_| raw);
     }
     /// Takes the entry out, and unlocks; returns what was there.
     pub(crate) fn take(self) -> u64 {

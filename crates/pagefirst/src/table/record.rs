@@ -1,7 +1,7 @@
 //! A table's record: lock, dead bit and number of entries in one word; and the guard that proves the lock.
 
 use crate::arch::{Attrs, Format};
-use crate::frame::{FrameFlags, head_of};
+use crate::frame::{FrameFlags, folio_of};
 use crate::platform::{Note, Platform};
 use crate::sync::atomic::plain::AtomicU32;
 use crate::sync::atomic::{AcqRel, Acquire, AtomicU64, Relaxed, Release};
@@ -97,9 +97,7 @@ impl Counted {
     /// As what this entry of a table at `level` counts.
     pub fn of<P: Platform>(p: &'static P, raw: u64, level: u8) -> Counted {
         match P::Format::frame(raw, level) {
-            Some(pfn) if !P::Format::attrs(raw).contains(Attrs::SPECIAL) => {
-                Counted::page(p.meta(head_of(p, pfn)).flags())
-            }
+            Some(pfn) if !P::Format::attrs(raw).contains(Attrs::SPECIAL) => Counted::page(folio_of(p, pfn).2),
             _ => Counted::Nothing,
         }
     }

@@ -26,6 +26,10 @@ impl Found {
     pub fn folio(self) -> Pfn {
         first_of(self.pfn, self.order)
     }
+    /// How many frames of the folio come before.
+    pub fn part(self) -> u32 {
+        self.pfn.0 - self.folio().0
+    }
     /// The indexes of the folio, which the page at `index` is part of.
     pub fn indexes(self, index: u64) -> Range<u64> {
         let first = index >> self.order << self.order;

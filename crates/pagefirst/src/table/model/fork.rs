@@ -8,7 +8,7 @@ use crate::platform::Platform;
 use crate::space::fork::{Copier, held_up};
 use crate::sync::atomic::{Acquire, Relaxed, Release};
 use crate::sync::epoch::Pin;
-use crate::table::{Locked, PageTable, Reserve, Slot, Walk};
+use crate::table::{Counted, Locked, NewEntry, PageTable, Reserve, Slot, Walk};
 use crate::tlb::Gather;
 use crate::types::{PAGE_SIZE, Pfn, VirtAddr};
 
@@ -34,7 +34,7 @@ fn put(m: &'static Machine, space: &PageTable<Machine>, at: u64, page: Pfn, attr
     let mut reserve = Reserve::new(m);
     reserve.refill(1).unwrap();
     let raw = Tiny::leaf(page, 0, attrs | Attrs::ACCESSED);
-    let entry = crate::table::NewEntry { raw, counted: crate::table::Counted::Anon };
+    let entry = NewEntry { raw, counted: Counted::Anon };
     space.put(VirtAddr(at * PAGE_SIZE), 0, entry, &mut reserve, &mut Gather::new(space));
 }
 fn child(m: &'static Machine) -> &'static PageTable<Machine> {
@@ -87,7 +87,7 @@ fn mapped(m: &'static Machine) -> [u64; 2] {
 fn fork_against_reuse(main: usize) {
     let setup = || {
         let m = parent_and_child();
-        locked(m, 0, |mut slot, raw| slot.replace(Tiny::read_only(raw)));
+        locked(m, 0, |mut slot, raw| slot.put(Tiny::read_only(raw)));
         m
     };
     let write: Role = |m| {
@@ -253,7 +253,8 @@ fn copy_against_stale_write(main: usize) {
         }
         let value = m.memory[PAGE.0 as usize].load(Relaxed);
         m.memory[COPY.0 as usize].store(value, Relaxed);
-        locked(m, 0, |mut slot, _| slot.replace(Tiny::leaf(COPY, 0, WRITABLE))).is_some() as u64
+        locked(m, 0, |mut slot, _| slot.replace(Counted::Anon, Tiny::leaf(COPY, 0, WRITABLE))).is_some()
+            as u64
     };
     let write: Role = |m| {
         let cached = m.stale.lock().unwrap();
