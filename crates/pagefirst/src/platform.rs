@@ -142,7 +142,7 @@ pub unsafe trait Platform: Sync + Sized + 'static {
     /// that wait; who replaces it, to wake queues of his own, calls [`Vm::wake`] for those.
     #[inline]
     fn ready(&'static self, key: u64) {
-        self.vm().wake(key);
+        self.vm().wake(self, key);
     }
     /// Asked in debug builds before memory is taken, with the place in the library that wants it: whether to be told that
     /// there is none. For tests of what happens then.

@@ -182,7 +182,7 @@ impl<P: Platform> Vm<P> {
         let mut page = Frame::block(p, crate::fault::huge_order::<P::Format>()).ok()?;
         page.clear();
         page.frames().for_each(|pfn| p.sync_instructions(pfn));
-        page.meta().reset(FrameFlags::ZERO | FrameFlags::UP_TO_DATE, page.order());
+        page.meta().restate(FrameFlags::ZERO | FrameFlags::UP_TO_DATE, page.order());
         let ours = page.another();
         if self.huge_zero.compare_exchange(0, page.pfn().0, AcqRel, Acquire).is_ok() {
             let _ = ours.into_held();
@@ -209,8 +209,13 @@ impl<P: Platform> Vm<P> {
 
     /// Wakes the futures that wait for this key. Takes no lock; may be called in an interrupt.
     #[inline]
-    pub fn wake(&self, key: u64) {
-        self.bells.ring(key);
+    pub fn wake(&self, p: &'static P, key: u64) {
+        self.bells.ring(key, |take| {
+            p.enter();
+            let more = take();
+            p.leave();
+            more
+        });
     }
 
     /// Hardware reported a memory error in this frame: nobody gets it any more. What it is part of goes on without it. Once

@@ -215,7 +215,15 @@ impl Space {
     pub fn discard(&mut self, range: Range<u64>) -> Called {
         self.usable(&range)?;
         self.check_mapped(&range)?;
-        self.zap(range);
+        // A file's huge page is not cut: it goes whole.
+        let (mut start, mut end) = (range.start, range.end);
+        if self.is_huge_of_file(start) {
+            start = leaf(start);
+        }
+        if self.is_huge_of_file(end - 1) {
+            end = leaf(end - 1) + LEAF;
+        }
+        self.zap(start..end);
         Ok(())
     }
 

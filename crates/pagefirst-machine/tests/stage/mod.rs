@@ -22,6 +22,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 
 pub type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
 pub type Space = Arc<AddressSpace<Stage>>;
@@ -42,9 +43,16 @@ pub enum Step {
     /// What it says of frames and tables.
     Note(Note),
     /// A flush.
-    Flush { range: VirtRange, tables: bool },
+    Flush {
+        range: VirtRange,
+        tables: bool,
+    },
     /// What this CPU needs before it tries again.
-    Sync { tag: u64, addr: VirtAddr, tables: bool },
+    Sync {
+        tag: u64,
+        addr: VirtAddr,
+        tables: bool,
+    },
     /// It spins.
     Relax,
     /// It looks at a frame's metadata.
@@ -53,8 +61,9 @@ pub enum Step {
     Read(u64, u8),
     /// It looks at the attributes of an entry it has read.
     Attrs(u64),
-    /// It turns preemption off.
+    /// It turns preemption off, or on.
     Enter,
+    Leave,
 }
 
 struct Armed {
@@ -117,6 +126,28 @@ impl Stage {
     ) {
         self.at(after, move || self.at(on, then));
     }
+    /// The same with what may have to wait for what this thread is doing: it is another thread's. This one goes on when it
+    /// has begun.
+    pub fn begin_at(
+        &'static self,
+        on: impl FnMut(&Step) -> bool + Send + 'static,
+        what: impl FnOnce() + Send + 'static,
+        has_begun: impl Fn() -> bool + Send + 'static,
+    ) -> Begun {
+        let begun = Begun(Arc::default());
+        let thread = begun.0.clone();
+        self.at(on, move || {
+            let handle = std::thread::spawn(move || {
+                self.play(CPUS - 1);
+                what();
+            });
+            while !has_begun() && !handle.is_finished() {
+                std::thread::yield_now();
+            }
+            *lock(&thread) = Some(handle);
+        });
+        begun
+    }
     /// Whether everything that was to happen has happened.
     pub fn is_done(&self) -> bool {
         lock(&self.armed).is_empty()
@@ -127,7 +158,7 @@ impl Stage {
     }
 
     fn step(&self, step: Step) {
-        if !matches!(step, Step::Meta(_) | Step::Read(..) | Step::Attrs(_) | Step::Enter) {
+        if !matches!(step, Step::Meta(_) | Step::Read(..) | Step::Attrs(_) | Step::Enter | Step::Leave) {
             lock(&self.log).push(step);
         }
         let mut armed = lock(&self.armed);
@@ -178,6 +209,18 @@ impl Stage {
         self.vm.quiesce(self);
         let live: u64 = spaces.iter().map(|s| s.tables().tables.iter().sum::<u64>()).sum();
         assert_eq!(self.vm.held(self).tables, live, "a table is reserved, or lost");
+    }
+}
+
+/// What another thread does.
+pub struct Begun(Arc<Mutex<Option<JoinHandle<()>>>>);
+
+impl Begun {
+    /// Waits until it is done.
+    pub fn end(self) -> Result {
+        let thread = lock(&self.0).take().ok_or("it has not begun")?;
+        thread.join().map_err(|_| "it failed")?;
+        Ok(())
     }
 }
 
@@ -328,15 +371,18 @@ unsafe impl Platform for Stage {
     fn local(&'static self, cpu: usize) -> &'static Local<Self> {
         &self.locals[cpu]
     }
-    fn enter(&'static self) -> usize {
-        self.step(Step::Enter);
-        self.cpu()
-    }
     fn cpus(&'static self) -> usize {
         CPUS
     }
     fn cpu(&'static self) -> usize {
         CPU.get()
+    }
+    fn enter(&'static self) -> usize {
+        self.step(Step::Enter);
+        self.cpu()
+    }
+    fn leave(&'static self) {
+        self.step(Step::Leave);
     }
     fn cells(&'static self, pfn: Pfn) -> &'static [AtomicU64] {
         self.words(pfn)

@@ -10,7 +10,7 @@ use crate::mem::Shared;
 use crate::platform::Platform;
 use crate::space::{AddressSpace, Grown};
 use crate::sync::atomic::Relaxed;
-use crate::table::{Pass, Reserve, Stock};
+use crate::table::{Reserve, Stock, Tidy};
 use crate::tlb::{Gather, SmallGather};
 use crate::types::{NoMemory, Pfn, VirtAddr, VirtRange};
 
@@ -388,5 +388,5 @@ impl<'a, P: Platform> Hand<'a, P> {
 #[cold]
 fn tidy<P: Platform>(space: &AddressSpace<P>, span: VirtRange) {
     let table = space.page_table();
-    table.visit(span, &mut Pass, &mut Stock::empty(space.platform()), &mut Gather::new(table));
+    table.visit(span, &mut Tidy, &mut Stock::empty(space.platform()), &mut Gather::new(table));
 }

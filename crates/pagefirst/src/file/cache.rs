@@ -220,7 +220,7 @@ impl<P: Platform> FileCache<P> {
         debug_assert!(index.is_multiple_of(1 << order));
         meta.set_index(index);
         meta.set_owner(self.owner());
-        meta.reset(FrameFlags::FILE | state, order);
+        meta.restate(FrameFlags::FILE | state, order);
         frame::link_tails(self.p, folio.pfn());
     }
 

@@ -47,8 +47,7 @@ pub(crate) const fn first_of(pfn: Pfn, order: u8) -> Pfn {
 pub(crate) fn link_tails<P: Platform>(p: &'static P, head: Pfn) {
     let order = p.meta(head).order();
     for i in 1..1u32 << order {
-        let meta = p.meta(head.add(i));
-        meta.reset(FrameFlags::TAIL | meta.flags() & FrameFlags::POISON, order);
+        p.meta(head.add(i)).restate(FrameFlags::TAIL, order);
     }
 }
 

@@ -162,7 +162,7 @@ impl<P: Platform> Frame<P> {
         meta.map_first();
         meta.set_owner(owner);
         meta.set_index(index);
-        meta.reset(FrameFlags::ANON | FrameFlags::EXCLUSIVE | FrameFlags::UP_TO_DATE, meta.order());
+        meta.restate(FrameFlags::ANON | FrameFlags::EXCLUSIVE | FrameFlags::UP_TO_DATE, meta.order());
         if cfg!(mutant = "entry_without_reference") { self.pfn } else { self.into_held() }
     }
 }

@@ -367,8 +367,18 @@ impl FrameMeta {
         }
         false
     }
-    /// Stores flags and order whole; for a frame nobody else looks at.
-    pub(crate) fn reset(&self, flags: FrameFlags, order: u8) {
+    /// Says what the frame is from now on: flags and order whole, but for the marks of memory errors. These stay, whoever
+    /// sets one at the same moment; they go with the frame's life, if at all.
+    pub(crate) fn restate(&self, flags: FrameFlags, order: u8) {
+        let new = flags.bits() | (order as u32) << 16;
+        let marks = FrameFlags::POISON.union(FrameFlags::HURT).bits();
+        let mut now = self.flags.load(Relaxed);
+        while let Err(newer) = self.flags.compare_exchange_weak(now, new | now & marks, AcqRel, Relaxed) {
+            now = newer;
+        }
+    }
+    /// Stores flags and order whole, such marks included; for a frame that nobody refers to.
+    pub(super) fn reset(&self, flags: FrameFlags, order: u8) {
         self.flags.store(flags.bits() | (order as u32) << 16, Ordering::Release);
     }
     /// Makes it a frame that is nothing and nobody's; for one that nobody refers to.

@@ -1,14 +1,15 @@
 //! Advice.
 
 use super::change::Change;
+use super::zap::Whole;
 use super::{AddressSpace, Backing, MapError, Vma, VmaFlags};
 use crate::platform::Platform;
 use crate::sync::epoch::Pin;
-use crate::table::Pass;
+use crate::table::{Pass, Stock};
 use crate::tlb::Gather;
 use crate::types::{VirtAddr, VirtRange};
 #[cfg(feature = "__baseline")]
-use crate::{arch::Format, fault::HUGE_LEVEL, policy::TablePolicy, table::Stock};
+use crate::{arch::Format, fault::HUGE_LEVEL, policy::TablePolicy};
 
 /// What a program says of a range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -123,7 +124,9 @@ impl<P: Platform> AddressSpace<P> {
     /// Discards the pages of `len` bytes from `start` (`MADV_DONTNEED`): private memory reads as zero again, private
     /// copies of a file's pages as the file, shared pages stay in the file. Tables that held nothing else go.
     ///
-    /// Announces nothing: a fault may refill at once.
+    /// Announces nothing: a fault may refill at once, by a huge page that reaches beyond the range too. Of private memory
+    /// none can come where one was cut, for its other part is there; of a file it can. So a file's huge page is not cut:
+    /// all of it goes, and faults in again.
     ///
     /// # Errors
     /// [`MapError`], [`NotMapped`](MapError::NotMapped) with the first hole among them; nothing has changed then.
@@ -131,9 +134,18 @@ impl<P: Platform> AddressSpace<P> {
         let range = self.check_range(start, len)?;
         let _writing = self.write();
         self.check_mapped(range)?;
-        let mut cuts = self.cuts(&[range.start, range.end])?;
+        let mut cuts = match self.tree.overlapping(range).all(|vma| vma.is_of_file()) {
+            true => Stock::empty(self.p),
+            false => self.cuts(&[range.start, range.end])?,
+        };
         let mut gather = Gather::new(self.page_table());
-        self.page_table().zap(range, None, &mut cuts, &mut gather);
+        for vma in self.tree.overlapping(range) {
+            let part = vma.range.intersect(range);
+            match vma.is_of_file() {
+                true => self.page_table().zap_selected(part, &mut Whole, &mut gather),
+                false => self.page_table().zap(part, None, &mut cuts, &mut gather),
+            }
+        }
         #[cfg(feature = "__baseline")]
         if self.policy.tables == TablePolicy::Linux {
             self.drop_leaf_tables(range, &mut cuts, &mut gather);

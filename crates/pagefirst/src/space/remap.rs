@@ -11,7 +11,7 @@ use super::{AddressSpace, Backing, MapError, Place, Vma, Writing};
 use crate::arch::{Attrs, Format};
 use crate::fault::HUGE_LEVEL;
 use crate::file::FileCache;
-use crate::frame;
+use crate::frame::{self, FrameFlags};
 use crate::platform::Platform;
 use crate::sync::epoch::Pin;
 use crate::table::{
@@ -281,8 +281,15 @@ impl<P: Platform> Relocation<'_, P> {
             && Counted::of(p, raw, level) != Counted::Nothing
             && let Some(pfn) = P::Format::frame(raw, level)
         {
-            // The page went away meanwhile: its mapping ends here.
-            frame::unmap(p, frame::head_of(p, pfn));
+            // The page went away meanwhile: its mapping ends here. It may be a part of one that stays, or be bad.
+            let head = frame::head_of(p, pfn);
+            if Counted::of(p, raw, level) == Counted::File
+                && P::Format::attrs(raw).contains(Attrs::DIRTY)
+                && !cfg!(mutant = "move_loses_dirty")
+            {
+                p.meta(head).set(FrameFlags::DIRTY);
+            }
+            frame::unmap(p, head);
         }
         true
     }

@@ -11,6 +11,8 @@ use crate::types::{VirtAddr, VirtRange};
 pub(crate) trait Selects<P: Platform> {
     /// Whether all are, and none is asked about.
     const ALL: bool = false;
+    /// Whether a huge page that reaches beyond the range is split first. If not, all of it is taken out, or nothing.
+    const SPLITS: bool = false;
     /// Whether this entry of a table at `level` is. Asked under the table's lock.
     fn selects(&mut self, raw: u64, level: u8) -> bool;
 }
@@ -18,6 +20,17 @@ pub(crate) trait Selects<P: Platform> {
 struct Everything;
 
 impl<P: Platform> Selects<P> for Everything {
+    const ALL: bool = true;
+    const SPLITS: bool = true;
+    fn selects(&mut self, _: u64, _: u8) -> bool {
+        true
+    }
+}
+
+/// The same, and what of a huge page lies beyond the range.
+pub(super) struct Whole;
+
+impl<P: Platform> Selects<P> for Whole {
     const ALL: bool = true;
     fn selects(&mut self, _: u64, _: u8) -> bool {
         true
@@ -79,7 +92,7 @@ impl<P: Platform, S: Selects<P>> Visitor<P> for Zap<'_, S> {
         flow
     }
     fn splits(&self, span: VirtRange, range: VirtRange) -> bool {
-        S::ALL && !range.covers(span)
+        S::SPLITS && !range.covers(span)
     }
     fn unpins(&self) -> Option<VirtRange> {
         self.unpins

@@ -15,6 +15,8 @@
 //! | ring | | the mark | the mark |
 //! | leave | | waits for who has its node: never in an interrupt | the mark |
 //!
+//! Whoever works on a list is not preempted meanwhile: who leaves may spin until he is done.
+//!
 //! To be woken for nothing does no harm: who waits looks again. Wakers are called with no node and no lock in hand.
 
 #[cfg(all(test, loom))]
@@ -169,10 +171,11 @@ impl Bell {
         }
     }
 
-    fn ring(&self, key: u64) {
+    /// A thread that leaves waits for who has its node; so whoever takes the list is not preempted meanwhile.
+    fn ring(&self, key: u64, undisturbed: impl Fn(&mut dyn FnMut() -> bool) -> bool) {
         loop {
             let mut wakers = Wakers { wakers: [const { None }; BATCH], len: 0 };
-            let more = self.take(Want::Key(key), &mut wakers);
+            let more = undisturbed(&mut || self.take(Want::Key(key), &mut wakers));
             wakers.wakers.into_iter().flatten().for_each(Waker::wake);
             if !more {
                 return;
@@ -190,20 +193,21 @@ impl Bells {
         let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         &self.0[(hash >> 32) as usize % BELLS]
     }
-    /// Wakes who waits for `key`, perhaps others too. It happened before. Called anywhere, in an interrupt too.
+    /// Wakes who waits for `key`, perhaps others too. It happened before. Called anywhere, in an interrupt too;
+    /// `undisturbed` turns preemption off while it runs what it is given.
     #[inline]
-    pub(crate) fn ring(&self, key: u64) {
+    pub(crate) fn ring(&self, key: u64, undisturbed: impl Fn(&mut dyn FnMut() -> bool) -> bool) {
         let bell = self.bell(key);
         if !cfg!(mutant = "ring_without_fence") {
             fence(SeqCst);
         }
         if !bell.first.load(Relaxed).is_null() {
-            self.wake(key);
+            self.wake(key, undisturbed);
         }
     }
     #[cold]
-    fn wake(&self, key: u64) {
-        self.bell(key).ring(key);
+    fn wake(&self, key: u64, undisturbed: impl Fn(&mut dyn FnMut() -> bool) -> bool) {
+        self.bell(key).ring(key, undisturbed);
     }
 }
 
@@ -265,9 +269,9 @@ impl<T: Awaited> Wait<T> {
         let me = NonNull::from(&self.node);
         while self.is_listed() {
             let mut mine = Wakers { wakers: [const { None }; BATCH], len: 0 };
-            // Who waits for its node may not wait for a thread that does not run.
+            // As in `ring`.
             if what.undisturbed(|| bell.take(Want::Node(me), &mut mine)) {
-                bell.ring(ANY);
+                bell.ring(ANY, |take| what.undisturbed(take));
             }
             if mine.len == 0 {
                 what.relax();

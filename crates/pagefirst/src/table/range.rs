@@ -259,12 +259,23 @@ fn slot_base<P: Platform>(base: VirtAddr, level: u8, index: usize) -> VirtAddr {
     VirtAddr(base.0 + index as u64 * P::Format::span(level))
 }
 
-/// Leaves everything as it is: to cut huge pages at the ends of a range, to see to dead tables, to have held the lock of
-/// every table once.
+/// Leaves everything as it is: to cut huge pages at the ends of a range.
 pub(crate) struct Pass;
 
 impl<P: Platform> Visitor<P> for Pass {
     fn leaf(&mut self, _: &mut Guard<'_, P>, _: VirtRange, _: &mut Gather<'_, P>) -> Flow {
         Flow::Done
+    }
+}
+
+/// Leaves everything as it is, huge pages that reach beyond the range too: to see to dead tables.
+pub(crate) struct Tidy;
+
+impl<P: Platform> Visitor<P> for Tidy {
+    fn leaf(&mut self, _: &mut Guard<'_, P>, _: VirtRange, _: &mut Gather<'_, P>) -> Flow {
+        Flow::Done
+    }
+    fn splits(&self, _: VirtRange, _: VirtRange) -> bool {
+        false
     }
 }

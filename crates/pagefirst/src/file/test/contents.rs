@@ -323,7 +323,7 @@ fn a_frame_that_is_not_the_page_is_not_found() {
     other.clear();
     // The same cache's page of another index; the same index of another cache.
     for (owner, index) in [(cache.owner(), 6), (core::ptr::null_mut(), 5)] {
-        other.meta().reset(FrameFlags::FILE | FrameFlags::UP_TO_DATE, 0);
+        other.meta().restate(FrameFlags::FILE | FrameFlags::UP_TO_DATE, 0);
         other.meta().set_owner(owner);
         other.meta().set_index(index);
         let found = Found { pfn: other.pfn(), order: 0 };

@@ -24,7 +24,7 @@ const WRITABLE: Attrs = Attrs::WRITE.union(Attrs::ACCESSED).union(Attrs::DIRTY);
 fn parent_and_child() -> &'static Machine {
     let m = Machine::with_pages([TABLES, 0, 0], 2);
     assert!(m.child.set(PageTable::new(m).unwrap()).is_ok());
-    m.meta(PAGE).reset(FrameFlags::ANON | FrameFlags::EXCLUSIVE, 0);
+    m.meta(PAGE).restate(FrameFlags::ANON | FrameFlags::EXCLUSIVE, 0);
     m.meta(PAGE).adopt();
     m.meta(PAGE).map_first();
     put(m, m.space(), 0, PAGE, WRITABLE);
@@ -159,7 +159,7 @@ fn fork_against_pin_of_another_part(main: usize) {
         let m = Machine::with_pages([TABLES, 0, 0], 3);
         assert!(m.child.set(PageTable::new(m).unwrap()).is_ok());
         leave(m, FREE);
-        m.meta(PAGE).reset(FrameFlags::ANON | FrameFlags::EXCLUSIVE, 1);
+        m.meta(PAGE).restate(FrameFlags::ANON | FrameFlags::EXCLUSIVE, 1);
         crate::frame::link_tails(m, PAGE);
         m.meta(PAGE).adopt();
         m.meta(PAGE).map_first();
