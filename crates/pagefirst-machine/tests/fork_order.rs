@@ -9,8 +9,9 @@ use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
 use pagefirst_machine::MachineFile;
 use stage::*;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::mpsc::channel;
-use std::time::Duration;
 
 const BASE: VirtAddr = VirtAddr(1 << 40);
 
@@ -93,8 +94,8 @@ fn r12_faults_wait_for_the_flush_of_a_fork() -> Result {
     Ok(())
 }
 
-/// A file shrinks while a space that has private copies beyond its new end forks. The removal takes the copies out of the
-/// child's first leaf table, which dies; before that is flushed, fork publishes the next. All copies go.
+/// A file shrinks while a space that has private copies beyond its new end forks. The removal waits, and fork takes out of both
+/// spaces what it has copied.
 #[test]
 fn a_file_shrinks_while_its_private_copies_are_forked() -> Result {
     let stage = Stage::new(512);
@@ -104,30 +105,17 @@ fn a_file_shrinks_while_its_private_copies_are_forked() -> Result {
     for i in [50, 600, 1100] {
         assert_eq!(fault(&parent, page(BASE, i), Access::Write), "mapped");
     }
-    let (flushing, is_flushing) = channel();
-    let (go_on, may_go_on) = channel::<()>();
-    let (ended, has_ended) = channel();
+    let (waits, is_waiting) = (Arc::new(AtomicBool::new(false)), cache.clone());
+    let waited = waits.clone();
+    stage.at(|step| *step == Step::Wait, move || waits.store(true, Release));
     // The root; three tables, which are published; three more, one of which is; one more.
-    let c = cache.clone();
-    stage.at(nth(8, is_table_allocated), move || {
-        stage.at(
-            |step| matches!(step, Step::Flush { .. }),
-            move || {
-                flushing.send(()).expect("received");
-                let _ = may_go_on.recv_timeout(Duration::from_secs(5));
-            },
-        );
-        std::thread::spawn(move || {
-            stage.play(1);
-            c.set_size(stage, 100 * PAGE_SIZE);
-            ended.send(()).expect("received");
-        });
-        is_flushing.recv_timeout(Duration::from_secs(5)).expect("the removal got to the child");
-    });
-    let child = fork(&parent);
-    let _ = go_on.send(());
-    let child = child?;
-    has_ended.recv_timeout(Duration::from_secs(5)).expect("the removal comes to its end");
+    let shrink = stage.begin_at(
+        nth(8, is_table_allocated),
+        move || is_waiting.set_size(stage, 100 * PAGE_SIZE),
+        move || waited.load(Acquire),
+    );
+    let child = fork(&parent)?;
+    shrink.end()?;
     assert!(stage.is_done());
     for s in [&parent, &child] {
         assert_eq!([50, 600, 1100].map(|i| frame(s, page(BASE, i)).is_some()), [true, false, false]);

@@ -169,9 +169,8 @@ fn x12_no_dirty_bit_is_lost_when_a_part_is_bad_while_its_huge_entry_moves() -> R
     let hurt = |stage: &'static Stage, _: &Cache, pfn: Pfn| {
         stage.vm().poison(stage, pfn.add(100));
     };
-    let is_hurt = |stage: &'static Stage, _: &Cache, pfn: Pfn| {
-        stage.meta(pfn.add(100)).flags().contains(FrameFlags::POISON)
-    };
+    let is_hurt =
+        |stage: &'static Stage, _: &Cache, pfn: Pfn| stage.flags(pfn.add(100)).contains(FrameFlags::POISON);
     written_on_the_move(hurt, is_hurt)
 }
 

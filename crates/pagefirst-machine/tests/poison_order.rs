@@ -3,15 +3,17 @@
 mod stage;
 
 use pagefirst::Poisoned;
+use pagefirst::arch::Attrs;
 use pagefirst::file::{ReadError, ShmemHuge};
 use pagefirst::frame::FrameFlags;
 use pagefirst::platform::{Note, Platform};
-use pagefirst::types::{PAGE_SIZE, Pfn};
+use pagefirst::space::RemapTo;
+use pagefirst::types::{Access, PAGE_SIZE, Pfn, VirtAddr};
 use pagefirst_machine::MachineFile;
 use stage::*;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::{Arc, Mutex};
 
 /// A page is reported as bad between two attempts to put it into its file.
 #[test]
@@ -39,7 +41,7 @@ fn the_mark_of_a_page_that_is_being_put_into_its_file_stays() -> Result {
     let read = cache.read_at(stage, 0, &mut [0]);
     assert!(stage.is_done());
     let pfn = Pfn(bad.load(Acquire));
-    assert!(stage.meta(pfn).flags().contains(FrameFlags::POISON), "the mark is gone; read: {read:?}");
+    assert!(stage.flags(pfn).contains(FrameFlags::POISON), "the mark is gone; read: {read:?}");
     Ok(())
 }
 
@@ -56,7 +58,7 @@ fn the_mark_of_a_part_of_a_folio_that_is_being_made_stays() -> Result {
         head.0 != 0
             && *step == Step::Meta(head.add(5))
             && stage.counts(head).0 > 0
-            && stage.meta(head).flags().contains(FrameFlags::FILE)
+            && stage.flags(head).contains(FrameFlags::FILE)
     };
     let bad = head.clone();
     stage.at_after(
@@ -71,14 +73,41 @@ fn the_mark_of_a_part_of_a_folio_that_is_being_made_stays() -> Result {
         move || {
             let pfn = Pfn(bad.load(Acquire)).add(5);
             on(1, || stage.vm().poison(stage, pfn));
-            assert!(stage.meta(pfn).flags().contains(FrameFlags::POISON));
+            assert!(stage.flags(pfn).contains(FrameFlags::POISON));
         },
     );
     cache.write_at(stage, 0, &[1]).map_err(|e| format!("{e:?}"))?;
     assert!(stage.is_done());
     let pfn = Pfn(head.load(Acquire)).add(5);
-    assert!(stage.meta(pfn).flags().contains(FrameFlags::POISON), "the mark is gone");
+    assert!(stage.flags(pfn).contains(FrameFlags::POISON), "the mark is gone");
     let read = cache.read_at(stage, 5 * PAGE_SIZE, &mut [0]);
+    assert!(matches!(read, Err(ReadError::Poisoned)), "{read:?}");
+    Ok(())
+}
+
+/// A page that is dirty by its entry alone is on its way from one place to another when it is reported as bad.
+#[test]
+fn x12_a_dirty_page_on_the_move_is_lost_and_that_is_said() -> Result {
+    const BASE: VirtAddr = VirtAddr(1 << 30);
+    let stage = Stage::new(256);
+    let cache = stage.cache(&MachineFile::zeros(), 4)?;
+    let s = stage.space()?;
+    shared(&s, BASE, &cache, 1, RW)?;
+    assert_eq!(fault(&s, BASE, Access::Read), "mapped");
+    hardware_marks(&s, BASE, Attrs::DIRTY);
+    let pfn = frame(&s, BASE).ok_or("mapped")?;
+    let said = Arc::new(Mutex::new(None));
+    let says = said.clone();
+    let report = stage.begin_at(
+        |step| matches!(step, Step::Flush { .. }),
+        move || *says.lock().expect("nobody panicked") = Some(stage.vm().poison(stage, pfn)),
+        move || stage.flags(pfn).contains(FrameFlags::POISON),
+    );
+    s.remap(BASE, PAGE_SIZE, PAGE_SIZE, RemapTo::Fixed(page(BASE, 512)))?;
+    report.end()?;
+    assert_eq!(*said.lock().map_err(|_| "panicked")?, Some(Poisoned::File { lost: true }));
+    cache.evict(stage);
+    let read = cache.read_at(stage, 0, &mut [0]);
     assert!(matches!(read, Err(ReadError::Poisoned)), "{read:?}");
     Ok(())
 }

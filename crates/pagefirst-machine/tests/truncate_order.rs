@@ -3,10 +3,15 @@
 mod stage;
 
 use pagefirst::file::ReadError;
-use pagefirst::space::RemapTo;
-use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
-use pagefirst_machine::MachineFile;
+use pagefirst::platform::Note;
+use pagefirst::space::{Backing, Map, Place, RemapTo};
+use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr};
+use pagefirst_machine::{Late, MachineFile};
 use stage::*;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 const BASE: VirtAddr = VirtAddr(1 << 30);
 const THERE: VirtAddr = VirtAddr((1 << 30) + (64 << 12));
@@ -19,6 +24,37 @@ fn filled(stage: &'static Stage, pages: u64) -> Result<Cache> {
     let file = stage.cache(&MachineFile::zeros(), pages)?;
     (0..pages).try_for_each(|index| stage.warm(&file, index))?;
     Ok(file)
+}
+
+/// Maps eight pages of a file privately.
+fn eight(space: &Space, at: VirtAddr, file: &Cache, index: u64, prot: Prot) -> Result {
+    let backing = Backing::File { file: file.clone(), first: index };
+    let map = Map { backing, place: Place::Fixed(at), ..Map::anonymous(8 * PAGE_SIZE, prot) };
+    Ok(space.map(map).map(drop)?)
+}
+
+/// Another space maps what is to be removed, and one shows it in the second of two mappings that become one, when the second
+/// is made read-only: a walk finds that one behind its place, if it was with the other space before. All is copied.
+fn two_that_become_one(stage: &'static Stage) -> Result<(Space, Space, Cache)> {
+    let (first, s) = (stage.space()?, stage.space()?);
+    let file = filled(stage, 16)?;
+    eight(&first, BASE, &file, 8, RW)?;
+    eight(&s, BASE, &file, 0, R)?;
+    eight(&s, page(BASE, 8), &file, 8, RW)?;
+    for i in 0..8 {
+        for (space, i) in [(&first, i), (&s, 8 + i)] {
+            assert_eq!(fault(space, page(BASE, i), Access::Write), "mapped");
+        }
+    }
+    Ok((first, s, file))
+}
+
+fn make_one(s: &Space) {
+    s.protect(page(BASE, 8), 8 * PAGE_SIZE, R).expect("mapped");
+}
+
+fn make_two(s: &Space) {
+    s.protect(page(BASE, 8), 8 * PAGE_SIZE, RW).expect("mapped");
 }
 
 fn mapped(space: &Space, at: VirtAddr, pages: u64) -> Vec<u64> {
@@ -82,22 +118,15 @@ fn r05_a_page_that_was_not_there_is_not_put_into_a_hole_in_the_making() -> Resul
     Ok(())
 }
 
-// catches: remove_walks_once
 #[test]
 fn r13_a_mapping_that_comes_behind_the_walk_hides_nothing() -> Result {
     let stage = Stage::new(256);
     let (first, s) = (stage.space()?, stage.space()?);
     let file = filled(stage, 16)?;
-    let of = |index| pagefirst::space::Backing::File { file: file.clone(), first: index };
-    let map = |space: &Space, at, index, prot| {
-        let map = pagefirst::space::Map::anonymous(8 * PAGE_SIZE, prot);
-        let place = pagefirst::space::Place::Fixed(at);
-        space.map(pagefirst::space::Map { backing: of(index), place, ..map }).map(drop)
-    };
     // Two mappings that become one, which begins before what is removed.
-    map(&first, BASE, 8, R)?;
-    map(&s, BASE, 0, R)?;
-    map(&s, page(BASE, 8), 8, RW)?;
+    eight(&first, BASE, &file, 8, R)?;
+    eight(&s, BASE, &file, 0, R)?;
+    eight(&s, page(BASE, 8), &file, 8, RW)?;
     for i in 0..8 {
         fault(&first, page(BASE, i), Access::Read);
         fault(&s, page(BASE, 8 + i), if i % 2 == 0 { Access::Read } else { Access::Write });
@@ -166,5 +195,143 @@ fn r13_what_is_being_stored_is_stored_before_a_hole_is_forgotten() -> Result {
     let mut seen = [1; 3 * PAGE_SIZE as usize];
     file.read_at(stage, 0, &mut seen).map_err(|e: ReadError<Stage>| format!("{e:?}"))?;
     assert!(seen.iter().all(|byte| *byte == 0));
+    Ok(())
+}
+
+/// A mapping call takes private copies to behind the walk's place, and is still at work when the walk has ended.
+// catches: remove_walks_once
+#[test]
+fn r13_a_removal_waits_for_a_call_that_went_behind_its_walk() -> Result {
+    let stage = Stage::new(256);
+    let (first, s, file) = two_that_become_one(stage)?;
+    let goes_on = Arc::new(AtomicBool::new(false));
+    let (merged, may_go_on, has_begun) = (s.clone(), goes_on.clone(), Arc::new(AtomicBool::new(false)));
+    let begun = has_begun.clone();
+    let call = stage.begin_at(
+        is_flush,
+        move || {
+            // It has announced, and is to publish.
+            stage.at(is_flush, move || {
+                begun.store(true, Release);
+                while !may_go_on.load(Acquire) {
+                    std::thread::yield_now();
+                }
+            });
+            make_one(&merged);
+        },
+        move || has_begun.load(Acquire),
+    );
+    let waits = goes_on.clone();
+    stage.at(|step| *step == Step::Wait, move || waits.store(true, Release));
+    file.set_size(stage, 8 * PAGE_SIZE);
+    let left = (mapped(&s, BASE, 16), mapped(&first, BASE, 8));
+    goes_on.store(true, Release);
+    call.end()?;
+    assert_eq!(left, (vec![], vec![]));
+    stage.nothing_held(&[&first, &s]);
+    Ok(())
+}
+
+/// Mapping calls hide private copies from both walks: each time, they are where the walk has been.
+// catches: calls_do_not_help
+#[test]
+fn r13_a_call_that_begins_after_a_removal_hides_nothing() -> Result {
+    let stage = Stage::new(256);
+    let zeroth = stage.space()?;
+    let (first, s, file) = two_that_become_one(stage)?;
+    shared(&zeroth, BASE, &file, 16, R)?;
+    assert_eq!(fault(&zeroth, page(BASE, 1), Access::Read), "mapped");
+    let root_of = |space: &Space| space.page_table().root_frame();
+    let (roots, spaces) = ((root_of(&zeroth), root_of(&first)), (s.clone(), s.clone(), s.clone()));
+    let scans = move |root, n| nth(n, move |step| *step == Step::Note(Note::TableScanned(root, 3)));
+    stage.at(scans(roots.1, 1), move || on(1, || make_one(&spaces.0)));
+    stage.at(scans(roots.0, 2), move || {
+        on(1, || make_two(&spaces.1));
+        stage.at(scans(roots.1, 1), move || on(1, || make_one(&spaces.2)));
+    });
+    file.set_size(stage, 8 * PAGE_SIZE);
+    assert_eq!((mapped(&s, BASE, 16), mapped(&first, BASE, 8)), (vec![], vec![]));
+    assert!(stage.is_done());
+    stage.nothing_held(&[&zeroth, &first, &s]);
+    Ok(())
+}
+
+/// A file is mapped and unmapped whenever a removal takes a table's lock.
+#[test]
+fn a_removal_ends_though_the_file_is_mapped_again_and_again() -> Result {
+    fn arm(stage: &'static Stage, s: &Space, cache: &Cache, times: &Arc<AtomicU32>) {
+        let (s, cache, times) = (s.clone(), cache.clone(), times.clone());
+        stage.at(is_table_locked, move || {
+            on(1, || {
+                shared(&s, BASE, &cache, 4, R).expect("room");
+                s.unmap(BASE, 4 * PAGE_SIZE).expect("a range");
+            });
+            if times.fetch_add(1, Relaxed) < 100 {
+                arm(stage, &s, &cache, &times);
+            }
+        });
+    }
+    let stage = Stage::new(256);
+    let cache = stage.cache(&MachineFile::zeros(), 4)?;
+    let (s, other) = (stage.space()?, stage.space()?);
+    shared(&s, BASE, &cache, 4, R)?;
+    assert_eq!(fault(&s, BASE, Access::Read), "mapped");
+    let times = Arc::new(AtomicU32::new(0));
+    arm(stage, &other, &cache, &times);
+    cache.set_size(stage, PAGE_SIZE);
+    let times = times.load(Relaxed);
+    assert!(times < 20, "it walked {times} times for nothing");
+    Ok(())
+}
+
+/// While a mapping moves, pages that have come to its destination are punched out of the file. If they went from there, the
+/// tables would too, and the next page needed others: the removal waits for the move.
+#[test]
+fn a_move_has_tables_enough_though_pages_are_removed_at_its_destination() -> Result {
+    let stage = Stage::new(256);
+    let cache = filled(stage, 6)?;
+    let s = stage.space()?;
+    shared(&s, BASE, &cache, 6, RW)?;
+    (0..6).for_each(|i| assert_ne!(fault(&s, page(BASE, i), Access::Write), "blocked"));
+    let (punched, begun) = (cache.clone(), Arc::new(AtomicBool::new(false)));
+    let has_begun = begun.clone();
+    stage.at(|step| *step == Step::Wait, move || begun.store(true, Release));
+    // A page has come, and the next is on its way.
+    let punch = stage.begin_at(
+        nth(2, |step| matches!(step, Step::Read(1.., 3))),
+        move || punched.punch(stage, 0..4 * PAGE_SIZE),
+        move || has_begun.load(Acquire),
+    );
+    // A part of the root of its own.
+    let there = VirtAddr(8 << 40);
+    s.remap(BASE, 6 * PAGE_SIZE, 6 * PAGE_SIZE, RemapTo::Fixed(there))?;
+    punch.end()?;
+    assert_eq!(mapped(&s, there, 6), [4, 5]);
+    assert_eq!(cache.pages(), 2);
+    stage.nothing_held(&[&s]);
+    Ok(())
+}
+
+/// A removal waits asleep for what is being stored, and has taken the mappings out once.
+#[test]
+fn a_removal_waits_once_for_what_is_being_stored() -> Result {
+    let stage = Stage::new(256);
+    let store = MachineFile::zeros().with_tracking(true).late(Late::Held).late_writes();
+    let file = stage.cache(&store, 4)?;
+    let s = stage.space()?;
+    shared(&s, BASE, &file, 4, RW)?;
+    assert_eq!(fault(&s, page(BASE, 2), Access::Write), "blocked");
+    assert!(store.finish(2));
+    assert_eq!(fault(&s, page(BASE, 2), Access::Write), "mapped");
+    assert_eq!(file.write_back(stage)?, 1);
+    let late = store.clone();
+    stage.at(|step| *step == Step::Wait, move || assert!(late.finish(2)));
+    stage.steps();
+    file.set_size(stage, PAGE_SIZE);
+    assert!(stage.is_done());
+    let steps = stage.steps();
+    assert_eq!((count(&steps, is_flush), count(&steps, |step| *step == Step::Relax)), (1, 0));
+    assert_eq!((file.pages(), store.stored(2).len()), (0, 0));
+    stage.nothing_held(&[&s]);
     Ok(())
 }

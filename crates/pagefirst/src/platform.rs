@@ -5,6 +5,7 @@
 //! real MMU run the same library over three implementations of this trait.
 
 use crate::arch::Format;
+use crate::fault::Ticket;
 use crate::file::File;
 use crate::frame::{self, FrameMeta};
 use crate::limit::Limit;
@@ -143,6 +144,15 @@ pub unsafe trait Platform: Sync + Sized + 'static {
     #[inline]
     fn ready(&'static self, key: u64) {
         self.vm().wake(self, key);
+    }
+    /// Waits, asleep if it can, until what this ticket is for is ready: as a kernel waits that a fault handed one. Called by
+    /// what may sleep, with a [`WriterLock`](Platform::WriterLock) held perhaps: a removal of a file's pages waits so for
+    /// those that are being stored, and for mapping calls that are at work where the file is mapped. The default spins.
+    #[inline]
+    fn wait(&'static self, ticket: &Ticket<'_, Self>) {
+        while !ticket.is_ready() {
+            self.relax();
+        }
     }
     /// Asked in debug builds before memory is taken, with the place in the library that wants it: whether to be told that
     /// there is none. For tests of what happens then.

@@ -3,9 +3,9 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 use pagefirst::arch::{Attrs, Format, X86_64};
-use pagefirst::fault::Outcome;
+use pagefirst::fault::{Outcome, Ticket};
 use pagefirst::file::{FileCache, ReadError};
-use pagefirst::frame::{Frame, FrameMeta, Region};
+use pagefirst::frame::{Frame, FrameFlags, FrameMeta, Region};
 use pagefirst::mem::Shared;
 use pagefirst::platform::{Note, Platform};
 use pagefirst::policy::Policy;
@@ -55,6 +55,8 @@ pub enum Step {
     },
     /// It spins.
     Relax,
+    /// It waits for a ticket: asleep, in a kernel.
+    Wait,
     /// It looks at a frame's metadata.
     Meta(Pfn),
     /// It has read this entry of a table at this level.
@@ -337,6 +339,10 @@ impl Stage {
         let counts = self.metas[(pfn.0 - FIRST) as usize].counts();
         (counts.refs, counts.maps)
     }
+    /// A frame's flags: no step, so a step may ask for them.
+    pub fn flags(&'static self, pfn: Pfn) -> FrameFlags {
+        self.metas[(pfn.0 - FIRST) as usize].flags()
+    }
 }
 
 #[derive(Default)]
@@ -404,6 +410,12 @@ unsafe impl Platform for Stage {
         let turns = self.turns.fetch_add(1, Relaxed);
         assert!(turns < 1_000_000, "a wait that cannot end: one thread plays all CPUs");
         self.step(Step::Relax);
+    }
+    fn wait(&'static self, ticket: &Ticket<'_, Self>) {
+        self.step(Step::Wait);
+        while !ticket.is_ready() {
+            self.relax();
+        }
     }
     fn random(&'static self) -> u64 {
         4

@@ -279,9 +279,8 @@ impl<'a, P: Platform> Hand<'a, P> {
 
     /// A mapping call is at work.
     fn wait_for_writer(&self, space: &'a AddressSpace<P>) -> Result<(), Outcome<'a, P>> {
-        let turn = space.turn();
-        if turn % 2 == 1 {
-            return Err(Outcome::Blocked(Ticket(For::Writer(space, turn))));
+        if let Some(ticket) = Ticket::for_writer(space.page_table()) {
+            return Err(Outcome::Blocked(ticket));
         }
         space.platform().relax();
         Ok(())

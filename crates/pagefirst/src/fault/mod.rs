@@ -240,7 +240,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         if turn.is_multiple_of(2) {
             return Look::Again;
         }
-        Look::Done(Outcome::Blocked(Ticket(For::Writer(self.space, turn))))
+        Look::Done(Outcome::Blocked(Ticket(For::Writer(self.space.page_table(), turn))))
     }
 
     /// Installs what is in hand, with the tables in hand.

@@ -4,8 +4,8 @@ use crate::file::FileCache;
 use crate::frame::{Frame, FrameFlags};
 use crate::mem::Shared;
 use crate::platform::Platform;
-use crate::space::AddressSpace;
 use crate::sync::{Awaited, Bells, Wait};
+use crate::table::PageTable;
 use crate::types::Pfn;
 use core::fmt;
 
@@ -23,8 +23,8 @@ use core::fmt;
 pub struct Ticket<'a, P: Platform>(pub(crate) For<'a, P>);
 
 pub(crate) enum For<'a, P: Platform> {
-    /// The mapping call that was at work in this turn.
-    Writer(&'a AddressSpace<P>, u64),
+    /// The mapping call that was at work in this turn, in the space with these tables.
+    Writer(&'a PageTable<P>, u64),
     /// This page of the file with this number, being read.
     Page(Frame<P>, u64),
     /// The file's answer, whether this page may be written to.
@@ -41,8 +41,8 @@ pub(crate) fn page_key(page: Pfn) -> u64 {
 }
 
 /// What is rung when a mapping call has ended. By the root of the page tables, which is no page of a file.
-pub(crate) fn writer_key<P: Platform>(space: &AddressSpace<P>) -> u64 {
-    page_key(space.page_table().root_frame())
+pub(crate) fn writer_key<P: Platform>(table: &PageTable<P>) -> u64 {
+    page_key(table.root_frame())
 }
 
 /// What is rung when a removal of pages of this file has ended. An odd number, as no page's is.
@@ -62,11 +62,19 @@ impl<P: Platform> Ticket<'static, P> {
     }
 }
 
+impl<'a, P: Platform> Ticket<'a, P> {
+    /// For the mapping call that is at work in this space, if one is.
+    pub(crate) fn for_writer(table: &'a PageTable<P>) -> Option<Self> {
+        let turn = table.turn();
+        (turn % 2 == 1).then_some(Ticket(For::Writer(table, turn)))
+    }
+}
+
 impl<P: Platform> Ticket<'_, P> {
     /// Whether the call may come again.
     pub fn is_ready(&self) -> bool {
         match &self.0 {
-            For::Writer(space, turn) => space.turn() != *turn,
+            For::Writer(table, turn) => table.turn() != *turn,
             For::Removal(file, turn) => file.turn() != *turn,
             For::Page(page, _) => !page.meta().flags().contains(FrameFlags::FILLING),
             For::Answer(page) => !page.meta().flags().contains(FrameFlags::ASKED),
@@ -76,7 +84,7 @@ impl<P: Platform> Ticket<'_, P> {
     /// What [`Platform::ready`] is called with when it is ready, and perhaps at other times.
     pub fn key(&self) -> u64 {
         match &self.0 {
-            For::Writer(space, _) => writer_key(space),
+            For::Writer(table, _) => writer_key(table),
             For::Page(page, _) | For::Answer(page) | For::Store(page) => page_key(page.pfn()),
             For::Removal(file, _) => removal_key(file),
         }
@@ -91,7 +99,7 @@ impl<P: Platform> Ticket<'_, P> {
     }
     fn platform(&self) -> &'static P {
         match &self.0 {
-            For::Writer(space, _) => space.platform(),
+            For::Writer(table, _) => table.platform(),
             For::Page(page, _) | For::Answer(page) | For::Store(page) => page.platform(),
             For::Removal(file, _) => file.p,
         }

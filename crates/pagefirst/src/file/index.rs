@@ -15,6 +15,7 @@
 //!
 //! "Not there" is an answer a reader may get while a writer is at work; only a writer knows.
 
+use super::truncate::Removal;
 use crate::mem::{Link, Pooled, Shared};
 use crate::platform::Platform;
 use crate::sync::atomic::plain;
@@ -25,7 +26,6 @@ use core::ops::ControlFlow::{self, Break, Continue};
 
 mod parts;
 
-use core::ops::Range;
 pub(crate) use parts::Found;
 use parts::Run;
 pub(super) use parts::{Cut, Nodes, Short};
@@ -110,14 +110,14 @@ fn top_shift(index: u64) -> u32 {
 /// Possession proves that the cache's lock is held.
 pub(super) struct Writer {
     pages: u64,
-    /// The pages that are being removed, in part at least: none is inserted there.
-    pub removing: Range<u64>,
+    /// What is being removed: nothing is inserted there.
+    pub removal: Option<Removal>,
 }
 
 impl Writer {
     /// For the lock to hold.
     pub const fn new() -> Self {
-        Writer { pages: 0, removing: 0..0 }
+        Writer { pages: 0, removal: None }
     }
     /// Pages in the index.
     pub const fn pages(&self) -> u64 {

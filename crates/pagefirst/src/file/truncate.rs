@@ -5,12 +5,21 @@
 //!
 //! 1. *announces*: the size, where it shrinks; `removing`, the range that every insert checks; and `GOING` on each folio of
 //!    the range. Parts of pages at its edges are zeroed. The file's turn is odd from here on;
-//! 2. walks the mappings of the range, takes its pages out of their tables, and flushes;
+//! 2. walks the mappings of the range, takes its pages out of their tables, and flushes; once more if mappings came
+//!    meanwhile;
 //! 3. takes each folio out of the cache whose map count, read with a read-modify-write, is zero, and that is not being
 //!    stored. One that is being read in is mapped nowhere, and its reader notices;
-//! 4. goes back to 2 while one is left, or something was on the move: an entry being split or moved, a mapping being
-//!    changed, a mapping that came behind the walk;
+//! 4. while one is left that is being stored waits for that, and while one is mapped (somebody has taken its entry out and
+//!    has not flushed, or is about to notice) goes back to 2;
 //! 5. waits for what of the edges is being stored, has the storage forget the range, and ends the turn.
+//!
+//! **Two walks find everything**, whatever mapping calls do meanwhile. A walk takes entries out where a mapping is live,
+//! looked at under the table's lock; so nothing goes from where a mapping call puts it. Where one is not, a mapping call
+//! is at work: the walk waits for it, asleep, and goes on. For a mapping call that ends looks whether something is being
+//! removed from the files whose mappings it replaced, and takes out itself what it has taken over; it looks after its
+//! mappings are live, so it sees the removal or is seen. Calls that begin after the removal was announced therefore hide
+//! nothing. One that was at work then and took entries to where the first walk had been already, the second waits for: its
+//! mappings are in the tree until it ends.
 //!
 //! It needs no memory and cannot fail. A fault that meets `GOING` or `removing` is blocked until the turn ends; beyond the
 //! end of a file that shrank it is told so at once.
@@ -28,27 +37,28 @@
 //! | growth, another removal | the lock that may sleep |
 //! | write-back | `GOING` is seen under the lock under which one folio at a time begins to be stored; `STORING` is waited for |
 //! | evict | the cache's lock |
-//! | a mapping call | the mapping that it makes is in the tree before the one that it replaces is out; entries on the move are counted |
-//! | fork | the child's mappings are in the tree before their entries are made; the parent's are not live meanwhile |
+//! | a mapping call | the mapping that it makes is in the tree before the one that it replaces is out; at its end it sees the removal, or its mapping was seen live |
+//! | fork | the child's mappings are in the tree before their entries are made; the parent's are not live meanwhile; then as a mapping call |
 //! | exit | mappings leave the tree after their entries |
 //!
-//! **Private copies** of pages beyond the end go with them; those of a hole stay. They bear no mark of the file, so they
-//! are taken where a mapping of the file is and nothing else can be: it is neither retired nor yet to come, looked at
-//! under the table's lock. Otherwise a mapping call is at work, and the walk is repeated. So are entries that lead to the
-//! memory of a file that is memory itself (`direct`).
+//! **Private copies** of pages beyond the end go with them; those of a hole stay. They bear no mark of the file, and no more
+//! do entries that lead to the memory of a file that is memory itself (`direct`): where a mapping of the file is live,
+//! looked at under the table's lock, they are its own and nothing else's.
 
 use super::File as _;
 use super::cache::{FileCache, LOOKED_AT, Outs, pages_of};
 use super::index::{Found, LAST_INDEX, Writer};
 use crate::arch::{Attrs, Format};
-use crate::fault::removal_key;
-use crate::frame::{FrameFlags, FrameMeta, bytes, head_of, words};
+use crate::fault::{Ticket, removal_key};
+use crate::frame::{Frame, FrameFlags, FrameMeta, bytes, head_of, words};
 use crate::platform::Platform;
+use crate::rmap::part;
 use crate::space::{Selects, Vma};
-use crate::sync::atomic::{Acquire, Relaxed, Release};
+use crate::sync::atomic::{Acquire, Relaxed, Release, SeqCst, fence};
 use crate::sync::epoch::Pin;
+use crate::table::PageTable;
 use crate::tlb::Gather;
-use crate::types::PAGE_SIZE;
+use crate::types::{PAGE_SIZE, Pfn, VirtRange};
 use core::ops::ControlFlow::{Break, Continue};
 use core::ops::Range;
 
@@ -56,7 +66,8 @@ use core::ops::Range;
 const COLLECT: usize = 64;
 
 /// What is removed.
-struct Removal {
+#[derive(Clone)]
+pub(super) struct Removal {
     /// The bytes.
     bytes: Range<u64>,
     /// The pages that lie wholly in the range: from `first` to before `end`.
@@ -64,17 +75,29 @@ struct Removal {
     end: u64,
     /// Whether the file ends there from now on: private copies go as well.
     shrinks: bool,
+    /// The only frame whose mappings go, in which hardware reported an error; else all.
+    bad: Option<Pfn>,
 }
 
 impl Removal {
     /// The file is to end at `size`.
     fn beyond(size: u64) -> Self {
-        Removal { bytes: size..u64::MAX, first: pages_of(size), end: LAST_INDEX + 1, shrinks: true }
+        Removal {
+            bytes: size..u64::MAX,
+            first: pages_of(size),
+            end: LAST_INDEX + 1,
+            shrinks: true,
+            bad: None,
+        }
     }
     /// These bytes are to be a hole.
     fn hole(bytes: Range<u64>) -> Self {
         let (first, end) = (pages_of(bytes.start), bytes.end / PAGE_SIZE);
-        Removal { bytes, first, end, shrinks: false }
+        Removal { bytes, first, end, shrinks: false, bad: None }
+    }
+    /// The page at `index`, in this frame, is bad.
+    pub(super) fn bad(index: u64, pfn: Pfn) -> Self {
+        Removal { bad: Some(pfn), ..Removal::hole(index * PAGE_SIZE..(index + 1) * PAGE_SIZE) }
     }
     /// Whether any page lies wholly in the range.
     fn has_pages(&self) -> bool {
@@ -157,19 +180,30 @@ impl<P: Platform> FileCache<P> {
         });
         self.wait_for_stores(p, &removal);
         self.file.forget(removal.bytes);
+        self.end_removal(p);
+        p.vm().collect(p, COLLECT);
+    }
+
+    /// Says what is removed from now on. Calls that have ended since are seen to have.
+    pub(super) fn begin_removal(&self, w: &mut Writer, removal: &Removal) {
+        self.turn.store(self.turn.load(Relaxed) + 1, Release);
+        w.removal = Some(removal.clone());
+        fence(SeqCst);
+    }
+    /// Nothing is, any more.
+    pub(super) fn end_removal(&self, p: &'static P) {
         let mut w = self.writer.lock(p);
-        w.removing = 0..0;
+        w.removal = None;
         self.turn.store(self.turn.load(Relaxed) + 1, Release);
         drop(w);
         p.ready(removal_key(self));
-        p.vm().collect(p, COLLECT);
     }
 
     /// Takes away the pages that lie wholly in the range, which are some: steps 2 to 4.
     fn take_away(&self, p: &'static P, removal: &Removal) {
         self.mark(p, removal);
         loop {
-            let again = self.unmap(removal);
+            self.unmap(removal);
             self.at_edges(p, removal, |w, found, indexes| {
                 // Its pages go with the others, in the next round if they are mapped again.
                 let _ = found.order > 0 && self.split(w, indexes.start, found);
@@ -177,8 +211,12 @@ impl<P: Platform> FileCache<P> {
             self.mark(p, removal);
             // No store begins any more.
             drop(self.stores.lock(p));
-            if !(self.take_out(p, removal) | again) || cfg!(mutant = "remove_walks_once") {
-                break;
+            loop {
+                match self.take_out(p, removal) {
+                    Left::Nothing => return,
+                    Left::Stored(page) => p.wait(&Ticket::for_store(page)),
+                    Left::Mapped => break,
+                }
             }
             p.relax();
         }
@@ -189,12 +227,10 @@ impl<P: Platform> FileCache<P> {
     fn announce(&self, p: &'static P, removal: &Removal) {
         let mut outs = Outs::new();
         let mut w = self.writer.lock(p);
-        self.turn.store(self.turn.load(Relaxed) + 1, Release);
         if removal.shrinks {
             self.size.store(removal.bytes.start, Release);
         }
-        // The edges as well: what is stored of them is from before.
-        w.removing = removal.touched();
+        self.begin_removal(&mut w, removal);
         for index in removal.edges() {
             let Some(found) = self.index.get(&w, index) else { continue };
             let (folio, indexes) = (p.meta(found.folio()), found.indexes(index));
@@ -213,12 +249,13 @@ impl<P: Platform> FileCache<P> {
     fn wait_for_stores(&self, p: &'static P, removal: &Removal) {
         drop(self.stores.lock(p));
         for index in removal.edges() {
-            let is_storing = || {
-                let found = self.index.get(&self.writer.lock(p), index);
-                found.is_some_and(|found| p.meta(found.folio()).flags().contains(FrameFlags::STORING))
+            // A store that begins from here on is of what is there now.
+            let page = {
+                let w = self.writer.lock(p);
+                self.index.get(&w, index).and_then(|found| storing(p, found.folio()))
             };
-            while is_storing() {
-                p.relax();
+            if let Some(page) = page {
+                p.wait(&Ticket::for_store(page));
             }
         }
     }
@@ -243,33 +280,77 @@ impl<P: Platform> FileCache<P> {
         });
     }
 
-    /// Takes the pages of the range out of the tables; true when something may have been missed.
-    fn unmap(&self, removal: &Removal) -> bool {
-        let mut missed = false;
-        let all = self.for_each_mapping(removal.first, removal.end - 1, |vma, table, range| {
-            // Private copies may be anywhere while a mapping call is at work.
-            missed |= removal.shrinks && vma.is_private() && !vma.is_live();
-            let mut takes = Takes { cache: self, removal, vma, missed: false };
+    /// Takes the pages of the range out of all tables.
+    pub(super) fn unmap(&self, removal: &Removal) {
+        let take = |vma: &Vma<P>, table: &PageTable<P>, range| self.take_from(removal, vma, table, range);
+        let all = self.for_each_mapping(removal.first, removal.end - 1, take);
+        if !all && !cfg!(mutant = "remove_walks_once") {
+            self.for_each_mapping(removal.first, removal.end - 1, take);
+        }
+    }
+
+    /// Takes the pages of the range out of one mapping's tables; where a mapping call is at work, waits until it has ended.
+    fn take_from(&self, removal: &Removal, vma: &Vma<P>, table: &PageTable<P>, range: VirtRange) {
+        loop {
+            let mut takes = Takes { cache: self, removal, vma, is_split: false, was_live: vma.is_live() };
             let mut gather = Gather::new(table);
             table.zap_selected(range, &mut takes, &mut gather);
             gather.flush();
-            missed |= takes.missed;
-        });
-        missed || !all
+            let (is_split, was_live) = (takes.is_split, takes.was_live && vma.is_live());
+            if was_live && !is_split {
+                return;
+            }
+            if let Some(ticket) = Ticket::for_writer(table) {
+                self.p.wait(&ticket);
+            }
+            if !was_live {
+                return; // who was at work there has seen to it
+            }
+        }
     }
 
-    /// Takes the folios out of the cache that are neither mapped nor being stored; true when one is left.
-    fn take_out(&self, p: &'static P, removal: &Removal) -> bool {
-        let mut is_left = false;
+    /// Takes out of a mapping's tables what is being removed. Called by a mapping call, when the mapping that it has made
+    /// is live.
+    pub(crate) fn help_removal(&self, vma: &Vma<P>) {
+        fence(SeqCst);
+        if self.turn().is_multiple_of(2) || cfg!(mutant = "calls_do_not_help") {
+            return;
+        }
+        let removal = self.writer.lock(self.p).removal.clone();
+        if let Some(removal) = removal
+            && removal.has_pages()
+            && let Some(spot) = vma.spot()
+            && let Some(range) = part(vma, removal.first, removal.end - 1)
+        {
+            let mut takes = Takes { cache: self, removal: &removal, vma, is_split: false, was_live: true };
+            let mut gather = Gather::new(&spot.space.table);
+            spot.space.table.zap_selected(range, &mut takes, &mut gather);
+        }
+    }
+
+    /// Takes the folios out of the cache that are neither mapped nor being stored; tells of one that is left.
+    fn take_out(&self, p: &'static P, removal: &Removal) -> Left<P> {
+        let mut left = Left::Nothing;
         self.each(p, removal, |w, index, meta, outs| {
             let is_mapped = meta.maps_ordered() > 0 && !is_filling(meta);
-            if !is_mapped && !meta.flags().contains(FrameFlags::STORING) {
-                self.detach(w, index, meta, outs);
-            } else {
-                is_left = true;
+            if is_mapped {
+                left = Left::Mapped;
+                return;
             }
+            if meta.flags().contains(FrameFlags::STORING) {
+                if matches!(left, Left::Nothing)
+                    && let Some(found) = self.index.get(w, index)
+                    && let Some(page) = storing(p, found.folio())
+                {
+                    left = Left::Stored(page);
+                }
+                if !matches!(left, Left::Nothing) {
+                    return;
+                }
+            }
+            self.detach(w, index, meta, outs);
         });
-        is_left
+        left
     }
 
     /// Calls `f` with each folio that lies in the range, the lock held, and room for one that is taken out.
@@ -306,7 +387,9 @@ impl<P: Platform> FileCache<P> {
 
     /// Whether one of these pages is being removed, in part at least: nothing is put there.
     pub(super) fn is_removing(&self, w: &Writer, indexes: &Range<u64>) -> bool {
-        w.removing.start < indexes.end && indexes.start < w.removing.end
+        // The edges as well: what is stored of them is from before.
+        let touched = w.removal.as_ref().map(Removal::touched);
+        touched.is_some_and(|touched| touched.start < indexes.end && indexes.start < touched.end)
     }
     /// The removals begun and ended so far: odd while one is at work.
     pub(crate) fn turn(&self) -> u64 {
@@ -323,47 +406,59 @@ fn is_filling(meta: &FrameMeta) -> bool {
     meta.flags() & (FrameFlags::FILLING | FrameFlags::UP_TO_DATE) == FrameFlags::FILLING
 }
 
+/// What is left of a range.
+enum Left<P: Platform> {
+    Nothing,
+    /// A page that is mapped, perhaps others that are being stored.
+    Mapped,
+    /// A page that is being stored; none is mapped.
+    Stored(Frame<P>),
+}
+
+/// The folio, if it is being stored. Called with the cache's lock held, by which it is the cache's.
+fn storing<P: Platform>(p: &'static P, folio: Pfn) -> Option<Frame<P>> {
+    p.meta(folio).flags().contains(FrameFlags::STORING).then(|| Frame::try_get(p, folio)).flatten()
+}
+
 /// The entries that a removal takes out of a mapping's tables.
 struct Takes<'a, P: Platform> {
     cache: &'a FileCache<P>,
     removal: &'a Removal,
     vma: &'a Vma<P>,
-    /// Something was on the move.
-    missed: bool,
-}
-
-impl<P: Platform> Takes<'_, P> {
-    /// Whether an entry that bears no mark of the file is the mapping's.
-    fn is_the_mappings(&mut self) -> bool {
-        let live = self.vma.is_live();
-        self.missed |= !live;
-        live
-    }
+    /// A huge page was being split.
+    is_split: bool,
+    /// The mapping was live at every look.
+    was_live: bool,
 }
 
 impl<P: Platform> Selects<P> for Takes<'_, P> {
     /// Under the table's lock, so the page is not free.
     fn selects(&mut self, raw: u64, level: u8) -> bool {
+        self.was_live &= self.vma.is_live();
+        if !self.was_live {
+            return false;
+        }
+        let (p, removal) = (self.cache.p, self.removal);
         if P::Format::attrs(raw).contains(Attrs::SPECIAL) {
-            return self.cache.file.is_direct() && self.is_the_mappings();
+            return self.cache.file.is_direct();
         }
         let Some(pfn) = P::Format::frame(raw, level) else {
-            if level == 0 {
-                return self.removal.shrinks && self.is_the_mappings(); // a private copy that is lost
-            }
-            self.missed = true; // a huge page that is being split
-            return false;
+            self.is_split |= level > 0;
+            return level == 0 && removal.shrinks; // a private copy that is lost
         };
-        let (p, removal) = (self.cache.p, self.removal);
+        if let Some(bad) = removal.bad {
+            let is_it = pfn.0 <= bad.0 && u64::from(bad.0 - pfn.0) < P::Format::pages(level);
+            return is_it && head_of(p, pfn) == head_of(p, bad);
+        }
         let head = head_of(p, pfn);
         let meta = p.meta(head);
         let flags = meta.flags();
         if flags.contains(FrameFlags::FILE) {
-            // Wherever the mapping shows it: another mapping of the file may be here by now.
+            // Wherever the mapping shows it.
             let index = meta.index() + (pfn.0 - head.0) as u64;
             let end = index + P::Format::pages(level);
             return meta.owner() == self.cache.owner() && index < removal.end && removal.first < end;
         }
-        removal.shrinks && flags.contains(FrameFlags::ANON) && self.vma.is_private() && self.is_the_mappings()
+        removal.shrinks && flags.contains(FrameFlags::ANON) && self.vma.is_private()
     }
 }

@@ -1,8 +1,8 @@
 //! Where a file is mapped: its mappings, by the pages of it that they show.
 //!
 //! What a walk may miss: a mapping that comes behind it, and entries that go there. Who takes something away has announced
-//! that before, so no page comes there anew; and what was there before is counted by its page, or, where pages are not
-//! counted, [`Tree::came`] tells that it has to be walked again.
+//! that before, so no page comes there anew; and [`Tree::came`] tells that what was there before may have to be looked for
+//! once more (`file::truncate`).
 
 use super::anon::{Moved, Space};
 use super::tree::{Links, Order, Place, Tree};
@@ -56,8 +56,8 @@ impl<P: Platform> FileCache<P> {
     /// Calls `f` with each mapping that shows pages of `first..=last`, the tables of its space, and the addresses of these
     /// pages. Called unpinned, with no lock held; so is `f`.
     ///
-    /// The mapping may be retired, or not published yet, and its space be exiting. False when mappings came meanwhile: some
-    /// of them may have been missed.
+    /// The mapping may be retired, or not published yet, and its space be exiting: then it is not [live](Vma::is_live).
+    /// False when mappings came meanwhile: some of them may have been missed.
     pub(crate) fn for_each_mapping(
         &self,
         first: u64,
@@ -74,18 +74,28 @@ impl<P: Platform> FileCache<P> {
             let Some((place, vma)) = next else { return came == now };
             after = Some(place);
             if let Some(spot) = vma.spot() {
-                f(&vma, &spot.space.table, part(&vma, first, last));
+                let range = part(&vma, first, last);
+                range.into_iter().for_each(|range| f(&vma, &spot.space.table, range));
             }
         }
     }
 }
 
-/// The addresses of the pages of `first..=last` that a mapping shows.
-fn part<P: Platform>(vma: &Vma<P>, first: u64, last: u64) -> VirtRange {
+/// The addresses of the pages of `first..=last` that a mapping shows, if it shows any.
+pub(crate) fn part<P: Platform>(vma: &Vma<P>, first: u64, last: u64) -> Option<VirtRange> {
     let start = vma.index_of(vma.range.start);
     let at = |index: u64| VirtAddr(vma.range.start.0 + ((index - start) << PAGE_SHIFT));
-    let end = start + vma.range.pages();
-    VirtRange::new(at(first.max(start)), at(last.saturating_add(1).min(end)))
+    let (first, end) = (first.max(start), last.saturating_add(1).min(start + vma.range.pages()));
+    (first < end).then(|| VirtRange::new(at(first), at(end)))
+}
+
+/// Takes out of the tables of a mapping of a file, which has become live, what is being removed from the file: every mapping
+/// call does that for the mappings that it has made (`file::truncate`). Called by the space's writer, with nothing else
+/// locked or pinned.
+pub(crate) fn help<P: Platform>(vma: &Vma<P>) {
+    if let Backing::File { file, .. } = &vma.backing {
+        file.help_removal(vma);
+    }
 }
 
 /// Puts a mapping where the reverse map finds it, if it has to be found by its own. Called with no lock held but the

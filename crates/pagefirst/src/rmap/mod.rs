@@ -11,4 +11,4 @@ mod tree;
 
 pub(crate) use anon::{Joined, Present, Root, Space};
 pub(crate) use clean::Clean;
-pub(crate) use file::{Mappings, Spot, insert, remove};
+pub(crate) use file::{Mappings, Spot, help, insert, part, remove};

@@ -251,6 +251,7 @@ impl<P: Platform> Ready<'_, '_, P> {
         for range in self.0.found.iter().flatten() {
             self.0.next.overlapping(*range).for_each(|vma| rmap::remove(&vma));
         }
+        self.help(&self.0.replaced);
     }
     /// Makes the new tree visible with one store.
     pub fn publish(self, state: &mut LockGuard<'_, P, P::WriterLock, State<P>>) {
@@ -259,6 +260,13 @@ impl<P: Platform> Ready<'_, '_, P> {
             self.0.next.overlapping(*range).for_each(|vma| vma.go_live());
         }
         self.adopt(&self.0.next);
+        self.help(&self.0.found);
+    }
+    /// What was taken over by the mappings that are published now, and is being removed from their files, is taken out.
+    fn help(&self, ranges: &[Option<VirtRange>; 2]) {
+        for range in ranges.iter().flatten().filter(|_| self.0.replaces_found) {
+            self.0.space.tree.overlapping(*range).for_each(|vma| rmap::help(&vma));
+        }
     }
     /// Puts another tree in place of the published one.
     fn adopt(&self, tree: &VmaTree<P>) {

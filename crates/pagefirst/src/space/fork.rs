@@ -21,7 +21,7 @@
 //! | write fault in the parent that was at work before | the page it copied is held, so it is not reused; a copy that fork shared stays read-only |
 //! | mapping call, discard, fork in the parent | the writer lock |
 //! | pin | the table's lock: a pinned page is copied, and one that is shared is made exclusive again before it is pinned |
-//! | a file that shrinks | takes private copies out of what is published in the child, and comes back for the rest: the parent's mappings are not live yet |
+//! | a file that shrinks | finds the parent's mappings not live and waits; fork takes out of both what lies beyond the end by then |
 //! | exit of either | map counts and references fall after their flush; the last one reuses the page |
 
 use super::tree::{MAX_NEW, VmaTree};
@@ -77,7 +77,7 @@ impl<P: Platform> AddressSpace<P> {
             let each = |vma: &Vma<P>| if hold { vma.retire() } else { vma.resume() };
             self.tree.overlapping(EVERYTHING).for_each(|vma| each(&vma));
         };
-        held_up(self.page_table(), hold, |gather| {
+        let copied = held_up(self.page_table(), hold, |gather| {
             let mut copier = Copier::new(child.page_table(), child.root().name(), child.payer());
             for vma in child.tree.overlapping(EVERYTHING) {
                 if vma.is_private() && !vma.flags.contains(VmaFlags::WIPE_ON_FORK) {
@@ -85,7 +85,11 @@ impl<P: Platform> AddressSpace<P> {
                 }
             }
             Ok::<(), Unavailable>(())
-        })?;
+        });
+        for tree in [&self.tree, &child.tree] {
+            tree.overlapping(EVERYTHING).for_each(|vma| rmap::help(&vma));
+        }
+        copied?;
         Ok(child)
     }
 

@@ -53,7 +53,6 @@ use crate::mem::{Link, Shared};
 use crate::platform::Platform;
 use crate::policy::Policy;
 use crate::rmap::{self, Present, Root};
-use crate::sync::atomic::{Acquire, AtomicU64, Relaxed, Release};
 use crate::sync::epoch::Pin;
 use crate::sync::{LockGuard, Writer};
 use crate::table::{PageTable, Stock, Tables};
@@ -82,8 +81,6 @@ pub struct AddressSpace<P: Platform> {
     shared: Present<P>,
     tree: VmaTree<P>,
     writer: Writer<P, State<P>>,
-    /// Odd while a mapping call is at work.
-    turn: AtomicU64,
     policy: Policy,
     /// Bytes left free where placing starts; see [`Policy::random_gap`].
     gap: u64,
@@ -123,7 +120,6 @@ impl<P: Platform> AddressSpace<P> {
             shared,
             tree,
             writer: Writer::ranked(0, state),
-            turn: AtomicU64::new(0),
             policy,
             gap,
             limit: Link::new(None),
@@ -209,7 +205,7 @@ impl<P: Platform> AddressSpace<P> {
     }
     /// The mapping calls begun and ended so far: odd while one is at work.
     pub(crate) fn turn(&self) -> u64 {
-        self.turn.load(Acquire)
+        self.page_table().turn()
     }
 
     fn write(&self) -> Writing<'_, P> {
@@ -224,7 +220,7 @@ impl<P: Platform> AddressSpace<P> {
         state: LockGuard<'a, P, P::WriterLock, State<P>>,
         collects: bool,
     ) -> Writing<'a, P> {
-        self.turn.store(self.turn.load(Relaxed) + 1, Release);
+        self.page_table().next_turn();
         Writing { space: self, state, _after: After { space: self, collects } }
     }
     /// A page-aligned, non-empty range of `len` bytes at `start`, in the usable part.
@@ -260,14 +256,14 @@ struct After<'a, P: Platform> {
 impl<P: Platform> Drop for After<'_, P> {
     fn drop(&mut self) {
         let p = self.space.p;
-        p.ready(writer_key(self.space));
+        p.ready(writer_key(self.space.page_table()));
         while self.collects && p.vm().collect(p, COLLECT) >= COLLECT {}
     }
 }
 
 impl<P: Platform> Drop for Writing<'_, P> {
     fn drop(&mut self) {
-        self.space.turn.store(self.space.turn.load(Relaxed) + 1, Release);
+        self.space.page_table().next_turn();
     }
 }
 

@@ -105,6 +105,8 @@ pub struct PageTable<P: Platform> {
     /// before it copies or widens.
     pub(crate) unflushed: crate::sync::atomic::AtomicU32,
     published: [AtomicU64; MAX_LEVELS],
+    /// Mapping calls of its space begun and ended: odd while one is at work.
+    turn: crate::sync::atomic::AtomicU64,
     /// Tables, and entries of pages, that were taken out and that something may have to wait for: of huge pages, and of
     /// all where the format asks for it.
     pub(crate) unlinked: Taken,
@@ -129,6 +131,7 @@ impl<P: Platform> PageTable<P> {
             tag: p.vm().new_id(),
             cpus: CpuMask::new(),
             unflushed: crate::sync::atomic::AtomicU32::new(0),
+            turn: crate::sync::atomic::AtomicU64::new(0),
             published: core::array::from_fn(|_| AtomicU64::new(0)),
             unlinked: Taken::new(),
             pages_taken: Taken::new(),
@@ -150,6 +153,14 @@ impl<P: Platform> PageTable<P> {
     /// The root table, for a CPU to load after [`activate`](PageTable::activate).
     pub fn root_frame(&self) -> Pfn {
         self.root
+    }
+    /// The mapping calls of its space begun and ended so far: odd while one is at work.
+    pub(crate) fn turn(&self) -> u64 {
+        self.turn.load(Acquire)
+    }
+    /// One begins, or ends.
+    pub(crate) fn next_turn(&self) {
+        self.turn.fetch_add(1, AcqRel);
     }
     /// The CPUs that may hold translations.
     pub fn cpus(&self) -> &CpuMask {
