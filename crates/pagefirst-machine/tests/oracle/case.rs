@@ -86,6 +86,10 @@ impl<F: Format> Case<F> {
     pub fn is_short(&self) -> bool {
         self.setting.free.is_some()
     }
+    /// Whether nobody else is at work at the same time: all CPUs are this case's.
+    pub fn is_alone(&self) -> bool {
+        self.crew.cpus() == self.setting.hardware.cpus
+    }
     fn real(&self, step: &Step) -> Real<F> {
         self.real.spaces[step.space].clone()
     }

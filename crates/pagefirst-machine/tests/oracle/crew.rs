@@ -43,6 +43,10 @@ impl<F: Format> Crew<F> {
         Crew { machine, here, others: (1..cpus).map(worker).collect() }
     }
 
+    /// How many they are.
+    pub fn cpus(&self) -> usize {
+        1 + self.others.len()
+    }
     /// The CPU that is this thread.
     pub fn here(&mut self) -> &mut Vcpu<F> {
         &mut self.here

@@ -167,14 +167,14 @@ impl Space {
         })
     }
 
-    /// A page of a file that tracks writes is written back: whoever writes to it is to be told of again.
-    pub fn clean(&mut self, file: usize, index: u64) {
+    /// A page of a file is written back. If the file tracks writes, whoever writes to it is to be told of again.
+    pub fn clean(&mut self, file: usize, index: u64, tracks: bool) {
         for (page, entry) in &mut self.entries {
             let shown = self.areas.at(*page).and_then(|area| area.shows.file());
             if let Entry::File { writable, dirty, .. } = entry
                 && shown == Some((file, index))
             {
-                (*writable, *dirty) = (false, false);
+                (*writable, *dirty) = (*writable && !tracks, false);
             }
         }
     }

@@ -109,7 +109,14 @@ impl<F: Format> Case<F> {
 
     pub fn write_back(&mut self, step: &Step, file: usize) {
         let (machine, cache) = (self.machine, self.real.caches[file].clone());
-        let stored = match self.crew.on(step.cpu, move |_| cache.write_back(machine)) {
+        let alone = self.is_alone();
+        let write_back = move || {
+            let stored = cache.write_back(machine)?;
+            // What it missed while others were at work is dirty still.
+            while !alone && cache.write_back(machine)? > 0 {}
+            Ok(stored)
+        };
+        let stored = match self.crew.on(step.cpu, move |_| write_back()) {
             Err(WriteBackError::NoMemory(_)) if self.is_short() => return,
             stored => stored.unwrap_or_else(|e| panic!("{step:?}: {e}")),
         };
@@ -121,10 +128,9 @@ impl<F: Format> Case<F> {
         let dirty = model.cached.values().filter(|dirty| **dirty).count() as u64;
         assert!(stored <= dirty, "{step:?}: {stored} pages stored, {dirty} were written");
         for (index, dirty) in &mut model.cached {
-            if *dirty && model.tracks {
-                spaces.iter_mut().for_each(|space| space.clean(file, *index));
+            if std::mem::take(dirty) {
+                spaces.iter_mut().for_each(|space| space.clean(file, *index, model.tracks));
             }
-            *dirty &= !model.tracks && spaces.iter().any(|space| space.maps(file, *index, index + 1));
         }
     }
 }
