@@ -209,7 +209,10 @@ impl<F: Format> Machine<F> {
                     found.counted += if zero { 0 } else { F::span(level) / PAGE_SIZE };
                     *found.frames.entry(head).or_default() += 1;
                     let flags = self.arena.meta(head).flags();
+                    // A part may be writable that a fork left out, when it shared other parts of the folio.
+                    let is_part = F::order(level) < self.arena.meta(head).order();
                     if F::attrs(raw).contains(Attrs::WRITE)
+                        && !is_part
                         && flags & (FrameFlags::ANON | FrameFlags::EXCLUSIVE) == FrameFlags::ANON
                     {
                         return Err(format!("{frame:?} at {va} can be written, and others may have it"));

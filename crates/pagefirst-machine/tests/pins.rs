@@ -8,7 +8,7 @@ use pagefirst::fault::{FaultError, Segv};
 use pagefirst::frame::{Frame, FrameFlags};
 use pagefirst::platform::Platform;
 use pagefirst::policy::{HugePolicy, Policy};
-use pagefirst::space::{PinError, Pinned};
+use pagefirst::space::{Advice, PinError, Pinned, RemapTo};
 use pagefirst::types::{Access, PAGE_SIZE, Pfn, VirtAddr, VirtRange};
 use pagefirst_machine::Machine;
 use std::sync::Arc;
@@ -101,9 +101,113 @@ fn r12_a_shared_page_is_unshared_before_it_is_pinned() -> Result {
     Ok(())
 }
 
-/// Memory that the program may only read is pinned as it is.
+/// So it is where the program may not write just now: or else its next write would be to another page.
 #[test]
-fn what_is_only_read_is_pinned_as_it_is() -> Result {
+fn r12_a_page_pinned_for_reading_stays_the_one_that_is_mapped() -> Result {
+    let machine = machine();
+    for child_lives in [false, true] {
+        let parent = space(machine)?;
+        parent.map(at(AT, anonymous(1, RW)))?;
+        put(&parent, AT, 1)?;
+        let child = fork(&parent)?;
+        let kept = child_lives.then(|| child.clone());
+        drop(child);
+        parent.protect(AT, PAGE_SIZE, R)?;
+        let pinned = pin(&parent, AT, false)?;
+        assert_eq!(frame(&parent, AT), Some(pinned.first()));
+        assert!(!attrs(&parent, AT).contains(Attrs::WRITE), "it may not write still");
+        assert_eq!(fault(&parent, AT, Access::Write), End::Error(FaultError::Segv(Segv::Access)));
+        parent.protect(AT, PAGE_SIZE, RW)?;
+        put(&parent, AT, 2)?;
+        assert_eq!(frame(&parent, AT), Some(pinned.first()));
+        assert_eq!(dma(machine, pinned.first()).load(Acquire), 2);
+        if let Some(child) = &kept {
+            assert_eq!(get(child, AT)?, 1);
+        }
+        drop(pinned);
+        end(machine, [Some(parent), kept].into_iter().flatten())?;
+    }
+    Ok(())
+}
+
+/// Runs it on another thread, which is given some time.
+fn ends(f: impl FnOnce() + Send + 'static) {
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        f();
+        let _ = done.send(());
+    });
+    is_done.recv_timeout(std::time::Duration::from_secs(20)).expect("it ends");
+}
+/// What a pin is of, another space's writes do not reach, nor its own another page.
+fn is_pinned_as_mapped(s: &Space, at: VirtAddr) {
+    let pinned = pin(s, at, true).expect("writable");
+    put(s, at, 99).expect("writable");
+    assert_eq!(frame(s, at), Some(pinned.first()));
+    assert_eq!(dma(s.platform(), pinned.first()).load(Acquire), 99);
+}
+
+/// A part of a folio that a fork left out is writable, and the folio is exclusive no more.
+#[test]
+fn r12_a_part_that_was_not_forked_is_unshared_before_it_is_pinned() -> Result {
+    let machine = machine();
+    let parent = huge(machine)?;
+    let pinned = pin(&parent, page(AT, 5), true)?;
+    // The pin keeps the folio whole when its mapping is split.
+    parent.advise(page(AT, 5), PAGE_SIZE, Advice::DontFork)?;
+    drop(pinned);
+    let child = fork(&parent)?;
+    assert!(attrs(&parent, page(AT, 5)).contains(Attrs::WRITE));
+    let s = parent.clone();
+    ends(move || is_pinned_as_mapped(&s, page(AT, 5)));
+    assert_eq!((get(&parent, page(AT, 4))?, get(&child, page(AT, 4))?), (5, 5));
+    end(machine, [child, parent])
+}
+
+/// So is what a fork did not come to that had no memory for all.
+#[test]
+fn r12_a_part_that_a_failed_fork_did_not_come_to_is_unshared_before_it_is_pinned() -> Result {
+    let machine = machine();
+    let parent = huge(machine)?;
+    let pinned = pin(&parent, page(AT, 5), true)?;
+    // Parts of one folio in two leaf tables.
+    let to = VirtAddr((2 << 30) + LEAF / 2);
+    parent.remap(AT, LEAF, LEAF, RemapTo::Fixed(to))?;
+    drop(pinned);
+    let writable = |i| attrs(&parent, page(to, i)).contains(Attrs::WRITE);
+    let half_way = (0..100).find(|n| {
+        let taken = machine.leave_free(*n);
+        let failed = parent.fork().is_err();
+        drop(taken);
+        failed && !writable(0) && writable(SMALL - 1)
+    });
+    assert!(half_way.is_some());
+    let s = parent.clone();
+    ends(move || is_pinned_as_mapped(&s, page(to, SMALL - 1)));
+    end(machine, [parent])
+}
+
+/// Zeros that nobody wrote are everybody's: who pins them takes nobody's pins.
+#[test]
+fn pins_of_zero_pages_are_not_counted() -> Result {
+    let machine = machine();
+    let policy = Policy { huge: HugePolicy::Always, ..policy() };
+    for huge in [false, true] {
+        let (s, other) = (space_with(machine, policy)?, space_with(machine, policy)?);
+        for s in [&s, &other] {
+            s.map(at(AT, anonymous(if huge { SMALL } else { 1 }, R)))?;
+        }
+        let pins: Vec<_> = (0..0x1_0000).map(|_| pin(&s, AT, false)).collect::<Result<_>>()?;
+        assert_eq!((entry(&s, AT).1, pins[0].first()), (u8::from(huge), pin(&other, AT, false)?.first()));
+        drop(pins);
+        end(machine, [s, other])?;
+    }
+    Ok(())
+}
+
+/// Memory that the program may only read, and never wrote, is pinned as it is.
+#[test]
+fn what_was_never_written_is_pinned_as_it_is() -> Result {
     let machine = machine();
     let s = space(machine)?;
     let file = cache(machine, &marked(), 2)?;

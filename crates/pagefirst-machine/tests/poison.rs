@@ -211,6 +211,62 @@ fn attributes_are_as_before() -> Result {
     Ok(())
 }
 
+/// From the moment it is marked, and, of a huge one, before it is taken out, nobody uses what is lost: no user copy, no pin, no fork, no
+/// write of a page that is reused.
+#[test]
+fn a_private_page_that_is_marked_is_not_used() -> Result {
+    let machine = machine();
+    let lost = |result: std::result::Result<(), pagefirst::space::Stopped<'_, Machine>>| {
+        let why = result.err().and_then(|stopped| stopped.why.error());
+        assert_eq!(why, Some(FaultError::Bus(Bus::Poison)));
+    };
+    let huge = VirtAddr(2 << 30);
+    for pinned in [false, true] {
+        let s = space_with(machine, Policy { huge: HugePolicy::Always, ..policy() })?;
+        s.map(at(AT, anonymous(3, RW)))?;
+        s.map(at(huge, anonymous(512, RW)))?;
+        for va in [AT, page(AT, 1), page(AT, 2), page(huge, 77)] {
+            assert!(s.copy_out(va, &[7]).is_ok());
+        }
+        let pins: Vec<_> = if pinned {
+            [AT, huge].map(|va| s.pin(VirtRange::page_of(va), true).ok()).into()
+        } else {
+            vec![]
+        };
+        assert!(pins.iter().all(Option::is_some));
+        drop(s.fork()?);
+        for (va, i) in [(AT, 0), (page(huge, 77), 77)] {
+            let pfn = frame(&s, page(va, 0)).ok_or("mapped")?.add(i);
+            assert_eq!(poison(machine, pfn), Poisoned::Private { huge: i > 0 });
+            lost(s.copy_in(va, &mut [0]));
+            lost(s.copy_out(va, &[1]));
+            for write in [false, true] {
+                let again = s.pin(VirtRange::page_of(va), write);
+                assert!(matches!(again, Err(PinError::Fault(FaultError::Bus(Bus::Poison)))), "{again:?}");
+            }
+        }
+        if !pinned {
+            assert_eq!(fault(&s, AT, Access::Write), LOST, "not reused, though nobody else has it");
+        }
+        let child = Arc::new(s.fork()?);
+        assert_eq!((frame(&child, AT), fault(&child, AT, Access::Read)), (None, LOST));
+        lost(child.copy_in(page(huge, 77), &mut [0]));
+        let mut byte = [0];
+        assert!(
+            child.copy_in(page(huge, 78), &mut byte).is_ok() && child.copy_in(page(AT, 1), &mut byte).is_ok()
+        );
+        assert_eq!(byte, [7]);
+        assert_eq!((s.lose_poisoned()?, child.lose_poisoned()?), (1, 0));
+        assert_eq!(fault(&child, page(huge, 77), Access::Read), LOST);
+        for s in [&s, &child] {
+            check(s);
+        }
+        drop((pins, s, child));
+        machine.nothing_left()?;
+    }
+    Ok(())
+}
+
 /// Private pages: poison in their place, in every space that has them; it is changed, moved, inherited and taken away like
 /// a page, and nobody reads zeros there.
 fn private_pages<F: Format>() -> Result {

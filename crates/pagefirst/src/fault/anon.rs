@@ -18,6 +18,11 @@ pub(super) fn readable<P: Platform>(vma: &Vma<P>) -> Attrs {
     Attrs::ACCESSED | exec
 }
 
+/// What an entry has besides when its page is this mapping's alone: it is not writable where only a pin made it so.
+pub(super) fn owned<P: Platform>(vma: &Vma<P>) -> Attrs {
+    if vma.prot.contains(Prot::WRITE) { WRITTEN } else { Attrs::empty() }
+}
+
 /// The zero page, not counted anywhere.
 struct Zero<'f, P: Platform> {
     vma: &'f Vma<P>,

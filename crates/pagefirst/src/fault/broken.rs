@@ -9,7 +9,7 @@
 //! |---|---|---|---|
 //! | break and make | the later one finds another page, or flushes as well | comes again | the entry is not what it was: look again |
 
-use super::anon::{WRITTEN, private_entry};
+use super::anon::{owned, private_entry};
 use super::hand::{Need, Why};
 use super::{Fault, Look, Outcome};
 use crate::arch::{Attrs, Format};
@@ -18,7 +18,7 @@ use crate::platform::Platform;
 use crate::space::Vma;
 use crate::sync::atomic::{SeqCst, fence};
 use crate::table::{Counted, FaultKind, Locked, Seen, Slot, Walk};
-use crate::types::{Access, Pfn};
+use crate::types::Pfn;
 
 impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     /// A broken entry: somebody is at work on it, or gave up.
@@ -62,7 +62,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let mut look = Look::Again;
         if let Some(vma) = self.space.find(self.pin, self.addr)
             && vma.is_private()
-            && vma.prot.allows(Access::Write)
+            && vma.prot.allows(self.access)
             && let Walk::Seen(slot) | Walk::Huge(slot) = table.walk(self.pin, self.addr)
             && let Some(page) = P::Format::frame(slot.raw(), slot.level())
             && Some(page) == old
@@ -90,7 +90,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let span = P::Format::span_of(self.addr, level);
         let special = old == p.vm().zero_page();
         let (old, _, flags) = frame::folio_of(p, old);
-        let entry = private_entry(self.space.root(), vma, span.start, fresh.page, level, WRITTEN);
+        let entry = private_entry(self.space.root(), vma, span.start, fresh.page, level, owned(vma));
         slot.replace(Counted::page(flags), entry);
         slot.tally(FaultKind::Copy);
         drop(slot);

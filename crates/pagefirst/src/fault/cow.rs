@@ -5,7 +5,7 @@
 //! could read the old page after somebody wrote the copy. When no other CPU can have the space's translations, read
 //! after the read-only store and a fence, all of it is done in one locked section.
 
-use super::anon::{WRITTEN, private_page, readable};
+use super::anon::{WRITTEN, owned, private_page, readable};
 use super::hand::{Fresh, Need, Why};
 use super::{Fault, Look};
 use crate::arch::Format;
@@ -73,7 +73,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         if alone {
             // This CPU's own stale translation goes before another thread can run here, in this space or, by tag, out of it.
             p.sync_local(table.tag(), self.addr, false);
-            slot.put(P::Format::leaf(copy, level, readable(vma) | WRITTEN));
+            slot.put(P::Format::leaf(copy, level, readable(vma) | owned(vma)));
             table.end_unflushed();
         } else {
             // Mapped and locked, so it is not free.

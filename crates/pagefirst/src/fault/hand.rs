@@ -124,6 +124,8 @@ pub(crate) struct Hand<'a, P: Platform> {
     pub published: bool,
     /// A stack was looked for and cannot grow.
     pub grown: bool,
+    /// A page of private memory is to become this mapping's alone, for a pin.
+    pub unshares: bool,
 }
 
 impl<'a, P: Platform> Hand<'a, P> {
@@ -138,6 +140,7 @@ impl<'a, P: Platform> Hand<'a, P> {
             major: false,
             published: false,
             grown: false,
+            unshares: false,
         }
     }
 

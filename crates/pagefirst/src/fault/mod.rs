@@ -72,7 +72,19 @@ impl<P: Platform> AddressSpace<P> {
     /// [`Outcome::Blocked`]. Whatever happens, nothing is left behind but what the outcome says.
     pub fn fault(&self, addr: VirtAddr, access: Access) -> Outcome<'_, P> {
         let mut hand = Hand::new(self);
-        let outcome = self.answer(addr, access, &mut hand);
+        self.fault_with(addr, access, &mut hand)
+    }
+    /// Maps what a read finds at `addr`, and if that is a page of private memory, makes it this mapping's alone: for a pin.
+    /// Where it is that already, the fault is spurious. Called like `fault`.
+    #[cold]
+    pub(crate) fn unshare(&self, addr: VirtAddr) -> Outcome<'_, P> {
+        let mut hand = Hand::new(self);
+        hand.unshares = true;
+        self.fault_with(addr, Access::Read, &mut hand)
+    }
+    #[inline]
+    fn fault_with<'a>(&'a self, addr: VirtAddr, access: Access, hand: &mut Hand<'a, P>) -> Outcome<'a, P> {
+        let outcome = self.answer(addr, access, hand);
         let mapped = matches!(outcome, Outcome::Mapped { .. });
         if !mapped {
             self.count(&outcome);
@@ -192,9 +204,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
 
     #[inline]
     fn entry_there(&mut self, vma: &'f Vma<P>, slot: Slot<'f, P, Seen>) -> Look<'a, P> {
-        if P::Format::frame(slot.raw(), slot.level()).is_none() {
-            return not_a_page(slot);
-        }
+        let Some(page) = P::Format::frame(slot.raw(), slot.level()) else { return not_a_page(slot) };
         let attrs = P::Format::attrs(slot.raw());
         if P::Format::BREAK_BEFORE_MAKE && attrs.contains(Attrs::NONE) {
             return self.broken(vma, slot);
@@ -202,6 +212,9 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let write = self.access == Access::Write;
         if write && !attrs.contains(Attrs::WRITE) {
             return self.write_protected(vma, slot);
+        }
+        if self.hand.unshares {
+            return self.make_exclusive(vma, slot, page);
         }
         // Whatever else the VMA allows, the entry allows: it was made, or changed, to the VMA's rights. So hardware
         // wants it marked, where it does not do that itself (RISC-V Svade, AArch64 without FEAT_HAFDBS).

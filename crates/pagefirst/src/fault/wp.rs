@@ -5,12 +5,15 @@
 //! may be somebody's who reads by it, after the process that it was taken from has unmapped the page (CVE-2020-29374).
 //! Otherwise it is copied. A huge page that is shared is copied whole if a huge page can be had, and if not its entry is
 //! split, and the small page copied.
+//!
+//! A page that is to be pinned is made exclusive in the same way, though nobody writes, and be it that the mapping may not
+//! be written to: the entry stays read-only then.
 
-use super::anon::WRITTEN;
+use super::anon::{WRITTEN, owned};
 use super::hand::{Fresh, Need, Why};
 use super::{Bus, Fault, FaultError, Look, Outcome};
 use crate::arch::{Attrs, Format};
-use crate::frame::{FrameFlags, Part, folio_of, head_of};
+use crate::frame::{FrameFlags, Part, folio_of, head_of, is_bad};
 use crate::platform::Platform;
 use crate::space::{Backing, Vma};
 use crate::table::{FaultKind, Locked, Seen, Slot};
@@ -37,11 +40,32 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         }
         let p = self.pin.platform();
         let (_, _, flags) = folio_of(p, pfn);
+        // Nobody uses what is lost, nor copies it. Of a file's page its cache says so.
+        if flags.contains(FrameFlags::ANON) && is_bad(p, flags, pfn, P::Format::order(slot.level())) {
+            return cannot_be_used(slot.level());
+        }
         match flags.contains(FrameFlags::ZERO) {
             true => self.replace_zero(vma, slot, pfn),
             false if !vma.is_private() || flags.contains(OURS) => self.reuse(vma, slot, pfn),
             false => self.unshare(vma, slot, pfn),
         }
+    }
+
+    /// A page of private memory that others may see is made exclusive, for a pin.
+    #[cold]
+    pub(super) fn make_exclusive(
+        &mut self,
+        vma: &'f Vma<P>,
+        slot: Slot<'f, P, Seen>,
+        pfn: Pfn,
+    ) -> Look<'a, P> {
+        let p = self.pin.platform();
+        let special = P::Format::attrs(slot.raw()).contains(Attrs::SPECIAL);
+        let flags = p.meta(head_of(p, pfn)).flags();
+        if special || flags & OURS != FrameFlags::ANON {
+            return Look::Done(Outcome::Spurious);
+        }
+        self.unshare(vma, slot, pfn)
     }
 
     /// The page is made writable where it is.
@@ -130,7 +154,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
                 && meta.counts().maps == 1
                 && meta.try_reuse(self.hand.references_to(meta))
             {
-                return self.widen(slot, FaultKind::Reuse);
+                return self.widen_to(owned(vma), slot, FaultKind::Reuse);
             }
             if self.hand.has_copy(pfn, level) {
                 return self.replace(vma, slot, pfn);
@@ -144,7 +168,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             let Some(source) = self.held(&slot, pfn) else { return Look::Again };
             drop(slot);
             if source.is_bad() {
-                return cannot_be_copied(level);
+                return cannot_be_used(level);
             }
             if level > 0 {
                 return Look::Need(Need::Copy(source));
@@ -157,8 +181,11 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     }
 
     /// Makes what the locked slot maps writable, and counts that as `kind`.
-    pub(super) fn widen(&self, mut slot: Slot<'f, P, Locked<'f, P>>, kind: FaultKind) -> Look<'a, P> {
-        slot.widen(WRITTEN | Attrs::ACCESSED);
+    pub(super) fn widen(&self, slot: Slot<'f, P, Locked<'f, P>>, kind: FaultKind) -> Look<'a, P> {
+        self.widen_to(WRITTEN, slot, kind)
+    }
+    fn widen_to(&self, more: Attrs, mut slot: Slot<'f, P, Locked<'f, P>>, kind: FaultKind) -> Look<'a, P> {
+        slot.widen(more | Attrs::ACCESSED);
         slot.tally(kind);
         Look::mapped(self.hand.major, slot.level() > 0, 0)
     }
@@ -181,6 +208,6 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
 
 /// Of a huge page, the good parts can.
 #[cold]
-fn cannot_be_copied<'a, P: Platform>(level: u8) -> Look<'a, P> {
+fn cannot_be_used<'a, P: Platform>(level: u8) -> Look<'a, P> {
     if level > 0 { Look::Need(Need::Split) } else { Look::error(FaultError::Bus(Bus::Poison)) }
 }

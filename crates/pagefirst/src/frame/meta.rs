@@ -392,7 +392,7 @@ impl FrameMeta {
         self.flags.load(Relaxed) == FrameFlags::FREE.bits() | (order as u32) << 16
     }
     /// log2 of the number of frames of the folio.
-    pub(crate) fn order(&self) -> u8 {
+    pub fn order(&self) -> u8 {
         (self.flags.load(Relaxed) >> 16) as u8
     }
     /// Flags and order at one moment.

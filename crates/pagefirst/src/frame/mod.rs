@@ -27,7 +27,7 @@ pub use handle::Frame;
 pub(crate) use handle::{WORDS, clear_page, copy_page, words};
 pub use meta::{Counts, FrameFlags, FrameMeta};
 pub(crate) use owner::{root_of, with_file};
-pub(crate) use poison::{Bad, mark as mark_bad};
+pub(crate) use poison::{Bad, is_bad, mark as mark_bad};
 pub(crate) use storing::Storing;
 
 use crate::limit;

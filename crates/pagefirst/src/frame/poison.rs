@@ -80,12 +80,19 @@ pub(super) fn release<P: Platform>(p: &'static P, folio: Pfn, order: u8) {
     }
 }
 
+/// Whether hardware reported an error in one of 2^order frames, parts of a folio with these flags.
+#[inline]
+pub(crate) fn is_bad<P: Platform>(p: &'static P, folio: FrameFlags, first: Pfn, order: u8) -> bool {
+    folio.intersects(FrameFlags::HURT | FrameFlags::POISON) && is_any_bad(p, first, order)
+}
+#[cold]
+fn is_any_bad<P: Platform>(p: &'static P, first: Pfn, order: u8) -> bool {
+    (0..1 << order).any(|i| p.meta(first.add(i)).flags().contains(FrameFlags::POISON))
+}
+
 impl<P: Platform> Part<P> {
     /// Whether hardware reported an error in one of the frames.
     pub(crate) fn is_bad(&self) -> bool {
-        let p = self.folio().platform();
-        let hurt = FrameFlags::HURT | FrameFlags::POISON;
-        self.folio().meta().flags().intersects(hurt)
-            && self.frames().any(|pfn| p.meta(pfn).flags().contains(FrameFlags::POISON))
+        is_bad(self.folio().platform(), self.folio().meta().flags(), self.pfn(), self.order())
     }
 }

@@ -9,10 +9,12 @@
 //! gets a reference and a mapping more, and stops being exclusive; its entry is made read-only, and the same entry goes
 //! into a leaf table that nobody else sees yet ([`NewLeaf`]). Without the lock, that is then published in the child.
 //! Zero pages and pages of files are left out: the child faults them in again. A pinned page stays the parent's,
-//! exclusive and writable, for a device may write to it; the child gets a copy at once.
+//! exclusive and as writable as it was, for a device may write to it; the child gets a copy at once. Of a page in which
+//! hardware reported an error it gets nothing but the word that it is lost.
 //!
 //! Memory can run out at every step. Then the child goes, and the parent is as it was, but that entries may be read-only
-//! and pages not exclusive: the next write makes them so again, with no copy (`fault::wp`).
+//! and pages not exclusive: the next write makes them so again, with no copy unless they are parts of a larger folio
+//! (`fault::wp`).
 //!
 //! | | fork |
 //! |---|---|
@@ -20,14 +22,14 @@
 //! | write by a CPU with a translation from before the flush | to the page that is shared: the child, which does not run yet, sees it too |
 //! | write fault in the parent that was at work before | the page it copied is held, so it is not reused; a copy that fork shared stays read-only |
 //! | mapping call, discard, fork in the parent | the writer lock |
-//! | pin | the table's lock: a pinned page is copied, and one that is shared is made exclusive again before it is pinned |
+//! | pin | the table's lock: a pinned page is copied, and one that is shared is made exclusive again before it is pinned; what that makes read-only, fork flushes as well |
 //! | a file that shrinks | finds the parent's mappings not live and waits; fork takes out of both what lies beyond the end by then |
 //! | exit of either | map counts and references fall after their flush; the last one reuses the page |
 
 use super::tree::{MAX_NEW, VmaTree};
 use super::{AddressSpace, EVERYTHING, MapError, State, Vma, VmaFlags};
 use crate::arch::{Attrs, Format};
-use crate::frame::{Frame, FrameFlags, Part, folio_of};
+use crate::frame::{Frame, FrameFlags, Part, folio_of, is_bad};
 use crate::limit::{Payer, Unavailable};
 use crate::mem::Shared;
 use crate::platform::Platform;
@@ -192,11 +194,16 @@ impl<'a, P: Platform> Copier<'a, P> {
         mut range: VirtRange,
         gather: &mut Gather<'_, P>,
     ) -> Result<(), Unavailable> {
+        let whole = range;
         while let Flow::Full(at) = parent.descend(range, self, gather) {
             range.start = self.prepare(at)?;
             if range.is_empty() {
                 break;
             }
+        }
+        // What a pin made read-only before an entry was looked at here, and has not flushed yet.
+        if parent.is_unflushed() {
+            gather.touch(whole);
         }
         Ok(())
     }
@@ -249,8 +256,14 @@ impl<'a, P: Platform> Copier<'a, P> {
         leaf.set(va, entry);
     }
 
-    /// A copy of what is pinned. Where no huge page can be had for it, it is copied to small ones, and the answer is where
-    /// to go on.
+    /// What is lost is lost to both.
+    #[cold]
+    fn put_lost(&mut self, va: VirtAddr) {
+        self.put_small(va, NewEntry { raw: P::Format::poison(), counted: Counted::Nothing });
+    }
+
+    /// A copy of what is pinned. Where no huge page can be had for it, or a part of it is lost, it is copied to small ones,
+    /// and the answer is where to go on.
     #[cold]
     fn copy_pinned(
         &mut self,
@@ -260,6 +273,12 @@ impl<'a, P: Platform> Copier<'a, P> {
     ) -> Result<Option<VirtAddr>, Unavailable> {
         let p = self.p;
         let frame = match part.order() {
+            // There are tables for it: it comes into the leaf that is open, or opens one.
+            0 if part.is_bad() => {
+                self.put_lost(va);
+                return Ok(Some(VirtAddr(va.0 + PAGE_SIZE)));
+            }
+            _ if part.is_bad() => None,
             0 => self.payer.frame(p).map(Some)?,
             order => self.payer.block(p, order).ok(),
         };
@@ -271,10 +290,14 @@ impl<'a, P: Platform> Copier<'a, P> {
         self.tables()?;
         let mut at = va;
         for i in 0..1 << part.order() {
-            let mut frame = self.payer.frame(p)?;
             let small = part.small(i);
-            frame.copy_of(&small);
-            self.put_copy(at, 0, frame, &small, attrs);
+            if small.is_bad() {
+                self.put_lost(at);
+            } else {
+                let mut frame = self.payer.frame(p)?;
+                frame.copy_of(&small);
+                self.put_copy(at, 0, frame, &small, attrs);
+            }
             at = VirtAddr(at.0 + PAGE_SIZE);
         }
         Ok(Some(at))
@@ -315,7 +338,10 @@ impl<P: Platform> Visitor<P> for Copier<'_, P> {
                 && flags.contains(FrameFlags::ANON)
             {
                 let attrs = P::Format::attrs(raw);
-                if meta.try_share() {
+                if level == 0 && is_bad(p, flags, pfn, 0) {
+                    // The child gets none of what is lost, and no copy.
+                    self.put_lost(va);
+                } else if meta.try_share() {
                     let mut raw = raw;
                     if attrs.contains(Attrs::WRITE) {
                         raw = P::Format::read_only(guard.update(index, P::Format::read_only));
@@ -331,8 +357,7 @@ impl<P: Platform> Visitor<P> for Copier<'_, P> {
                     break;
                 }
             } else if raw == P::Format::poison() && level == 0 {
-                // What is lost is lost to both.
-                self.put_small(va, NewEntry { raw, counted: Counted::Nothing });
+                self.put_lost(va);
             }
             if left == 0 {
                 break;

@@ -1,10 +1,14 @@
 //! Pins: user pages held where they are, for devices and direct I/O.
 //!
 //! A pin holds a reference, and is counted apart from references on the head of the page's folio (the low half of its link;
-//! `FrameMeta::try_pin`). It is taken under the lock of the table that maps the page, and in a private mapping on exclusive
-//! pages only: one that is shared is made exclusive first, by a write fault. Fork leaves a pinned page to its parent,
-//! exclusive and writable, and copies it for the child. So what a device writes, the program sees, and what the program
-//! writes, the device sees (r12): a page that is pinned stays the one that is mapped until the program itself unmaps it.
+//! `FrameMeta::try_pin`). It is taken under the lock of the table that maps the page, and of private memory on exclusive
+//! pages only, whether the mapping may be written to or not: one that is not is made exclusive first. Fork leaves a pinned
+//! page to its parent, exclusive, and copies it for the child. So what a device writes, the program sees, and what the
+//! program writes, the device sees (r12): a page that is pinned stays the one that is mapped until the program itself
+//! unmaps it.
+//!
+//! A part of a folio may be writable though the folio is not exclusive: another part of it was shared with a child that did
+//! not get this one. It is made read-only, and flushed, before it is made exclusive, for that may take a copy.
 //!
 //! | | pin |
 //! |---|---|
@@ -14,11 +18,12 @@
 
 use super::AddressSpace;
 use crate::arch::{Attrs, Format};
-use crate::fault::{FaultError, Outcome, Segv, Ticket};
+use crate::fault::{Bus, FaultError, Outcome, Segv, Ticket};
 use crate::frame::{Frame, FrameFlags, Part};
 use crate::platform::Platform;
 use crate::sync::epoch::Pin;
 use crate::table::Walk;
+use crate::tlb::Gather;
 use crate::types::{Access, PAGE_SHIFT, PAGE_SIZE, Pfn, Prot, VirtRange};
 use core::fmt;
 
@@ -29,6 +34,8 @@ pub struct Pinned<P: Platform> {
     len: u64,
     /// A page of a file that may have been written to by the time it is given up.
     dirties: bool,
+    /// A zero page, which is everybody's: its pins are not counted.
+    is_zero: bool,
 }
 
 impl<P: Platform> Pinned<P> {
@@ -53,7 +60,9 @@ impl<P: Platform> Drop for Pinned<P> {
         if self.dirties {
             meta.set(FrameFlags::DIRTY);
         }
-        meta.unpin();
+        if !self.is_zero {
+            meta.unpin();
+        }
     }
 }
 
@@ -113,9 +122,15 @@ enum Look<P: Platform> {
     Pinned(Pinned<P>),
     /// A fault has to come first.
     Fault(Access),
+    /// The page must be made exclusive first.
+    Unshare,
+    /// The same; it was made read-only for that, in a table at this level, which is not flushed yet.
+    Narrowed(u8),
     Again,
     TooMany,
     NotMemory,
+    /// Hardware reported an error in it.
+    Lost,
 }
 
 impl<P: Platform> AddressSpace<P> {
@@ -124,8 +139,8 @@ impl<P: Platform> AddressSpace<P> {
     /// again, from where that ends.
     ///
     /// Called like [`fault`](AddressSpace::fault), with no lock and no pin of the epoch held. For writing the mapping must
-    /// allow it. For reading, memory that the program itself may write is pinned where it writes; memory that it may only
-    /// read is pinned as it is, be it shared with others.
+    /// allow it. For reading, memory that the program itself may write is pinned where it writes; of memory that it may only
+    /// read, what it never wrote is pinned as it is: a page of a file, or zeros.
     ///
     /// ```
     /// use pagefirst::policy::Policy;
@@ -157,17 +172,27 @@ impl<P: Platform> AddressSpace<P> {
             return Err(PinError::Fault(FaultError::Segv(Segv::nowhere::<P::Format>(range.start))));
         }
         loop {
-            let access = match self.look_to_pin(&Pin::new(self.p), range, write) {
+            let look = self.look_to_pin(&Pin::new(self.p), range, write);
+            let outcome = match look {
                 Look::Pinned(pinned) => return Ok(pinned),
-                Look::Fault(access) => access,
+                Look::Fault(access) => self.fault(range.start, access),
+                Look::Unshare => self.unshare(range.start),
+                Look::Narrowed(level) => {
+                    let mut gather = Gather::small(self.page_table());
+                    gather.touch(P::Format::span_of(range.start, level));
+                    gather.flush();
+                    self.page_table().end_unflushed();
+                    continue;
+                }
                 Look::Again => {
                     self.p.relax();
                     continue;
                 }
                 Look::TooMany => return Err(PinError::TooMany),
                 Look::NotMemory => return Err(PinError::NotMemory),
+                Look::Lost => return Err(PinError::Fault(FaultError::Bus(Bus::Poison))),
             };
-            match self.fault(range.start, access) {
+            match outcome {
                 Outcome::Mapped { .. } => {}
                 Outcome::Spurious => self.p.relax(),
                 Outcome::Blocked(ticket) => return Err(PinError::Blocked(ticket)),
@@ -200,12 +225,29 @@ impl<P: Platform> AddressSpace<P> {
             return Look::NotMemory;
         }
         let Some(part) = Part::try_get(p, page, 0) else { return Look::Again };
-        let is_ours = |part: &Part<P>| !exclusive || part.is_exclusive();
-        if !is_ours(&part) {
+        if p.meta(first).flags().contains(FrameFlags::POISON) {
+            return Look::Lost;
+        }
+        let meta = part.meta();
+        let flags = meta.flags();
+        if exclusive && !flags.contains(FrameFlags::ANON) {
             return Look::Fault(Access::Write);
         }
-        let meta = part.folio().meta();
-        if meta.try_pin().is_none() {
+        let is_shared = || meta.flags() & (FrameFlags::ANON | FrameFlags::EXCLUSIVE) == FrameFlags::ANON;
+        let mut unshare = || {
+            if !attrs.contains(Attrs::WRITE) {
+                return Look::Unshare;
+            }
+            // Before the entry changes: who writes to it from now on flushes before it copies.
+            self.page_table().begin_unflushed();
+            slot.narrow();
+            Look::Narrowed(level)
+        };
+        if is_shared() {
+            return unshare();
+        }
+        let is_zero = zero || flags.contains(FrameFlags::ZERO);
+        if !is_zero && meta.try_pin().is_none() {
             return Look::TooMany;
         }
         let span = P::Format::span_of(at, level).intersect(range);
@@ -214,10 +256,12 @@ impl<P: Platform> AddressSpace<P> {
             len: span.len(),
             dirties: write && meta.flags().contains(FrameFlags::FILE),
             folio: Frame::from(part),
+            is_zero,
         };
         // A fork may have shared another part of the folio, under another lock, before it could see the pin.
-        if exclusive && !meta.flags().contains(FrameFlags::EXCLUSIVE) && !cfg!(mutant = "pin_looks_once") {
-            return Look::Fault(Access::Write);
+        if is_shared() && !cfg!(mutant = "pin_looks_once") {
+            drop(pinned);
+            return unshare();
         }
         slot.widen(if write { Attrs::ACCESSED | Attrs::DIRTY } else { Attrs::ACCESSED });
         Look::Pinned(pinned)

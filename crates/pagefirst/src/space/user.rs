@@ -22,7 +22,7 @@
 //! A copy that stops half-way says how much is done. One that is blocked goes on there when the ticket is ready.
 
 use super::AddressSpace;
-use crate::fault::{FaultError, Outcome, Segv, Ticket};
+use crate::fault::{Bus, FaultError, Outcome, Segv, Ticket};
 use crate::frame::{WORDS, bytes};
 use crate::platform::Platform;
 use crate::sync::atomic::plain::AtomicU64;
@@ -204,6 +204,7 @@ impl<P: Platform> AddressSpace<P> {
                     done = end;
                     continue;
                 }
+                Accessed::Lost => return stopped(done, Why::Error(FaultError::Bus(Bus::Poison))),
                 Accessed::NotMemory => return stopped(done, Why::Error(FaultError::Segv(Segv::Access))),
                 Accessed::Faults => {}
             }

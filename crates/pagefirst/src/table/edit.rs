@@ -4,7 +4,7 @@ use super::PageTable;
 use super::record::{Counted, FaultKind};
 use super::slot::{Locked, Seen, Slot, Walk};
 use crate::arch::{Attrs, Format};
-use crate::frame::{WORDS, words};
+use crate::frame::{FrameFlags, WORDS, words};
 use crate::platform::Platform;
 use crate::sync::atomic::plain::AtomicU64;
 use crate::sync::epoch::Pin;
@@ -22,6 +22,8 @@ pub(crate) enum Accessed<R> {
     Faults,
     /// What is mapped there is not memory.
     NotMemory,
+    /// Hardware reported an error in it.
+    Lost,
 }
 
 fn same<F: Format>(a: u64, b: u64) -> bool {
@@ -53,6 +55,11 @@ impl<P: Platform> Slot<'_, P, Locked<'_, P>> {
         let index = self.index();
         let new = |raw| P::Format::with_attrs(raw, (P::Format::attrs(raw) - broken) | attrs);
         self.state.0.update(index, new);
+    }
+    /// Makes the entry read-only.
+    pub(crate) fn narrow(&mut self) {
+        let index = self.index();
+        self.state.0.update(index, P::Format::read_only);
     }
     /// Makes the entry one that is not present, so that another page can take its place after a flush. It still maps its
     /// page, for all but hardware: whoever zaps or changes it meanwhile does so as ever.
@@ -127,6 +134,8 @@ impl<P: Platform> PageTable<P> {
                 if !cached || !self.p.is_memory(pfn) {
                     return Accessed::NotMemory;
                 }
+            } else if self.p.meta(pfn).flags().contains(FrameFlags::POISON) {
+                return Accessed::Lost;
             }
             let done = f(words(self.p, pfn));
             slot.widen(mark);
