@@ -4,7 +4,7 @@
 //! announcement has published by then, and is found; who comes after it sees the announcement. So what is read is all
 //! there is, also where the walk stops and goes on later, and no slot needs a second look. Children are visited first;
 //! those that died of it, or were dead, are unlinked together, under the lock. The cost follows the tables in use, not
-//! the addresses.
+//! the addresses. Nobody stays pinned for long: after [`AT_ONCE`] tables the walk begins anew where it is.
 //!
 //! A huge page is an entry like others, of a table further up. One that reaches beyond the range is split first.
 
@@ -26,7 +26,12 @@ pub(crate) enum Flow {
     Full(VirtAddr),
     /// Unlock, unpin, split the huge page at this address, and go on there.
     Split(VirtAddr),
+    /// Unlock, unpin, and go on at this address: it took long. Seen to by [`PageTable::descend`].
+    Rest(VirtAddr),
 }
+
+/// Tables visited with one pin, on a CPU that nothing else runs on meanwhile.
+const AT_ONCE: u32 = 64;
 
 /// What is done to the entries of a range.
 pub(crate) trait Visitor<P: Platform> {
@@ -87,7 +92,7 @@ impl<P: Platform> PageTable<P> {
     ) {
         while !range.is_empty() {
             match self.descend(range, visitor, gather) {
-                Flow::Done => return,
+                Flow::Done | Flow::Rest(_) => return,
                 Flow::Full(at) => {
                     gather.flush();
                     visitor.between();
@@ -106,14 +111,19 @@ impl<P: Platform> PageTable<P> {
     /// Visits `range`, which is not empty, until the visitor cannot go on: what it says then is seen to by the caller.
     pub(crate) fn descend<V: Visitor<P>>(
         &self,
-        range: VirtRange,
+        mut range: VirtRange,
         visitor: &mut V,
         gather: &mut Gather<'_, P>,
     ) -> Flow {
-        let pin = Pin::new(self.platform());
-        let mut descent = Descent { space: self, visitor, gather, flow: Flow::Done };
-        descent.table(self.root(&pin), VirtAddr(0), range);
-        descent.flow
+        loop {
+            let pin = Pin::new(self.platform());
+            let mut descent = Descent { space: self, visitor, gather, flow: Flow::Done, left: AT_ONCE };
+            descent.table(self.root(&pin), VirtAddr(0), range);
+            match descent.flow {
+                Flow::Rest(at) => range.start = at,
+                flow => return flow,
+            }
+        }
     }
 }
 
@@ -122,6 +132,8 @@ struct Descent<'a, 'g, P: Platform, V> {
     visitor: &'a mut V,
     gather: &'a mut Gather<'g, P>,
     flow: Flow,
+    /// Tables to be visited before it rests.
+    left: u32,
 }
 
 impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
@@ -188,6 +200,10 @@ impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
                 dead.get_or_insert(Slots([0; 8])).insert(i);
             }
             slots.start += 1;
+            self.left = self.left.saturating_sub(1);
+            if self.left == 0 && self.flow == Flow::Done && end < range.end {
+                self.flow = Flow::Rest(end);
+            }
         }
         Visit::Alive
     }
