@@ -6,6 +6,7 @@ mod kit;
 mod stage;
 
 use kit::*;
+use pagefirst::Poisoned;
 use pagefirst::arch::Attrs;
 use pagefirst::fault::FaultError;
 use pagefirst::file::{ReadError, WriteBackError, WriteError};
@@ -513,4 +514,25 @@ fn r06_spaces_caches_and_limits() -> Result {
     let cache = |s: &Stage| pagefirst::file::FileCache::new(s.machine, s.file.clone(), 4);
     fails_at_each_point("cache", |s| no_memory(cache(s).map(drop)), |_| true)?;
     fails_at_each_point("limit", |s| no_memory(Limit::new(s.machine, None, 4).map(drop)), |_| true)
+}
+
+/// A huge page of which a part is bad is split before that part is taken out.
+#[test]
+fn r06_bad_pages_are_lost() -> Result {
+    fails_at_each_point_of(
+        "lose poisoned",
+        |s| {
+            let pfn = frame(&s.space, HUGE).ok_or("mapped")?.add(7);
+            assert_eq!(s.machine.vm().poison(s.machine, pfn), Poisoned::Private { huge: true });
+            Ok(())
+        },
+        |s| match s.space.lose_poisoned() {
+            Ok(lost) => {
+                assert_eq!(lost, 1);
+                Came::Done
+            }
+            Err(_) => Came::NoMemory,
+        },
+        |s| s.byte(page(HUGE, 7)).is_none() && s.byte(HUGE) == Some(140),
+    )
 }

@@ -211,6 +211,60 @@ fn attributes_are_as_before() -> Result {
     Ok(())
 }
 
+/// A frame of the library's is marked where it is, and withheld when the library gives it back: the root of a space's tables,
+/// a table that would wait to be one again, a frame that is to become a page.
+#[test]
+fn a_frame_that_is_in_use_is_never_handed_out_again() -> Result {
+    let machine = small_machine(300);
+    let s = space(machine)?;
+    s.map(at(AT, anonymous(2, RW)))?;
+    assert!(matches!(fault(&s, AT, Access::Write), End::Mapped(..)));
+    let root = s.page_table().root_frame();
+    let entry = machine.cells(root)[X86_64::index(AT, 3)].load(std::sync::atomic::Ordering::Acquire);
+    let table = X86_64::child(entry, 3).ok_or("a table")?;
+    let own = Frame::new(machine)?;
+    let bad = [root, table, own.pfn()];
+    for pfn in bad {
+        assert_eq!(poison(machine, pfn), Poisoned::InUse);
+    }
+    drop((s, own));
+    machine.nothing_left()?;
+    assert_eq!(machine.vm().frames.bad_frames(), 3);
+    let left = all(machine);
+    assert!(bad.iter().all(|pfn| !left.contains(pfn)));
+    Ok(())
+}
+
+/// Huge pages are split before anything is taken out: whom memory runs out for is told the whole number when he calls again.
+#[test]
+fn pages_are_lost_and_told_once_though_memory_runs_out() -> Result {
+    let mut failed = 0;
+    for free in 0.. {
+        let machine = machine();
+        let s = space_with(machine, Policy { huge: HugePolicy::Always, ..policy() })?;
+        s.map(at(VirtAddr(2 << 30), anonymous(2 * 512, RW)))?;
+        for i in [0, 512] {
+            let va = page(VirtAddr(2 << 30), i);
+            assert!(s.copy_out(va, &[1]).is_ok());
+            let pfn = frame(&s, va).ok_or("mapped")?.add(7);
+            assert_eq!(poison(machine, pfn), Poisoned::Private { huge: true });
+        }
+        let taken = machine.leave_free(free);
+        let first = s.lose_poisoned();
+        drop(taken);
+        check(&s);
+        assert_eq!((first, s.lose_poisoned()), if first.is_ok() { (Ok(2), Ok(0)) } else { (first, Ok(2)) });
+        failed += u32::from(first.is_err());
+        drop(s);
+        machine.nothing_left()?;
+        if first.is_ok() {
+            break;
+        }
+    }
+    assert!(failed > 1);
+    Ok(())
+}
+
 /// From the moment it is marked, and, of a huge one, before it is taken out, nobody uses what is lost: no user copy, no pin, no fork, no
 /// write of a page that is reused.
 #[test]

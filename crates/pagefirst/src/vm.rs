@@ -92,7 +92,8 @@ pub enum Poisoned {
         /// [`AddressSpace::lose_poisoned`](crate::space::AddressSpace::lose_poisoned) was called for every space that is so.
         huge: bool,
     },
-    /// The library itself, or it is about to become a page: nothing was done. If it becomes a page, call again.
+    /// The library itself, or it is about to become a page. It is not handed out again when it is given back; but if it becomes
+    /// a page, nobody is told: call again.
     InUse,
     /// It is no frame of the library's.
     Foreign,

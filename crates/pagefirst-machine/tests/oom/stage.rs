@@ -37,7 +37,7 @@ pub const NOWHERE: VirtAddr = VirtAddr(4 << 40);
 /// Mappings when nothing was called yet.
 pub const MAPPINGS: usize = 11;
 
-const MEMORY: u64 = 4096;
+const MEMORY: u64 = 16384;
 
 pub fn machine_with_device() -> &'static Machine {
     Machine::new(Config { memory: MEMORY * PAGE_SIZE, device: 8 << 20, ..hardware() })

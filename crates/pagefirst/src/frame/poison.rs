@@ -1,11 +1,13 @@
 //! Frames in which hardware reported a memory error.
 //!
 //! The mark is on the frame's own metadata, on a tail's too, and [`HURT`](FrameFlags::HURT) on the head of its folio. It stays
-//! with the frame: whatever is done with its folio, it is never free again. Who looks a page up, or validates one to map it,
+//! with the frame, be it a page or the library's own: whatever is done with its folio, it is never free again. It is set by who
+//! holds a reference, and nothing stores flags whole while others may. Who looks a page up, or validates one to map it,
 //! is told; so, as for pages that go (protocol 2), the mark comes before the walk that takes the mappings away.
 
-use super::{Frame, FrameFlags, MAX_ORDER, Part, drain, first_of};
+use super::{Frame, FrameFlags, MAX_ORDER, Part, drain, first_of, free_aside};
 use crate::platform::{Note, Platform};
+use crate::table;
 use crate::types::Pfn;
 
 /// How often a frame is looked for that is neither referred to nor free: it is on its way from the one to the other.
@@ -17,7 +19,7 @@ pub(crate) enum Bad<P: Platform> {
     Free,
     /// It is a page: marked.
     Page(Part<P>),
-    /// The library itself; or it is about to become a page.
+    /// The library itself, or it is about to become a page: marked.
     Other,
     /// It is no frame of the library's.
     Foreign,
@@ -31,6 +33,8 @@ pub(crate) fn mark<P: Platform>(p: &'static P, pfn: Pfn) -> Bad<P> {
     }
     for _ in 0..PATIENCE {
         let Some(page) = Part::try_get(p, pfn, 0).or_else(|| part_of_block(p, pfn)) else {
+            // In a cache, or put aside.
+            free_aside(p);
             drain(p);
             let was_taken_out = p.meta(pfn).flags() == FrameFlags::POISON;
             if was_taken_out || frames.take_out(p, pfn) {
@@ -39,14 +43,14 @@ pub(crate) fn mark<P: Platform>(p: &'static P, pfn: Pfn) -> Bad<P> {
             p.relax();
             continue;
         };
-        let flags = page.folio().meta().flags();
-        if !flags.intersects(FrameFlags::ANON | FrameFlags::FILE) {
-            return Bad::Other;
-        }
         if page.folio().order() > 0 {
             page.folio().meta().set(FrameFlags::HURT);
         }
         p.meta(pfn).set(FrameFlags::POISON);
+        if !page.folio().meta().flags().intersects(FrameFlags::ANON | FrameFlags::FILE) {
+            table::drain(p); // it may wait to be a table again
+            return Bad::Other;
+        }
         // Unless it was split meanwhile.
         if pfn.0 - page.folio().pfn().0 < 1 << page.folio().order() {
             return Bad::Page(page);

@@ -12,6 +12,7 @@ use crate::types::{NoMemory, VirtAddr};
 impl<P: Platform> AddressSpace<P> {
     /// The tables to split what lies across these addresses, or may by the time the call is announced, for faults go on
     /// until then. Called with the writer lock held.
+    #[cfg_attr(debug_assertions, track_caller)]
     pub(super) fn cuts(&self, at: &[VirtAddr]) -> Result<Stock<P>, NoMemory> {
         let tables = {
             let pin = Pin::new(self.p);

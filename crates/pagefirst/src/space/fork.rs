@@ -43,7 +43,8 @@ impl<P: Platform> AddressSpace<P> {
     /// [`DontFork`](super::Advice::DontFork). Private memory is shared, page by page, until it is written to; that of
     /// mappings advised [`WipeOnFork`](super::Advice::WipeOnFork) the child finds empty.
     ///
-    /// Faults in this space are [`Blocked`](crate::fault::Outcome::Blocked) meanwhile.
+    /// Faults in this space are [`Blocked`](crate::fault::Outcome::Blocked) meanwhile. What a
+    /// [`Mapper`](crate::table::Mapper) mapped is not inherited: who wants it in the child maps it there.
     ///
     /// ```
     /// use pagefirst::policy::Policy;

@@ -6,11 +6,11 @@
 use super::AddressSpace;
 use crate::arch::{Attrs, Format};
 use crate::fault::HUGE_LEVEL;
-use crate::frame::{FrameFlags, Part, head_of, root_of};
+use crate::frame::{FrameFlags, Part, folio_of, root_of};
 use crate::platform::Platform;
 use crate::table::{Counted, Flow, Guard, Pass, Stock, Visitor};
 use crate::tlb::Gather;
-use crate::types::{NoMemory, PAGE_SIZE, VirtAddr, VirtRange};
+use crate::types::{NoMemory, PAGE_SIZE, Pfn, VirtAddr, VirtRange};
 
 impl<P: Platform> AddressSpace<P> {
     /// Takes private pages that [`Vm::poison`](crate::Vm::poison) has marked out of this space; returns how many. Who is told
@@ -20,20 +20,20 @@ impl<P: Platform> AddressSpace<P> {
     /// A huge page is split for it: its other parts stay.
     ///
     /// # Errors
-    /// [`NoMemory`] for that; call again.
+    /// [`NoMemory`] for that, with nothing taken out: call again.
     pub fn lose_poisoned(&self) -> Result<u64, NoMemory> {
         let _writing = self.write();
-        let mut lost = 0;
-        loop {
-            let mut lose = Lose { lost: 0, huge: None };
-            let mut gather = Gather::new(self.page_table());
-            self.page_table().visit(self.usable(), &mut lose, &mut Stock::empty(self.p), &mut gather);
-            gather.flush();
-            lost += lose.lost;
-            let Some(bad) = lose.huge else { return Ok(lost) };
+        let table = self.page_table();
+        let mut gather = Gather::new(table);
+        // All that may fail, before anything is taken out.
+        while let Flow::Full(bad) = table.descend(self.usable(), &mut FindHuge, &mut gather) {
             let mut cuts = Stock::new(self.p, HUGE_LEVEL.into())?;
-            self.page_table().visit(VirtRange::page_of(bad), &mut Pass, &mut cuts, &mut gather);
+            table.visit(VirtRange::page_of(bad), &mut Pass, &mut cuts, &mut gather);
         }
+        let mut lose = Lose { lost: 0 };
+        table.visit(self.usable(), &mut lose, &mut Stock::empty(self.p), &mut gather);
+        gather.flush();
+        Ok(lose.lost)
     }
 }
 
@@ -43,7 +43,7 @@ pub(crate) fn lose<P: Platform>(p: &'static P, page: &Part<P>) {
     while let Some(root) = root_of(p, folio) {
         root.for_each_place(folio.meta().index(), |table, at| {
             let mut gather = Gather::new(table);
-            let mut lose = Lose { lost: 0, huge: None };
+            let mut lose = Lose { lost: 0 };
             table.visit(VirtRange::page_of(at), &mut lose, &mut Stock::empty(p), &mut gather);
             gather.flush();
         });
@@ -56,40 +56,62 @@ pub(crate) fn lose<P: Platform>(p: &'static P, page: &Part<P>) {
     }
 }
 
+/// The folio that an entry of private memory maps, and which page of the entry is bad, if one is.
+#[inline]
+fn bad_part<P: Platform>(p: &'static P, raw: u64, level: u8) -> Option<(Pfn, u32)> {
+    let pfn = P::Format::frame(raw, level)?;
+    if P::Format::attrs(raw).contains(Attrs::SPECIAL) {
+        return None;
+    }
+    let (folio, _, flags) = folio_of(p, pfn);
+    if !flags.contains(FrameFlags::ANON) || !flags.intersects(FrameFlags::HURT | FrameFlags::POISON) {
+        return None;
+    }
+    let is_bad = |i: &u32| p.meta(pfn.add(*i)).flags().contains(FrameFlags::POISON);
+    Some((folio, (0..P::Format::pages(level) as u32).find(is_bad)?))
+}
+
+/// Stops at the first bad page in a huge one.
+struct FindHuge;
+
+impl<P: Platform> Visitor<P> for FindHuge {
+    fn leaf(&mut self, guard: &mut Guard<'_, P>, range: VirtRange, _: &mut Gather<'_, P>) -> Flow {
+        let (p, level) = (guard.table().platform(), guard.table().level());
+        if level > 0
+            && let Some((_, i)) = bad_part(p, guard.entry(P::Format::index(range.start, level)), level)
+        {
+            return Flow::Full(VirtAddr(range.start.0 + u64::from(i) * PAGE_SIZE));
+        }
+        Flow::Done
+    }
+    fn splits(&self, _: VirtRange, _: VirtRange) -> bool {
+        false
+    }
+}
+
+/// Puts poison in the place of bad small pages.
 struct Lose {
     lost: u64,
-    /// A bad page in a huge one.
-    huge: Option<VirtAddr>,
 }
 
 impl<P: Platform> Visitor<P> for Lose {
     fn leaf(&mut self, guard: &mut Guard<'_, P>, range: VirtRange, gather: &mut Gather<'_, P>) -> Flow {
         let (p, level) = (guard.table().platform(), guard.table().level());
-        let mut va = P::Format::span_of(range.start, level).start;
-        for index in P::Format::slots(range, level) {
-            let raw = guard.entry(index);
-            if let Some(pfn) = P::Format::frame(raw, level)
-                && !P::Format::attrs(raw).contains(Attrs::SPECIAL)
-                && let folio = head_of(p, pfn)
-                && let flags = p.meta(folio).flags()
-                && flags.contains(FrameFlags::ANON)
-                && flags.intersects(FrameFlags::HURT | FrameFlags::POISON)
-            {
-                let is_bad = |i| p.meta(pfn.add(i)).flags().contains(FrameFlags::POISON);
-                let bad = (0..P::Format::pages(level) as u32).find(|i| is_bad(*i));
-                match bad {
-                    Some(i) if level > 0 => self.huge = Some(VirtAddr(va.0 + u64::from(i) * PAGE_SIZE)),
-                    Some(_) if gather.is_full() => return Flow::Full(va),
-                    Some(_) => {
-                        guard.update(index, |_| P::Format::poison());
-                        guard.count(Counted::Anon, -1);
-                        gather.page(VirtRange::page_of(va), folio);
-                        self.lost += 1;
-                    }
-                    None => {}
+        if level > 0 {
+            return Flow::Done;
+        }
+        let mut va = range.start;
+        for index in P::Format::slots(range, 0) {
+            if let Some((folio, _)) = bad_part(p, guard.entry(index), 0) {
+                if gather.is_full() {
+                    return Flow::Full(va);
                 }
+                guard.update(index, |_| P::Format::poison());
+                guard.count(Counted::Anon, -1);
+                gather.page(VirtRange::page_of(va), folio);
+                self.lost += 1;
             }
-            va = VirtAddr(va.0.saturating_add(P::Format::span(level)));
+            va = VirtAddr(va.0.saturating_add(PAGE_SIZE));
         }
         Flow::Done
     }

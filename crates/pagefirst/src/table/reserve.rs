@@ -3,14 +3,15 @@
 //! [`Reserve`] is filled before any lock is taken; `install` takes from it and cannot allocate, for no allocator is
 //! in its reach. What is not used returns when the reserve is dropped.
 
-use super::record::{TableRecord, record_of};
+use super::record::TableRecord;
 use crate::arch::MAX_LEVELS;
-use crate::frame::{self, Frame};
+use crate::frame::{self, Frame, FrameFlags};
 use crate::mem::{Few, Room, ask};
 use crate::platform::{Note, Platform};
 use crate::sync::atomic::Relaxed;
 use crate::sync::held;
 use crate::types::{NoMemory, Pfn};
+use core::ptr::NonNull;
 
 const CACHED: usize = 32;
 
@@ -73,6 +74,9 @@ pub(super) fn give_zeroed<P: Platform>(p: &'static P, tables: &[Pfn]) {
         return;
     }
     tables.iter().for_each(|pfn| p.note(Note::TableFreed(*pfn)));
+    if tables.iter().any(|pfn| p.meta(*pfn).flags().contains(FrameFlags::POISON)) {
+        return free(p, tables); // the good ones with them, for once
+    }
     let local = p.local(p.enter());
     let kept = {
         let mut cache = local.tables.lock(p);
@@ -86,9 +90,11 @@ pub(super) fn give_zeroed<P: Platform>(p: &'static P, tables: &[Pfn]) {
 
 fn free<P: Platform>(p: &'static P, tables: &[Pfn]) {
     for pfn in tables {
-        let record = core::ptr::NonNull::from(record_of::<P>(p, *pfn));
-        // SAFETY: taken from this slab in `fresh`; the table is past its grace period or was never published, so
-        // nobody reads the record any more.
+        let Some(record) = NonNull::new(p.meta(*pfn).owner().cast::<TableRecord>()) else {
+            unreachable!("{pfn:?} is a table without a record")
+        };
+        // SAFETY: the pointer that this slab gave to `fresh`, as it was; the table is past its grace period or was never
+        // published, so nobody reads the record any more.
         unsafe { p.vm().records.give(p, &[record]) };
         p.meta(*pfn).set_link(0);
     }
@@ -203,10 +209,19 @@ pub(crate) struct Stock<P: Platform> {
 
 impl<P: Platform> Stock<P> {
     /// `n` tables. Called with no lock held.
+    #[cfg_attr(debug_assertions, track_caller)]
     pub fn new(p: &'static P, n: u64) -> Result<Self, NoMemory> {
         let mut stock = Stock::empty(p);
         for _ in 0..n {
-            stock.put(p.vm().or_drain(p, || take_zeroed(p))?);
+            // Not `or_drain`: a closure would hide who wants it.
+            let table = match take_zeroed(p) {
+                Ok(table) => table,
+                Err(NoMemory) => {
+                    p.vm().drain(p);
+                    take_zeroed(p)?
+                }
+            };
+            stock.put(table);
         }
         Ok(stock)
     }
