@@ -5,7 +5,7 @@
 
 use super::AddressSpace;
 use crate::arch::{Attrs, Format};
-use crate::fault::HUGE_LEVEL;
+use crate::fault::{HUGE_LEVEL, Ticket};
 use crate::frame::{FrameFlags, Part, folio_of, root_of};
 use crate::platform::Platform;
 use crate::table::{Counted, Flow, Guard, Pass, Stock, Visitor};
@@ -46,12 +46,18 @@ pub(crate) fn lose<P: Platform>(p: &'static P, page: &Part<P>) {
             let mut lose = Lose { lost: 0 };
             table.visit(VirtRange::page_of(at), &mut lose, &mut Stock::empty(p), &mut gather);
             gather.flush();
+            // A mapping call that is at work there may have the entry in hand.
+            if folio.meta().maps_ordered() > 0
+                && let Some(ticket) = Ticket::for_writer(table)
+            {
+                p.wait(&ticket);
+            }
         });
         if folio.meta().maps_ordered() == 0 || folio.meta().is_saturated() || cfg!(mutant = "lose_looks_once")
         {
             break;
         }
-        // An entry is on its way.
+        // It was on its way.
         p.relax();
     }
 }
