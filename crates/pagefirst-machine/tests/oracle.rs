@@ -23,7 +23,7 @@ fn in_turn(name: &'static str, cpus: usize, cases: u32) -> seeds::End {
 }
 
 // catches: around_past_mapping, merge_any_index, huge_past_mapping, stack_without_guard, evict_dirty
-// catches: protect_writes_to_file, split_counts_twice, growth_repeats_file
+// catches: protect_writes_to_file, split_counts_twice, growth_repeats_file, fork_keeps_exclusive
 #[test]
 fn one_cpu() -> seeds::End {
     in_turn("one_cpu", 1, 1500)

@@ -90,6 +90,10 @@ impl<F: Format> Case<F> {
     }
 
     pub fn evict(&mut self, step: &Step, file: usize) {
+        if !self.is_alone() {
+            // So that it is known what is clean.
+            self.write_back(step, file);
+        }
         let (machine, cache) = (self.machine, self.real.caches[file].clone());
         let found = self.crew.on(step.cpu, move |_| cache.evict(machine));
         if self.files[file].huge != ShmemHuge::Never {
@@ -126,7 +130,8 @@ impl<F: Format> Case<F> {
             return assert_eq!(stored, 0, "{step:?}: it is stored nowhere");
         }
         let dirty = model.cached.values().filter(|dirty| **dirty).count() as u64;
-        assert!(stored <= dirty, "{step:?}: {stored} pages stored, {dirty} were written");
+        // A fault that others made look again may have marked a page that was not written to then.
+        assert!(stored <= dirty || !alone, "{step:?}: {stored} pages stored, {dirty} were written");
         for (index, dirty) in &mut model.cached {
             if std::mem::take(dirty) {
                 spaces.iter_mut().for_each(|space| space.clean(file, *index, model.tracks));
