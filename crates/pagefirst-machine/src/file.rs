@@ -53,7 +53,7 @@ struct Inner {
 }
 
 type Place = Box<dyn Fn(u64, bool) -> Result<Direct, IoError> + Send + Sync>;
-type Says = Box<dyn Fn(u64) -> Io + Send + Sync>;
+type Says = Box<dyn Fn(u64, Range<u64>) -> Io + Send + Sync>;
 
 enum Body {
     /// What `unwritten` says at an offset, except for pages that were stored, and zero where it is to forget.
@@ -175,13 +175,13 @@ impl MachineFile {
         self
     }
 
-    /// The same file, fresh, which tracks writes and is asked before a page becomes writable: what it says then of each.
-    /// What is [`Io::Pending`] waits for [`answer`](Self::answer).
+    /// The same file, fresh, which tracks writes and is asked before a page becomes writable: what it says then of each, and
+    /// the pages of its folio. What is [`Io::Pending`] waits for [`answer`](Self::answer).
     ///
     /// # Panics
     /// When the file was cloned before.
     #[must_use]
-    pub fn with_mkwrite(mut self, says: impl Fn(u64) -> Io + Send + Sync + 'static) -> Self {
+    pub fn with_mkwrite(mut self, says: impl Fn(u64, Range<u64>) -> Io + Send + Sync + 'static) -> Self {
         self.inner().says = Some(Box::new(says));
         self.with_tracking(true)
     }
@@ -506,8 +506,8 @@ impl File for MachineFile {
         self.0.says.is_some()
     }
 
-    fn page_mkwrite(&self, index: u64, ask: AskGuard<'_>) -> Io {
-        let answer = self.0.says.as_ref().map_or(Io::Ready, |says| says(index));
+    fn page_mkwrite(&self, index: u64, pages: Range<u64>, ask: AskGuard<'_>) -> Io {
+        let answer = self.0.says.as_ref().map_or(Io::Ready, |says| says(index, pages));
         if answer == Io::Pending {
             self.0.asked.lock().extend(ask.keep().map(|ask| (index, ask)));
         }

@@ -4,6 +4,7 @@ mod kit;
 
 use kit::*;
 use pagefirst::fault::{Bus, FaultError, Outcome};
+use pagefirst::file::ShmemHuge;
 use pagefirst::space::{Advice, MapError};
 use pagefirst::types::{Access, PAGE_SIZE, VirtAddr, VirtRange};
 use pagefirst_machine::{Late, Machine, MachineFile};
@@ -207,4 +208,17 @@ fn stress_of_read_ahead() -> Result {
     }
     drop((c, file));
     machine.nothing_left().map_err(Into::into)
+}
+
+#[test]
+fn a_hole_of_a_memory_file_is_read_without_memory() -> Result {
+    let machine = machine();
+    let c = cache(machine, &MachineFile::shmem(ShmemHuge::Never), 1024)?;
+    c.write_at(machine, 3 * PAGE_SIZE, &[3])?;
+    let mut bytes = vec![1; 1 << 20];
+    assert_eq!(c.read_at(machine, 0, &mut bytes)?, 1 << 20);
+    assert!(bytes.iter().enumerate().all(|(i, byte)| *byte == if i == 3 << 12 { 3 } else { 0 }));
+    c.will_need(machine, 0, 1024);
+    assert_eq!(c.pages(), 1);
+    Ok(())
 }

@@ -9,7 +9,7 @@ use pagefirst::file::{Direct, IoError, ReadError};
 use pagefirst::frame::Frame;
 use pagefirst::limit::Limit;
 use pagefirst::platform::Platform;
-use pagefirst::space::{MemoryType, PinError, RemapTo, Why};
+use pagefirst::space::{Advice, MemoryType, PinError, RemapTo, Why};
 use pagefirst::types::{Access, PAGE_SIZE, Pfn, VirtAddr, VirtRange};
 use pagefirst_machine::{Config, Machine, MachineFile};
 use std::sync::atomic::Ordering::Relaxed;
@@ -392,4 +392,82 @@ fn r14_moves_and_removals_at_once() -> Result {
     check(&s);
     drop((s, c, block));
     Ok(machine.nothing_left()?)
+}
+
+#[test]
+fn c68_a_file_that_is_memory_hears_of_each_first_write_after_it_was_cleaned() -> Result {
+    for harsh in [false, true] {
+        let machine = Machine::<X86_64>::new(Config { cpus: 2, ..hardware_of::<X86_64>(harsh) });
+        let block = memory(machine)?;
+        let file = at_frame(block.pfn(), 1024).with_tracking(true);
+        let c = cache(machine, &file, 1024)?;
+        let s = space(machine)?;
+        s.map(at(AT, shared(&c, 0, 1024, RW)))?;
+        s.map(at(page(AT, 4097), shared(&c, 1, 15, RW)))?;
+        let mut cpu = machine.vcpu();
+        cpu.switch_to(&s);
+        // By a huge entry and by a small one.
+        for round in 1..4 {
+            for va in [AT, page(AT, 4097)] {
+                let asked = file.writes();
+                cpu.store_u64(va, round)?;
+                cpu.store_u64(va, round)?;
+                assert_eq!((file.writes() - asked, attrs(&s, va).contains(Attrs::WRITE)), (1, true));
+            }
+            c.clean(2..16);
+            assert!(attrs(&s, page(AT, 4097)).contains(Attrs::WRITE), "another page");
+            c.clean(0..1024);
+            assert!(
+                !attrs(&s, AT).contains(Attrs::WRITE) && !attrs(&s, page(AT, 4097)).contains(Attrs::WRITE)
+            );
+            assert_eq!(cpu.load_u64(AT)?, round);
+        }
+        drop(cpu);
+        drop((s, c, block));
+        machine.nothing_left()?;
+    }
+    Ok(())
+}
+
+// The file answers, and calls its pages clean before the fault has made one writable.
+#[test]
+fn an_answer_is_not_used_after_the_file_was_cleaned() -> Result {
+    let machine = machine();
+    let block = memory(machine)?;
+    let (first, room) = (block.pfn(), Arc::new(Mutex::new(None::<Cache>)));
+    let inside = room.clone();
+    let file = MachineFile::zeros().with_tracking(true).placed(move |_, write| {
+        if let Some(c) = inside.lock().expect("nobody panicked").take_if(|_| write) {
+            c.clean(0..16);
+        }
+        Ok(Direct { index: 0, pages: 16, first, memory: MemoryType::Normal })
+    });
+    let c = cache(machine, &file, 16)?;
+    let s = space(machine)?;
+    s.map(at(AT, shared(&c, 0, 16, RW)))?;
+    for mapped in [false, true] {
+        if mapped {
+            s.discard(AT, 16 * PAGE_SIZE)?;
+            fault(&s, AT, Access::Read);
+        }
+        *room.lock().expect("nobody panicked") = Some(c.clone());
+        let asked = file.writes();
+        fault(&s, AT, Access::Write);
+        assert_eq!((file.writes() - asked, attrs(&s, AT).contains(Attrs::WRITE)), (2, true));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_that_is_memory_has_no_pages_and_is_not_read() -> Result {
+    let machine = machine();
+    let block = memory(machine)?;
+    let file = at_frame(block.pfn(), 16);
+    let c = cache(machine, &file, 16)?;
+    let s = space(machine)?;
+    s.map(at(AT, shared(&c, 0, 16, RW)))?;
+    s.advise(AT, 16 * PAGE_SIZE, Advice::WillNeed)?;
+    c.will_need(machine, 0, 16);
+    assert_eq!((c.pages(), file.reads()), (0, 0));
+    Ok(())
 }

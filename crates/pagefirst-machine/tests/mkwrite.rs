@@ -8,10 +8,10 @@ use pagefirst::fault::{Bus, FaultError, Outcome};
 use pagefirst::file::Io;
 use pagefirst::space::Why;
 use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
-use pagefirst_machine::{Machine, MachineFile};
-use std::sync::Arc;
+use pagefirst_machine::{Config, Machine, MachineFile};
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::{Arc, Mutex};
 
 const AT: VirtAddr = VirtAddr(1 << 30);
 const REFUSED: End = End::Error(FaultError::Bus(Bus::Refused));
@@ -36,7 +36,7 @@ fn stage() -> Result<Stage> {
     let machine = machine();
     let talk = Arc::new(Talk { refuses: AtomicU64::new(u64::MAX), ..Talk::default() });
     let says = talk.clone();
-    let file = marked().with_mkwrite(move |index| {
+    let file = marked().with_mkwrite(move |index, _| {
         says.asked.fetch_add(1, SeqCst);
         let later = says.later.load(SeqCst);
         if later > 0 {
@@ -138,4 +138,64 @@ fn a_file_may_answer_later_and_be_asked_again() -> Result {
     assert_eq!(outcome.error(), Some(FaultError::Bus(Bus::BeyondEnd)));
     drop((s, c));
     machine.nothing_left().map_err(Into::into)
+}
+
+// Room was found for the page; before the fault goes on, a hole is punched there, and the file gives the room back.
+#[test]
+fn leave_to_write_ends_with_a_hole() -> Result {
+    for mapped in [false, true] {
+        let machine = machine();
+        let room = Arc::new(Mutex::new(None::<Cache>));
+        let (inside, asked) = (room.clone(), Arc::new(AtomicUsize::new(0)));
+        let count = asked.clone();
+        let file = MachineFile::zeros().with_folios(3).with_mkwrite(move |index, _| {
+            count.fetch_add(1, SeqCst);
+            let c = inside.lock().expect("nobody panicked").take();
+            if let Some(c) = c {
+                c.punch(machine, index * PAGE_SIZE..(index + 1) * PAGE_SIZE);
+            }
+            Io::Ready
+        });
+        let c = cache(machine, &file, 8)?;
+        let s = space(machine)?;
+        s.map(at(AT, shared(&c, 0, 8, RW)))?;
+        if mapped {
+            fault(&s, page(AT, 3), Access::Read);
+        }
+        *room.lock().expect("nobody panicked") = Some(c.clone());
+        fault(&s, page(AT, 3), Access::Write);
+        assert_eq!((asked.load(SeqCst), is_writable(&s, 3)), (2, true));
+    }
+    Ok(())
+}
+
+// All of a folio is dirty, and one entry may map it: the file is asked about all of it.
+#[test]
+fn c68_only_pages_that_the_file_was_asked_about_are_stored() -> Result {
+    for order in [0, 3, 9] {
+        let machine: &'static Machine = Machine::new(Config { memory: 32 << 20, ..hardware() });
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let said = asked.clone();
+        let file = MachineFile::zeros().with_folios(order).with_mkwrite(move |index, pages| {
+            assert!(pages.contains(&index));
+            said.lock().expect("nobody panicked").push(pages);
+            Io::Ready
+        });
+        let c = cache(machine, &file, 512)?;
+        let s = space(machine)?;
+        s.map(at(AT, shared(&c, 0, 512, RW)))?;
+        let mut cpu = machine.vcpu();
+        cpu.switch_to(&s);
+        cpu.load_u8(page(AT, 3))?;
+        assert_eq!((entry(&s, AT).1 == 1, is_writable(&s, 3)), (order == 9, false), "huge where it can be");
+        for i in [3, 64] {
+            cpu.store_u8(page(AT, i), 1)?;
+        }
+        assert_eq!((entry(&s, AT).1 == 1, is_writable(&s, 3)), (order == 9, true));
+        c.write_back(machine)?;
+        let stored: Vec<u64> = (0..512).filter(|i| !file.stored(*i).is_empty()).collect();
+        let asked: Vec<u64> = asked.lock().expect("nobody panicked").iter().cloned().flatten().collect();
+        assert_eq!(stored, asked);
+    }
+    Ok(())
 }

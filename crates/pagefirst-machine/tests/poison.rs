@@ -14,6 +14,7 @@ use pagefirst::space::{PinError, RemapTo};
 use pagefirst::types::{Access, PAGE_SIZE, Pfn, VirtAddr, VirtRange};
 use pagefirst_machine::{Machine, MachineFile};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 
 const AT: VirtAddr = VirtAddr(1 << 30);
 const LOST: End = End::Error(FaultError::Bus(Bus::Poison));
@@ -396,3 +397,26 @@ fn private_pages<F: Format>() -> Result {
 }
 
 on_formats!(private_pages);
+
+// Of a folio across the end that somebody holds, a page beyond the end goes bad.
+#[test]
+fn a_write_that_lets_the_file_grow_to_a_bad_page_fails() -> Result {
+    let machine = machine();
+    let c = cache(machine, &MachineFile::shmem(ShmemHuge::Always).with_folios(3), 8)?;
+    let s = space(machine)?;
+    s.map(at(AT, shared(&c, 0, 8, RW)))?;
+    fault(&s, AT, Access::Write);
+    let first = frame(&s, AT).ok_or("mapped")?;
+    let pin = s.pin(VirtRange::new(AT, page(AT, 1)), true).map_err(|e| e.to_string())?;
+    machine.vm().poison(machine, first.add(5));
+    let bytes = || machine.cells(first.add(5))[0].load(SeqCst);
+    machine.cells(first.add(5))[0].store(77, SeqCst);
+    c.set_size(machine, PAGE_SIZE);
+    assert!(c.write_at(machine, 5 * PAGE_SIZE, &[7]).is_err());
+    assert_eq!(c.size(), PAGE_SIZE);
+    c.write_at(machine, 6 * PAGE_SIZE, &[7])?;
+    assert!(c.read_at(machine, 5 * PAGE_SIZE, &mut [0]).is_err());
+    assert_eq!(bytes(), 77, "what is bad is touched no more");
+    drop(pin);
+    Ok(())
+}

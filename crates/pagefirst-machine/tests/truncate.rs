@@ -5,12 +5,14 @@ mod kit;
 use kit::*;
 use pagefirst::arch::{Aarch64, Format, Sv39, X86_64};
 use pagefirst::fault::{Bus, FaultError};
+use pagefirst::file::ShmemHuge;
+use pagefirst::platform::Platform;
 use pagefirst::space::{Advice, RemapTo};
-use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr};
-use pagefirst_machine::Machine;
+use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
+use pagefirst_machine::{Machine, MachineFile};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::Acquire;
+use std::sync::atomic::Ordering::{Acquire, SeqCst};
 
 const AT: VirtAddr = VirtAddr(1 << 30);
 const FAR: VirtAddr = VirtAddr((1 << 31) + 3 * PAGE_SIZE);
@@ -254,4 +256,34 @@ fn r05_a_fork_meanwhile_takes_nothing_beyond_the_end() -> Result {
         Ok(())
     };
     against(works, &[(AT, 64), (FAR, 64)], 200)
+}
+
+/// A file of a folio that somebody holds, and a pin of one of its pages.
+#[test]
+fn r13_what_a_device_writes_beyond_the_end_does_not_come_back() -> Result {
+    let machine = machine();
+    let c = cache(machine, &MachineFile::shmem(ShmemHuge::Always).with_folios(3), 8)?;
+    let s = space(machine)?;
+    s.map(at(AT, shared(&c, 0, 8, RW)))?;
+    let device = |i: u64| -> Result {
+        fault(&s, page(AT, i), Access::Write);
+        let pin = s.pin(VirtRange::new(page(AT, i), page(AT, i + 1)), true).map_err(|e| e.to_string())?;
+        c.set_size(machine, PAGE_SIZE + 8);
+        machine.cells(pin.first())[7].store(0x55, SeqCst);
+        Ok(())
+    };
+    for grows_by_write in [false, true] {
+        for i in [1, 5] {
+            c.set_size(machine, 8 * PAGE_SIZE);
+            device(i)?;
+            match grows_by_write {
+                false => c.set_size(machine, 8 * PAGE_SIZE),
+                true => drop(c.write_at(machine, 7 * PAGE_SIZE, &[1])?),
+            }
+            let mut seen = [1; 64];
+            c.read_at(machine, i * PAGE_SIZE, &mut seen)?;
+            assert_eq!(seen, [0; 64], "page {i}");
+        }
+    }
+    Ok(())
 }

@@ -2,10 +2,10 @@
 
 mod stage;
 
-use pagefirst::file::ReadError;
+use pagefirst::file::{ReadError, ShmemHuge};
 use pagefirst::platform::Note;
 use pagefirst::space::{Backing, Map, Place, RemapTo};
-use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr};
+use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
 use pagefirst_machine::{Late, MachineFile};
 use stage::*;
 use std::sync::Arc;
@@ -333,5 +333,42 @@ fn a_removal_waits_once_for_what_is_being_stored() -> Result {
     assert_eq!((count(&steps, is_flush), count(&steps, |step| *step == Step::Relax)), (1, 0));
     assert_eq!((file.pages(), store.stored(2).len()), (0, 0));
     stage.nothing_held(&[&s]);
+    Ok(())
+}
+
+#[test]
+fn what_stays_of_a_folio_across_the_end_is_zeroed_with_no_spin_lock_held() -> Result {
+    let stage = Stage::new(256);
+    let file = stage.cache(&MachineFile::shmem(ShmemHuge::Always).with_folios(3), 8)?;
+    let s = stage.space()?;
+    shared(&s, BASE, &file, 8, RW)?;
+    assert_eq!(fault(&s, BASE, Access::Write), "mapped");
+    let first = frame(&s, BASE).ok_or("mapped")?;
+    let pin = s.pin(VirtRange::new(BASE, page(BASE, 1)), true).map_err(|e| e.to_string())?;
+    for grows in [false, true] {
+        let other = file.clone();
+        let takes_it = move || {
+            stage.at(|step| *step == Step::Relax, || panic!("the file's lock is held"));
+            on(1, || assert_eq!(other.pages(), 8));
+        };
+        stage.at(move |step| *step == Step::Page(first.add(5)), takes_it);
+        file.set_size(stage, if grows { 8 * PAGE_SIZE } else { PAGE_SIZE });
+        // Only the step that would have been wrong is left.
+        assert_eq!(stage.left(), 1 + grows as usize);
+    }
+    drop(pin);
+    Ok(())
+}
+
+#[test]
+fn a_page_beyond_the_end_is_not_read_with_its_folio() -> Result {
+    let stage = Stage::new(256);
+    let file = stage.cache(&MachineFile::zeros().with_folios(3), 8)?;
+    let cut = file.clone();
+    stage.at(is_frame_allocated, move || on(1, || cut.set_size(stage, 2 * PAGE_SIZE)));
+    let mut byte = [7];
+    let read = file.read_at(stage, 5 * PAGE_SIZE, &mut byte).map_err(|e| format!("{e:?}"))?;
+    assert!(stage.is_done());
+    assert_eq!((read, byte, file.pages()), (0, [7], 0));
     Ok(())
 }

@@ -66,6 +66,8 @@ pub enum Step {
     /// It turns preemption off, or on.
     Enter,
     Leave,
+    /// It is about to use the bytes of a frame.
+    Page(Pfn),
 }
 
 struct Armed {
@@ -154,13 +156,20 @@ impl Stage {
     pub fn is_done(&self) -> bool {
         lock(&self.armed).is_empty()
     }
+    /// How much is still to happen.
+    pub fn left(&self) -> usize {
+        lock(&self.armed).len()
+    }
     /// The steps since the last call, those that only read left out.
     pub fn steps(&self) -> Vec<Step> {
         std::mem::take(&mut *lock(&self.log))
     }
 
     fn step(&self, step: Step) {
-        if !matches!(step, Step::Meta(_) | Step::Read(..) | Step::Attrs(_) | Step::Enter | Step::Leave) {
+        if !matches!(
+            step,
+            Step::Meta(_) | Step::Read(..) | Step::Attrs(_) | Step::Enter | Step::Leave | Step::Page(_)
+        ) {
             lock(&self.log).push(step);
         }
         let mut armed = lock(&self.armed);
@@ -398,6 +407,7 @@ unsafe impl Platform for Stage {
         &self.metas[pfn.0.wrapping_sub(FIRST) as usize]
     }
     fn page(&'static self, pfn: Pfn) -> NonNull<u8> {
+        self.step(Step::Page(pfn));
         NonNull::from(self.words(pfn)).cast()
     }
     fn shootdown(&'static self, flush: &Flush<'_>) {

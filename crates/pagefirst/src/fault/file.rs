@@ -32,6 +32,8 @@ struct Written<'f, P: Platform> {
     /// Its frame and its index.
     found: Found,
     index: u64,
+    /// The file's turn in which it gave leave, if it was asked.
+    leave: Option<u64>,
     attrs: Attrs,
 }
 
@@ -40,7 +42,7 @@ impl<P: Platform> Batch for Written<'_, P> {
         self.va
     }
     fn is_current(&self) -> bool {
-        !self.vma.is_retired()
+        !self.vma.is_retired() && self.leave.is_none_or(|turn| self.file.turn() == turn)
     }
     #[inline(always)]
     fn entry(&mut self, _: VirtAddr) -> Option<NewEntry> {
@@ -215,6 +217,8 @@ struct HugePage<'f, P: Platform> {
     first: Found,
     index: u64,
     write: bool,
+    /// As of a small page.
+    leave: Option<u64>,
     attrs: Attrs,
 }
 
@@ -226,7 +230,7 @@ impl<P: Platform> Batch for HugePage<'_, P> {
         huge::LEVEL
     }
     fn is_current(&self) -> bool {
-        !self.vma.is_retired()
+        !self.vma.is_retired() && self.leave.is_none_or(|turn| self.file.turn() == turn)
     }
     #[inline(always)]
     fn entry(&mut self, _: VirtAddr) -> Option<NewEntry> {
@@ -279,8 +283,9 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             return self.not_there(vma, file);
         }
         let (policy, write) = (self.space.policy(), self.access == Access::Write);
-        if write
-            && vma.asks_to_write()
+        // Before the leave is looked at, and again under the lock.
+        let leave = (write && vma.asks_to_write()).then(|| file.turn());
+        if leave.is_some()
             && let Some(look) = self.ask_first(vma, found.pfn)
         {
             return look;
@@ -289,10 +294,10 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let around = readable(vma) | if in_place { Attrs::WRITE } else { Attrs::empty() };
         let attrs = around | if write { Attrs::WRITE | Attrs::DIRTY } else { Attrs::empty() };
         if let Some((va, first, index)) = huge {
-            return self.install(slot, &mut HugePage { p, vma, file, va, first, index, write, attrs });
+            return self.install(slot, &mut HugePage { p, vma, file, va, first, index, write, leave, attrs });
         }
         if write {
-            return self.install(slot, &mut Written { p, vma, file, va, found, index, attrs });
+            return self.install(slot, &mut Written { p, vma, file, va, found, index, leave, attrs });
         }
         let (window, order) = window(policy.fault_around, vma, va, &slot);
         let mut batch = Pages {

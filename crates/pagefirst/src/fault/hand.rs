@@ -95,8 +95,8 @@ pub(super) enum Why {
     Flushed,
     /// It is a copy stored read-only, whose flush has to be done before it is made writable.
     Unflushed,
-    /// Its file gave leave to write to it.
-    Leave,
+    /// Its file gave leave to write to it, in this turn.
+    Leave(u64),
     /// It is the huge zero page, for an entry.
     HugeZero,
 }
@@ -218,7 +218,7 @@ impl<'a, P: Platform> Hand<'a, P> {
             Need::Copy(source) => self.huge_copy(space, source),
             Need::Split => self.split(space, addr)?,
             Need::Page(file, index, wanted) => self.read(space, file, index, wanted)?,
-            Need::Leave(file, page) => self.ask(&file, page)?,
+            Need::Leave(file, page) => self.ask(file, page)?,
             Need::Direct { file, index, write, copies } => {
                 self.ask_direct(space, file, index, write, copies)?
             }
@@ -365,9 +365,13 @@ impl<'a, P: Platform> Hand<'a, P> {
     }
 
     #[cold]
-    fn ask(&mut self, file: &FileCache<P>, page: Part<P>) -> Result<(), Outcome<'a, P>> {
+    fn ask(&mut self, file: Shared<P, FileCache<P>>, page: Part<P>) -> Result<(), Outcome<'a, P>> {
+        let turn = file.turn();
+        if turn % 2 == 1 {
+            return Err(Outcome::Blocked(Ticket(For::Removal(file, turn))));
+        }
         match file.may_write(page.folio(), page.index()) {
-            MayWrite::Yes => self.hold(page, Why::Leave),
+            MayWrite::Yes => self.hold(page, Why::Leave(turn)),
             MayWrite::No => return Err(Outcome::Error(FaultError::Bus(Bus::Refused))),
             MayWrite::Later(ticket) => return Err(Outcome::Blocked(ticket)),
         }

@@ -13,6 +13,7 @@ use super::anon::{WRITTEN, owned};
 use super::hand::{Fresh, Need, Why};
 use super::{Bus, Fault, FaultError, Look, Outcome};
 use crate::arch::{Attrs, Format};
+use crate::file::FileCache;
 use crate::frame::{FrameFlags, Part, folio_of, head_of, is_bad};
 use crate::platform::Platform;
 use crate::space::{Backing, Vma};
@@ -92,7 +93,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
                 drop(slot);
                 return self.not_there(vma, file);
             }
-            if asks && !self.has_leave(folio) {
+            if asks && !self.has_leave(file, folio) {
                 return Look::Again;
             }
             meta.set(FrameFlags::DIRTY);
@@ -100,9 +101,9 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         self.widen(slot, FaultKind::Reuse)
     }
 
-    /// Whether its file gave leave to write to this folio.
-    pub(super) fn has_leave(&self, folio: Pfn) -> bool {
-        self.hand.holds(Why::Leave).is_some_and(|page| page.folio().pfn() == folio)
+    /// Whether its file gave leave to write to this folio, and took nothing away since.
+    fn has_leave(&self, file: &FileCache<P>, folio: Pfn) -> bool {
+        self.hand.holds(Why::Leave(file.turn())).is_some_and(|page| page.folio().pfn() == folio)
     }
     /// The file is asked first, whether its page may be written to; `None` when that was done, and when the page is the
     /// file's no more.
@@ -110,7 +111,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     pub(super) fn ask_first(&mut self, vma: &'f Vma<P>, pfn: Pfn) -> Option<Look<'a, P>> {
         let (p, index) = (self.pin.platform(), vma.index_of(self.addr));
         let Backing::File { file, .. } = &vma.backing else { return None };
-        if self.has_leave(head_of(p, pfn)) {
+        if self.has_leave(file, head_of(p, pfn)) {
             return None;
         }
         let page = Part::try_get(p, pfn, 0).filter(|page| file.has(page, index))?;

@@ -113,6 +113,10 @@ impl<P: Platform> FileCache<P> {
         hint: Hint,
         payer: &Payer<'_, P>,
     ) {
+        // Nothing of them is to be read.
+        if self.file.is_direct() || !self.file.is_stored() {
+            return;
+        }
         let mut nodes = Nodes::new();
         let mut at = first;
         let end = first.saturating_add(pages);
@@ -153,7 +157,7 @@ impl<P: Platform> FileCache<P> {
         let mark = if is_marked { FrameFlags::AHEAD } else { FrameFlags::empty() };
         self.prepare(&folio, first, FrameFlags::FILLING | mark);
         loop {
-            match self.insert_filling(p, first, &folio, nodes) {
+            match self.insert_filling(p, index, &folio, nodes) {
                 Ok(size) => {
                     self.fill(&folio, first, size);
                     return Some(behind);

@@ -1,7 +1,9 @@
 //! Asking a file whether a shared page may become writable.
 //!
-//! One question for a page at a time: whoever comes meanwhile waits, and asks himself. An answer is good for the fault that
-//! asked, as long as the page is the same: it holds the page, so it is, or has left the file.
+//! One question for a folio at a time: whoever comes meanwhile waits, and asks himself. All of it becomes dirty, so the file
+//! is asked about all of it, whatever the size of the entry. An answer is good for the fault that asked, as long as the folio
+//! is the same (it is held, so it is, or has left the file), and until the file's next removal, which may take away what the
+//! file prepared: a fault looks at the file's turn again under the table's lock.
 
 use super::cache::FileCache;
 use super::{File as _, Io};
@@ -46,12 +48,13 @@ pub(crate) enum MayWrite<P: Platform> {
 }
 
 impl<P: Platform> FileCache<P> {
-    /// Whether a fault may make the page at `index`, of this folio, writable. Called unpinned, with no lock held.
+    /// Whether a fault may make the page at `index`, of this folio, writable, or all of it. Called unpinned, with no lock held.
     pub(crate) fn may_write(&self, folio: &Frame<P>, index: u64) -> MayWrite<P> {
         let later = || MayWrite::Later(Ticket::for_answer(folio.another()));
         let Some(during) = During::begin(folio, FrameFlags::ASKED) else { return later() };
         let mut ask = Some(Ask { _during: during });
-        let answer = self.file.page_mkwrite(index, AskGuard(&mut ask));
+        let first = folio.meta().index();
+        let answer = self.file.page_mkwrite(index, first..first + (1 << folio.order()), AskGuard(&mut ask));
         match answer {
             // Whatever it says: it will be asked again.
             _ if ask.is_none() => later(),

@@ -12,7 +12,9 @@
 use super::cache::FileCache;
 use super::{File as _, IoError, ReadError};
 use crate::platform::Platform;
+use crate::rmap::Clean;
 use crate::space::MemoryType;
+use crate::sync::atomic::Release;
 use crate::types::Pfn;
 use core::ops::Range;
 
@@ -45,6 +47,26 @@ impl Direct {
 }
 
 impl<P: Platform> FileCache<P> {
+    /// Makes these pages read-only wherever they are mapped, of a file that is memory itself and tracks writes: so it is
+    /// [asked](super::File::direct) again before one of them is written to. What was written to them is in memory then,
+    /// or in CPU caches, for the file to write back; and to call clean, which it was to do before. Called unpinned, with no
+    /// lock held; may sleep.
+    pub fn clean(&self, pages: Range<u64>) {
+        let Some(last) = pages.end.checked_sub(1).filter(|_| self.file.is_direct()) else { return };
+        let _alone = self.changes.lock(self.p);
+        // As a removal's: what the file answered before this is not good any more under a table's lock.
+        self.turn.store(self.turn() + 2, Release);
+        loop {
+            let mut clean = Clean::of_memory();
+            let all = self.for_each_mapping(pages.start, last, |vma, table, range| {
+                clean.visit(vma.is_live(), table, range);
+            });
+            if all && clean.is_all(0) {
+                return;
+            }
+            self.p.relax();
+        }
+    }
     /// What a file that is memory itself has is not read or written by way of the cache.
     pub(super) fn not_direct(&self) -> Result<(), ReadError<P>> {
         if self.file.is_direct() { Err(ReadError::Io) } else { Ok(()) }

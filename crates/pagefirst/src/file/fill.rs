@@ -174,8 +174,9 @@ impl<P: Platform> FileCache<P> {
                     return Err(ReadError::Blocked(self.ticket(folio)));
                 }
                 Lookup::Failed(folio) => {
-                    // The cache's reference, and ours.
-                    let is_waited_for = folio.meta().counts().refs > 2;
+                    // The cache's reference, and ours, and the ticket's. Others may look it up.
+                    let is_waited_for =
+                        folio.meta().flags().contains(FrameFlags::AWAITED) && folio.meta().counts().refs > 2;
                     let is_taken = self.take_failed(&folio);
                     match folio.order() {
                         0 if is_taken && is_waited_for => return Err(ReadError::Io),
@@ -204,7 +205,7 @@ impl<P: Platform> FileCache<P> {
             };
             let first = index >> order << order;
             self.prepare(&folio, first, FrameFlags::FILLING);
-            match self.insert_filling(p, first, &folio, &mut nodes) {
+            match self.insert_filling(p, index, &folio, &mut nodes) {
                 Ok(size) => {
                     told.began = true;
                     self.fill(&folio, first, size);
@@ -258,10 +259,11 @@ impl<P: Platform> FileCache<P> {
 
     /// A ticket for a folio of this file that is being read in.
     pub(crate) fn ticket(&self, folio: Frame<P>) -> Ticket<'static, P> {
+        folio.meta().set(FrameFlags::AWAITED);
         Ticket::for_page(folio, self.file.id())
     }
 
-    /// Attaches a folio that is to be filled; answers with the file's size at that moment.
+    /// Attaches a folio that is to be filled, for the page at `index`; answers with the file's size at that moment.
     pub(super) fn insert_filling(
         &self,
         p: &'static P,
@@ -271,16 +273,18 @@ impl<P: Platform> FileCache<P> {
     ) -> Result<u64, Refused> {
         // Not the last reference wherever it goes, so it may be dropped under the lock.
         let held = folio.another();
-        let found = Found { pfn: held.pfn(), order: held.order() };
+        let part = (index & ((1 << held.order()) - 1)) as u32;
+        let found = Found { pfn: held.pfn().add(part), order: held.order() };
         let mut w = self.writer.lock(p);
-        let size = self.size.load(Relaxed);
+        let (size, indexes) = (self.size.load(Relaxed), found.indexes(index));
         if index >= pages_of(size) || self.index.room(&w, index, found.order) != Some(found.order) {
             return Err(Refused::Again);
         }
-        if self.is_removing(&w, &found.indexes(index)) && !cfg!(mutant = "insert_while_removing") {
+        if self.is_removing(&w, &indexes) && !cfg!(mutant = "insert_while_removing") {
             return Err(Refused::Removing(self.turn()));
         }
-        self.index.insert(&mut w, index, found, nodes).map_err(Refused::Short)?;
+        let whole = Found { pfn: held.pfn(), ..found };
+        self.index.insert(&mut w, indexes.start, whole, nodes).map_err(Refused::Short)?;
         held.into_held();
         Ok(size)
     }

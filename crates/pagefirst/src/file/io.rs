@@ -1,6 +1,6 @@
 //! Reading and writing files through the cache, and dropping what nobody uses.
 
-use super::cache::{FileCache, LOOKED_AT, Outs, pages_of};
+use super::cache::{FileCache, LOOKED_AT, Lookup, Outs, pages_of};
 use super::error::{ReadError, SizeError, WriteError};
 use super::index::{Found, LAST_INDEX, MAX_FOLIO_ORDER, Nodes, Short};
 use super::{File as _, Hint};
@@ -44,6 +44,11 @@ impl<P: Platform> FileCache<P> {
             let Some(below) = self.size().checked_sub(at).filter(|below| *below > 0) else { break };
             let most = usize::try_from(below).unwrap_or(usize::MAX).min(to.len() - done);
             let (index, from, n) = part(at, most);
+            if self.is_hole(index) {
+                to[done..done + n].fill(0);
+                done += n;
+                continue;
+            }
             let page = match self.read(p, index) {
                 Ok(page) => page,
                 Err(ReadError::BeyondEnd) => break,
@@ -58,6 +63,11 @@ impl<P: Platform> FileCache<P> {
             done += n;
         }
         Ok(done)
+    }
+
+    /// Whether a page is not in memory, and zero: it need not be there to be read.
+    fn is_hole(&self, index: u64) -> bool {
+        !self.file.is_stored() && matches!(self.lookup(self.p, &Pin::new(self.p), index), Lookup::Missing)
     }
 
     /// Copies `from` into the file at `offset`, like `pwrite(2)`, growing it as far as was written: as many bytes as
@@ -186,11 +196,11 @@ impl<P: Platform> FileCache<P> {
         let held = folio.another();
         let found = Found { pfn: held.pfn(), order: held.order() };
         let _alone = self.changes.lock(p);
-        let mut w = self.writer.lock(p);
-        if index < pages_of(self.size.load(Relaxed)) {
+        if index < pages_of(self.size()) {
             return Ok(Appended::No);
         }
-        self.clear_tail(p, &w);
+        self.clear_tail(at + from.len() as u64);
+        let mut w = self.writer.lock(p);
         let mut written = folio.meta();
         if let Some(there) = self.index.get(&w, index) {
             written = p.meta(there.folio());
@@ -201,6 +211,9 @@ impl<P: Platform> FileCache<P> {
                     return Ok(Appended::Again);
                 };
                 return Err(ReadError::Blocked(self.ticket(folio)).into());
+            }
+            if self.is_bad(there.pfn) {
+                return Err(ReadError::Poisoned.into());
             }
             bytes::write(words(p, there.pfn), place, from);
         } else {

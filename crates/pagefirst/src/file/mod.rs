@@ -22,11 +22,13 @@
 //! **Remove** (the file shrinks, or a hole is punched) is protocol 2; `truncate` states it.
 //!
 //! **Contents never return.** When a file has shrunk, no page beyond its end is in memory or mapped, and its storage has
-//! forgotten them. Growing, under the lock, zeroes the old last page beyond the end, and only then stores the size.
+//! forgotten them; but pages of a folio across the end that somebody holds stay, zeroed, and may be written to by who holds
+//! them. Growing zeroes what of that folio lies beyond the old end, and only then stores the size.
 //!
 //! **Folios** of several pages are attached, read in and taken out whole: their first frame has the metadata, and each
 //! page its slot in the index. Only a folio that nobody maps or refers to becomes small pages (its count is frozen
-//! meanwhile, as for evict): at an edge of a removal. What of a folio lies beyond the end is zero.
+//! meanwhile, as for evict): at an edge of a removal. What of a folio lies beyond the end is zero by the time it is part of
+//! the file.
 //!
 //! A page that hardware reported as bad is never free again (`poison`).
 
@@ -131,13 +133,15 @@ pub trait File: Clone + Eq + Send + Sync + 'static {
     fn has_mkwrite(&self) -> bool {
         false
     }
-    /// Asked each time before a shared page of a file that tracks writes becomes writable, so that the file can find
-    /// room for it, note the time, or slow down who writes too fast. [`Io::Error`] refuses: the program gets SIGBUS.
+    /// Asked each time before the shared page at `index` of a file that tracks writes becomes writable, so that the file can
+    /// find room for it, note the time, or slow down who writes too fast. With it all `pages` become dirty, which are of one
+    /// folio, and one entry may map them all: room is found for them too, as far as they lie below the end; if the file
+    /// grows later, for the rest of them then. [`Io::Error`] refuses: the program gets SIGBUS.
     ///
     /// Called with no lock and no pin held. A file that has to wait [keeps](AskGuard::keep) the question, drops it when
     /// it is time to ask again, from any context, and answers [`Io::Pending`]. After an answer the fault looks again, and
     /// may come to nothing, or ask again. Only a fault that succeeds makes the page dirty.
-    fn page_mkwrite(&self, _index: u64, _ask: AskGuard<'_>) -> Io {
+    fn page_mkwrite(&self, _index: u64, _pages: Range<u64>, _ask: AskGuard<'_>) -> Io {
         Io::Ready
     }
     /// The most pages to read ahead at a time of who reads in sequence; 0 for none, which is best where reading takes no
@@ -152,7 +156,8 @@ pub trait File: Clone + Eq + Send + Sync + 'static {
     }
     /// Where the page at `index` is in memory, with what lies beside it: a fault maps that by the largest entry that fits.
     /// For a shared write the file takes all that it answers for written: it is asked about each page before that becomes
-    /// writable, if it [tracks writes](File::tracks_writes). The memory stays the file's until it is to
+    /// writable, if it [tracks writes](File::tracks_writes), and again after it had that [taken
+    /// back](FileCache::clean). The memory stays the file's until it is to
     /// [forget](File::forget) the page; it zeroes what a removal leaves of pages at its edges itself.
     ///
     /// Called with no lock and no pin held.
@@ -162,7 +167,8 @@ pub trait File: Clone + Eq + Send + Sync + 'static {
     fn direct(&self, _index: u64, _write: bool) -> Result<Direct, IoError> {
         Err(IoError)
     }
-    /// Whether pages can be stored and read again. What is written to a file that cannot, stays in memory.
+    /// Whether pages can be stored and read again. What is written to a file that cannot, stays in memory, and what is not
+    /// in memory of it is zero: nothing is read for that but for a mapping.
     fn is_stored(&self) -> bool {
         true
     }

@@ -137,8 +137,9 @@ impl<P: Platform> FileCache<P> {
         self.remove(p, Removal::beyond(new));
     }
 
-    /// Punches a hole: these bytes of the file read as zero, and pages that lie wholly in it are in memory no longer. The
-    /// size stays, and so do private copies. Called unpinned, with no lock held; may sleep.
+    /// Punches a hole: these bytes of the file read as zero, and pages that lie wholly in it are in memory no longer, but for
+    /// those of a folio across an edge of it that somebody maps or holds: they stay, zeroed. The size stays, and so do private
+    /// copies. Called unpinned, with no lock held; may sleep.
     pub fn punch(&self, p: &'static P, bytes: Range<u64>) {
         let _alone = self.changes.lock(p);
         if bytes.start < bytes.end.min(self.size()) {
@@ -146,24 +147,39 @@ impl<P: Platform> FileCache<P> {
         }
     }
 
-    /// Sees that everything beyond the end is zero and lets the file end at `new`. `changes` is locked.
+    /// Sees that everything beyond the end is zero, as far as that, and lets the file end at `new`. `changes` is locked.
     pub(super) fn grow(&self, p: &'static P, new: u64) {
-        let w = self.writer.lock(p);
-        self.clear_tail(p, &w);
+        self.clear_tail(new);
+        let _w = self.writer.lock(p);
         self.size.store(new, Release);
     }
 
-    /// Zeroes the last page beyond the end: a mapping may have written there. Other pages beyond it, if there are any, are
-    /// of a folio across the end, and zero. A page that is being read in is zeroed by its reader: it was inserted with
-    /// this size, or a smaller one.
-    pub(super) fn clear_tail(&self, p: &'static P, w: &Writer) {
-        let size = self.size.load(Relaxed);
-        let at = (size % PAGE_SIZE) as usize;
-        if at != 0
-            && let Some(found) = self.index.get(w, size / PAGE_SIZE)
-            && p.meta(found.folio()).flags().contains(FrameFlags::UP_TO_DATE)
-        {
-            bytes::zero(words(p, found.pfn), at..PAGE_SIZE as usize);
+    /// Zeroes what lies beyond the end, and before `new`, of the folio across it: who maps the last page may have written
+    /// there, and who held others when the file was cut, to those. What is being read in is zeroed by its reader: it was
+    /// inserted with this size, or a smaller one. `changes` is locked.
+    pub(super) fn clear_tail(&self, new: u64) {
+        let size = self.size();
+        let Some((folio, indexes)) = self.folio_at(size / PAGE_SIZE) else { return };
+        if !folio.meta().flags().contains(FrameFlags::UP_TO_DATE) {
+            return;
+        }
+        for index in size / PAGE_SIZE..pages_of(new).min(indexes.end) {
+            let start = size.saturating_sub(index * PAGE_SIZE) as usize;
+            self.zero(folio.pfn().add((index - indexes.start) as u32), start..PAGE_SIZE as usize);
+        }
+    }
+
+    /// The folio of the page at `index`, and its indexes.
+    fn folio_at(&self, index: u64) -> Option<(Frame<P>, Range<u64>)> {
+        let w = self.writer.lock(self.p);
+        let found = self.index.get(&w, index)?;
+        Some((Frame::try_get(self.p, found.folio())?, found.indexes(index)))
+    }
+
+    /// Zeroes some of a page that stays. What hardware reported an error in is touched no more.
+    fn zero(&self, page: Pfn, part: Range<usize>) {
+        if !self.is_bad(page) {
+            bytes::zero(words(self.p, page), part);
         }
     }
 
@@ -172,12 +188,7 @@ impl<P: Platform> FileCache<P> {
         if removal.has_pages() {
             self.take_away(p, &removal);
         }
-        self.at_edges(p, &removal, |_, found, indexes| {
-            for index in indexes.start.max(removal.first)..indexes.end.min(removal.end) {
-                let page = found.pfn.add((index - indexes.start) as u32);
-                bytes::zero(words(p, page), 0..PAGE_SIZE as usize);
-            }
-        });
+        self.clear_what_stays(&removal);
         self.wait_for_stores(p, &removal);
         self.file.forget(removal.bytes);
         self.end_removal(p);
@@ -240,7 +251,7 @@ impl<P: Platform> FileCache<P> {
             if folio.stop_filling() {
                 self.detach(&mut w, indexes.start, folio, &mut outs);
             } else if let Some(part) = removal.part_of(index) {
-                bytes::zero(words(p, found.pfn), part);
+                self.zero(found.pfn, part);
             }
         }
     }
@@ -269,6 +280,19 @@ impl<P: Platform> FileCache<P> {
                 && !removal.contains(&indexes)
             {
                 f(&mut w, Found { pfn: found.folio(), ..found }, indexes);
+            }
+        }
+    }
+
+    /// Zeroes the pages of the range that stay, being of folios across an edge; with no lock held, for they may be many.
+    fn clear_what_stays(&self, removal: &Removal) {
+        for index in removal.edges() {
+            let Some((folio, indexes)) = self.folio_at(index) else { continue };
+            if removal.contains(&indexes) {
+                continue;
+            }
+            for index in indexes.start.max(removal.first)..indexes.end.min(removal.end) {
+                self.zero(folio.pfn().add((index - indexes.start) as u32), 0..PAGE_SIZE as usize);
             }
         }
     }

@@ -47,6 +47,8 @@ bitflags::bitflags! {
         // Bits 16 to 23 are the order.
         /// Storing it failed, and its cache has not noted that yet.
         const UNTOLD = 1 << 24;
+        /// While it was being read, somebody was told to wait for it.
+        const AWAITED = 1 << 25;
     }
 }
 

@@ -9,7 +9,8 @@ use crate::types::{Pfn, VirtAddr, VirtRange};
 
 /// Makes the entries of a folio clean, and read-only if it is to be known who writes to it next, and counts them.
 pub(crate) struct Clean {
-    folio: Pfn,
+    /// Of memory that is a file itself if of none.
+    folio: Option<Pfn>,
     marks: Attrs,
     found: u32,
     /// An entry was dirty.
@@ -22,7 +23,11 @@ impl Clean {
     /// For the folio with this head, which the caller holds.
     pub fn new(folio: Pfn, read_only: bool) -> Self {
         let marks = Attrs::DIRTY | if read_only { Attrs::WRITE } else { Attrs::empty() };
-        Clean { folio, marks, found: 0, dirty: false, missed: false }
+        Clean { folio: Some(folio), marks, found: 0, dirty: false, missed: false }
+    }
+    /// For the entries that lead to the memory of a file that is memory itself. That they are dirty says nothing of it.
+    pub fn of_memory() -> Self {
+        Clean { folio: None, marks: Attrs::WRITE, found: 0, dirty: false, missed: false }
     }
     /// Visits the addresses of a mapping, and flushes. If the mapping is not live, entries may come and go there by other
     /// ways than a fault.
@@ -56,8 +61,8 @@ impl<P: Platform> Visitor<P> for Clean {
             // A huge page that is being split; a small one is a private copy that is lost.
             self.missed |= level > 0 && raw != 0 && frame.is_none();
             if let Some(pfn) = frame
-                && !P::Format::attrs(raw).contains(Attrs::SPECIAL)
-                && head_of(p, pfn) == self.folio
+                && let special = P::Format::attrs(raw).contains(Attrs::SPECIAL)
+                && self.folio.map_or(special, |folio| !special && head_of(p, pfn) == folio)
             {
                 self.found += 1;
                 let clean = |raw| P::Format::with_attrs(raw, P::Format::attrs(raw) - self.marks);

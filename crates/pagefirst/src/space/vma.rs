@@ -211,8 +211,6 @@ impl<P: Platform> Vma<P> {
             && !self.flags.contains(VmaFlags::NO_HUGE)
             && (self.range.covers(span) || cfg!(mutant = "huge_past_mapping"))
             && self.index_of(span.start).is_multiple_of(1 << order)
-            // It is asked for each page.
-            && !file.file().has_mkwrite()
     }
     /// Whether the file is asked before a page becomes writable.
     #[inline]

@@ -203,6 +203,21 @@ fn a_failed_read_leaves_nothing() {
     p.assert_empty();
 }
 
+// Read ahead, and nobody was told to wait for it: who looks it up just then does not.
+#[test]
+fn a_look_up_is_no_waiter() {
+    let p = machine(100);
+    let disk = Disk::numbered();
+    let cache = p.cache(&disk, 1 << 20);
+    disk.0.fails.store(true, Relaxed);
+    cache.will_need(p, 3, 1);
+    disk.0.fails.store(false, Relaxed);
+    let Lookup::Failed(passing) = look(p, &cache, 3) else { panic!("it could not be read") };
+    assert_eq!(first_word(p, &cache.read(p, 3).unwrap()), 3);
+    drop((passing, cache));
+    p.assert_empty();
+}
+
 #[test]
 fn a_read_that_unwinds_leaves_nothing() {
     let p = machine(100);
@@ -239,7 +254,7 @@ fn write_back_stores_what_is_dirty_and_below_the_size() {
     assert_eq!(disk.stored(3).unwrap(), [0, 9]);
     assert_eq!(disk.stored(2), None);
     assert_eq!(cache.write_back(p).unwrap(), 0);
-    // Mapped: it may be written to without anybody being told, so it stays dirty.
+    // Mapped where no entry is found: it may be written to without anybody being told, so it stays dirty.
     cache.write_at(p, 0, &[5]).unwrap();
     let page = cache.read(p, 0).unwrap();
     assert!(page.meta().try_map());
