@@ -14,12 +14,13 @@
 
 use super::cache::{FileCache, pages_of};
 use super::fill::Refused;
-use super::index::{MAX_FOLIO_ORDER, Nodes, Short};
+use super::making::Making;
 use super::{File as _, Hint};
-use crate::frame::{Frame, FrameFlags};
+use crate::frame::FrameFlags;
 use crate::limit::Payer;
 use crate::platform::Platform;
 use crate::sync::epoch::Pin;
+use crate::types::NoMemory;
 
 /// The fewest pages a window has.
 const LEAST: u64 = 4;
@@ -117,7 +118,7 @@ impl<P: Platform> FileCache<P> {
         if self.file.is_direct() || !self.file.is_stored() {
             return;
         }
-        let mut nodes = Nodes::new();
+        let mut making = Making::at_hand(self, hint, payer);
         let mut at = first;
         let end = first.saturating_add(pages);
         while at < end.min(pages_of(self.size())) {
@@ -129,43 +130,24 @@ impl<P: Platform> FileCache<P> {
                 at = there.indexes(at).end;
                 continue;
             }
-            let order = self.order_for(p, at, self.size(), hint, MAX_FOLIO_ORDER).unwrap_or(0);
-            let folio =
-                payer.block(p, order).or_else(|why| if order > 0 { payer.block(p, 0) } else { Err(why) });
-            let Ok(folio) = folio else { return };
-            match self.begin(p, at, folio, mark, &mut nodes) {
-                Some(next) => at = next,
-                None => return,
-            }
-        }
-    }
-
-    /// Begins to read a folio with the page at `index` that was not there; tells what comes behind it, `None` if memory is
-    /// out.
-    fn begin(
-        &self,
-        p: &'static P,
-        index: u64,
-        mut folio: Frame<P>,
-        mark: Option<u64>,
-        nodes: &mut Nodes<P>,
-    ) -> Option<u64> {
-        folio.clear();
-        let first = index >> folio.order() << folio.order();
-        let behind = first + (1 << folio.order());
-        let is_marked = mark.is_some_and(|mark| (first..behind).contains(&mark));
-        let mark = if is_marked { FrameFlags::AHEAD } else { FrameFlags::empty() };
-        self.prepare(&folio, first, FrameFlags::FILLING | mark);
-        loop {
-            match self.insert_filling(p, index, &folio, nodes) {
+            let Ok(made) = making.get(at, self.size()) else { return };
+            let Some((folio, first)) = made else { continue };
+            let behind = first + (1 << folio.order());
+            let is_marked = mark.is_some_and(|mark| (first..behind).contains(&mark));
+            let mark = if is_marked { FrameFlags::AHEAD } else { FrameFlags::empty() };
+            self.prepare(&folio, first, FrameFlags::FILLING | mark);
+            match self.insert_filling(p, at, &folio, &mut making.nodes) {
                 Ok(size) => {
                     self.fill(&folio, first, size);
-                    return Some(behind);
+                    at = behind;
                 }
-                Err(Refused::Short(Short(n))) => nodes.reserve_at_hand(p, n).ok()?,
+                Err(Refused::Short(short)) => match making.more(folio, short) {
+                    Ok(()) => {}
+                    Err(NoMemory) => return,
+                },
                 // Another was faster, or the file is shorter by now.
-                Err(Refused::Again) => return Some(index + 1),
-                Err(Refused::Removing(_)) => return Some(behind),
+                Err(Refused::Again) => at += 1,
+                Err(Refused::Removing(_)) => at = behind,
             }
         }
     }

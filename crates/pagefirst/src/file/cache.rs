@@ -13,7 +13,8 @@ use crate::sync::{Lock, Spin};
 use crate::types::{NoMemory, PAGE_SIZE, Pfn};
 use core::fmt;
 
-/// The pages of a file that are in memory. It goes away with its last [`Shared`], and its pages with it.
+/// The pages of a file that are in memory. It goes away with its last [`Shared`], and its pages with it, those that are dirty
+/// too: who still has it then [syncs](FileCache::sync) it first.
 pub struct FileCache<P: Platform> {
     pub(crate) p: &'static P,
     pub(super) file: P::File,

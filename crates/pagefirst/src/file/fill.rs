@@ -21,15 +21,16 @@
 use super::ahead::Wanted;
 use super::cache::{FileCache, Lookup, Outs, pages_of};
 use super::error::{IoError, ReadError};
-use super::index::{Found, MAX_FOLIO_ORDER, Nodes, Short};
-use super::{File as _, Hint, Io};
+use super::index::{Found, Nodes, Short};
+use super::making::Making;
+use super::{File as _, Io};
 use crate::fault::Ticket;
 use crate::frame::{Filling, Frame, FrameFlags, Part};
-use crate::limit::{Payer, Unavailable};
+use crate::limit::Payer;
 use crate::platform::Platform;
 use crate::sync::atomic::Relaxed;
 use crate::sync::epoch::Pin;
-use crate::types::{NoMemory, PAGE_SIZE};
+use crate::types::PAGE_SIZE;
 use core::fmt;
 use core::ops::{Deref, DerefMut};
 
@@ -152,9 +153,7 @@ impl<P: Platform> FileCache<P> {
         payer: &Payer<'_, P>,
         told: &mut Told,
     ) -> Result<Part<P>, ReadError<P>> {
-        let mut nodes = Nodes::new();
-        let mut spare = None;
-        let mut most = MAX_FOLIO_ORDER;
+        let mut making = Making::new(self, wanted.hint, payer);
         loop {
             let found = {
                 let pin = Pin::new(p);
@@ -182,7 +181,7 @@ impl<P: Platform> FileCache<P> {
                         0 if is_taken && is_waited_for => return Err(ReadError::Io),
                         0 => {}
                         // It may have been another page of it.
-                        _ => most = 0,
+                        _ => making.most = 0,
                     }
                     continue;
                 }
@@ -191,21 +190,12 @@ impl<P: Platform> FileCache<P> {
                 Lookup::BeyondEnd => return Err(ReadError::BeyondEnd),
                 Lookup::Missing => {}
             }
-            let Some(order) = self.order_for(p, index, self.size(), wanted.hint, most) else { continue };
-            let folio = match spare.take_if(|spare: &mut Frame<P>| spare.order() == order) {
-                Some(folio) => folio,
-                None => match self.cleared(p, payer, order) {
-                    Ok(folio) => folio,
-                    Err(_) if order > 0 => {
-                        (told.short, most) = (true, order - 1);
-                        continue;
-                    }
-                    Err(why) => return Err(why.into()),
-                },
-            };
-            let first = index >> order << order;
+            let made = making.get(index, self.size());
+            told.short = making.short;
+            let Some((folio, first)) = made? else { continue };
+            let order = folio.order();
             self.prepare(&folio, first, FrameFlags::FILLING);
-            match self.insert_filling(p, index, &folio, &mut nodes) {
+            match self.insert_filling(p, index, &folio, &mut making.nodes) {
                 Ok(size) => {
                     told.began = true;
                     self.fill(&folio, first, size);
@@ -221,40 +211,19 @@ impl<P: Platform> FileCache<P> {
                         if order == 0 {
                             return Err(ReadError::Io);
                         }
-                        most = 0;
+                        making.most = 0;
                     } else if flags & (FrameFlags::FILLING | FrameFlags::GOING) == FrameFlags::FILLING {
                         return Err(ReadError::Blocked(self.ticket(folio)));
                     }
                 }
-                Err(Refused::Short(Short(n))) => match nodes.reserve(p, n) {
-                    Ok(()) => spare = Some(folio),
-                    Err(NoMemory) if order > 0 => (told.short, most) = (true, 0),
-                    Err(NoMemory) => return Err(ReadError::NoMemory),
-                },
-                Err(Refused::Again) => spare = Some(folio),
+                Err(Refused::Short(short)) => {
+                    making.more(folio, short)?;
+                    told.short = making.short;
+                }
+                Err(Refused::Again) => making.again(folio),
                 Err(Refused::Removing(turn)) => return Err(ReadError::Removing(turn)),
             }
         }
-    }
-
-    /// The order of the folio to make for the missing page at `index` of a file of `size` bytes, at most `most`; `None`
-    /// when it is not missing any more.
-    pub(super) fn order_for(&self, p: &'static P, index: u64, size: u64, hint: Hint, most: u8) -> Option<u8> {
-        let most = most.min(self.file.max_folio_order());
-        let wanted = if most == 0 { 0 } else { self.file.folio_order(index, size, hint).min(most) };
-        if wanted == 0 { Some(0) } else { self.index.room(&self.writer.lock(p), index, wanted) }
-    }
-
-    /// A cleared folio, charged. A small one is had if there is any memory; a larger one if such a block is free.
-    pub(super) fn cleared(
-        &self,
-        p: &'static P,
-        payer: &Payer<'_, P>,
-        order: u8,
-    ) -> Result<Frame<P>, Unavailable> {
-        let mut folio = if order == 0 { payer.frame(p)? } else { payer.block(p, order)? };
-        folio.clear();
-        Ok(folio)
     }
 
     /// A ticket for a folio of this file that is being read in.

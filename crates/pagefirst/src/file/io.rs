@@ -2,14 +2,15 @@
 
 use super::cache::{FileCache, LOOKED_AT, Lookup, Outs, pages_of};
 use super::error::{ReadError, SizeError, WriteError};
-use super::index::{Found, LAST_INDEX, MAX_FOLIO_ORDER, Nodes, Short};
+use super::index::{Found, LAST_INDEX, Nodes, Short};
+use super::making::Making;
 use super::{File as _, Hint};
 use crate::frame::{Frame, FrameFlags, bytes, words};
 use crate::limit::Payer;
 use crate::platform::Platform;
 use crate::sync::atomic::{Relaxed, Release};
 use crate::sync::epoch::Pin;
-use crate::types::{NoMemory, PAGE_SIZE};
+use crate::types::PAGE_SIZE;
 use core::ops::ControlFlow::{Break, Continue};
 use core::ops::Range;
 
@@ -25,7 +26,7 @@ enum Appended {
     /// The page is not beyond the end any more.
     No,
     /// So many nodes are needed.
-    Short(usize),
+    Short(Short),
     /// Look again.
     Again,
 }
@@ -142,42 +143,25 @@ impl<P: Platform> FileCache<P> {
     fn append(&self, p: &'static P, at: u64, from: &[u8]) -> Result<bool, WriteError<P>> {
         let (index, place, _) = part(at, from.len());
         let size = at + from.len() as u64;
-        let mut nodes = Nodes::new();
-        let mut spare = None;
-        let mut most = MAX_FOLIO_ORDER;
+        let payer = Payer::Caller;
+        let mut making = Making::new(self, Hint::None, &payer);
         loop {
-            let order = self.order_for(p, index, size, Hint::None, most).unwrap_or(0);
-            let first = index >> order << order;
-            if order > 0 && self.may_be_stored(first) {
-                most = order - 1;
-                continue;
+            while making.most > 0 && self.may_be_stored(index >> making.most << making.most) {
+                making.most -= 1;
             }
-            let folio = match spare.take_if(|spare: &mut Frame<P>| spare.order() == order) {
-                Some(folio) => folio,
-                None => match self.cleared(p, &Payer::Caller, order) {
-                    Ok(mut folio) => {
-                        let bytes = folio.bytes_of((index - first) as u32);
-                        bytes[place..place + from.len()].copy_from_slice(from);
-                        // Valid only once it is in the index: a stale neighbour of a fault may have its number.
-                        self.prepare(&folio, first, FrameFlags::DIRTY);
-                        folio
-                    }
-                    Err(_) if order > 0 => {
-                        most = order - 1;
-                        continue;
-                    }
-                    Err(error) => return Err(error.into()),
-                },
+            let Some((mut folio, first)) = making.get(index, size)? else {
+                // A folio across the end has it.
+                making.most = 0;
+                continue;
             };
-            match self.try_append(p, at, from, &folio, &mut nodes)? {
+            folio.bytes_of((index - first) as u32)[place..place + from.len()].copy_from_slice(from);
+            // Valid only once it is in the index: a stale neighbour of a fault may have its number.
+            self.prepare(&folio, first, FrameFlags::DIRTY);
+            match self.try_append(p, at, from, &folio, &mut making.nodes)? {
                 Appended::Yes => return Ok(true),
                 Appended::No => return Ok(false),
-                Appended::Short(n) => match nodes.reserve(p, n) {
-                    Ok(()) => spare = Some(folio),
-                    Err(NoMemory) if order > 0 => most = 0,
-                    Err(error) => return Err(error.into()),
-                },
-                Appended::Again => spare = Some(folio),
+                Appended::Short(short) => making.more(folio, short)?,
+                Appended::Again => making.again(folio),
             }
         }
     }
@@ -221,8 +205,8 @@ impl<P: Platform> FileCache<P> {
             if self.index.room(&w, index, found.order) != Some(found.order) || self.may_be_stored(first) {
                 return Ok(Appended::Again);
             }
-            if let Err(Short(n)) = self.index.insert(&mut w, first, found, nodes) {
-                return Ok(Appended::Short(n));
+            if let Err(short) = self.index.insert(&mut w, first, found, nodes) {
+                return Ok(Appended::Short(short));
             }
             held.into_held();
             folio.meta().set(FrameFlags::UP_TO_DATE);

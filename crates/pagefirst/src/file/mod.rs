@@ -40,6 +40,7 @@ mod error;
 mod fill;
 mod index;
 mod io;
+mod making;
 #[cfg(all(test, loom))]
 mod model;
 mod poison;
