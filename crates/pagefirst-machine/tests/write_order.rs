@@ -223,7 +223,7 @@ fn c68_leave_is_for_the_page_that_was_asked_about() -> Result {
         let s = stage.space()?;
         let asked = Arc::new(AtomicU32::new(0));
         let counts = asked.clone();
-        let content = MachineFile::zeros().with_folios(order).with_mkwrite(move |_| {
+        let content = MachineFile::zeros().with_folios(order).with_mkwrite(move |_, _| {
             counts.fetch_add(1, Relaxed);
             Io::Ready
         });
