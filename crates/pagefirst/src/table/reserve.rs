@@ -73,8 +73,9 @@ pub(super) fn give_zeroed<P: Platform>(p: &'static P, tables: &[Pfn]) {
     if tables.is_empty() {
         return;
     }
+    let is_any_bad = tables.iter().any(|pfn| p.meta(*pfn).flags().contains(FrameFlags::POISON));
     tables.iter().for_each(|pfn| p.note(Note::TableFreed(*pfn)));
-    if tables.iter().any(|pfn| p.meta(*pfn).flags().contains(FrameFlags::POISON)) {
+    if is_any_bad {
         return free(p, tables); // the good ones with them, for once
     }
     let local = p.local(p.enter());
