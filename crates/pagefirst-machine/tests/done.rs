@@ -233,8 +233,9 @@ fn done_the_whole_user_half_costs_what_is_touched_in_it() -> Result {
         protected.scanned(),
         unmapped.scanned()
     );
-    assert!(locked <= MOST, "{locked} tables locked");
-    assert!(scanned <= MOST, "{scanned} tables' entries read");
+    // A table is read once. A table of tables is locked before, and once more if one below it died; a leaf once.
+    assert!(scanned <= MOST, "{scanned} tables read");
+    assert!(locked <= 2 * scanned, "{locked} lockings of {scanned} tables");
     assert_eq!(check(&s).tables, [0, 0, 0, 1, 0]);
     drop((cpu, s));
     machine.nothing_left()?;

@@ -4,7 +4,7 @@
 
 use pagefirst::arch::{Attrs, Format, X86_64};
 use pagefirst::fault::{FaultError, Outcome};
-use pagefirst::file::{FileCache, ReadError};
+use pagefirst::file::{File as _, FileCache, ReadError};
 use pagefirst::frame::Counts;
 use pagefirst::mem::Shared;
 use pagefirst::platform::Platform;
@@ -150,6 +150,16 @@ pub fn warm<F: Format>(
     cache: &Cache<F>,
     indexes: impl IntoIterator<Item = u64>,
 ) -> Result {
+    if !cache.file().is_stored() {
+        // A hole of a memory file is read without a page for it, and gets one by a fault.
+        let s = space(machine)?;
+        let base = s.map(shared(cache, 0, cache.size().div_ceil(PAGE_SIZE), R))?.range.start;
+        for index in indexes {
+            let end = fault(&s, page(base, index), Access::Read);
+            assert!(matches!(end, End::Mapped(..) | End::Spurious), "page {index}: {end:?}");
+        }
+        return Ok(());
+    }
     for index in indexes {
         let read = cache.read_at(machine, index * PAGE_SIZE, &mut [0]);
         read.map_err(|e: ReadError<Machine<F>>| format!("page {index}: {e:?}"))?;

@@ -4,7 +4,7 @@
 
 use pagefirst::arch::{Attrs, Format, X86_64};
 use pagefirst::fault::{Outcome, Ticket};
-use pagefirst::file::{FileCache, ReadError};
+use pagefirst::file::{File as _, FileCache, ReadError};
 use pagefirst::frame::{Frame, FrameFlags, FrameMeta, Region};
 use pagefirst::mem::Shared;
 use pagefirst::platform::{Note, Platform};
@@ -196,6 +196,14 @@ impl Stage {
     }
     /// Brings a page of a file into its cache.
     pub fn warm(&'static self, cache: &Cache, index: u64) -> Result {
+        if !cache.file().is_stored() {
+            // A hole of a memory file is read without a page for it, and gets one by a fault.
+            let (s, base) = (self.space()?, VirtAddr(4 << 30));
+            shared(&s, base, cache, cache.size().div_ceil(PAGE_SIZE), Prot::READ)?;
+            let end = fault(&s, VirtAddr(base.0 + index * PAGE_SIZE), Access::Read);
+            assert_eq!(end, "mapped", "page {index}");
+            return Ok(());
+        }
         let read = cache.read_at(self, index * PAGE_SIZE, &mut [0]);
         read.map_err(|e: ReadError<Stage>| format!("page {index}: {e:?}"))?;
         Ok(())
