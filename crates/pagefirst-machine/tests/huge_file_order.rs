@@ -152,7 +152,7 @@ fn written_on_the_move(
     file.evict(stage);
     let mut byte = [0];
     file.read_at(stage, PAGE_SIZE, &mut byte).map_err(|e| format!("{e:?}"))?;
-    assert_eq!(byte, [0x77], "page 1");
+    assert!(byte == [0x77], "page 1 reads {byte:?}");
     Ok(())
 }
 

@@ -198,7 +198,7 @@ fn r13_what_is_being_stored_is_stored_before_a_hole_is_forgotten() -> Result {
     Ok(())
 }
 
-/// A mapping call takes private copies to behind the walk's place, and is still at work when the walk has ended.
+// A mapping call takes private copies to behind the walk's place, and is still at work when the walk has ended.
 // catches: remove_walks_once
 #[test]
 fn r13_a_removal_waits_for_a_call_that_went_behind_its_walk() -> Result {
@@ -232,7 +232,7 @@ fn r13_a_removal_waits_for_a_call_that_went_behind_its_walk() -> Result {
     Ok(())
 }
 
-/// Mapping calls hide private copies from both walks: each time, they are where the walk has been.
+// Mapping calls hide private copies from both walks: each time, they are where the walk has been.
 // catches: calls_do_not_help
 #[test]
 fn r13_a_call_that_begins_after_a_removal_hides_nothing() -> Result {

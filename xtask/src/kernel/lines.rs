@@ -46,7 +46,7 @@ static KNOWN: [Known; 4] = [
     },
     Known {
         case: "access refused",
-        stores: &["fault (crates/pagefirst/src/fault/mod.rs", "count (crates/pagefirst/src/fault/"],
+        stores: &["fault_with (crates/pagefirst/src/fault/mod.rs", "count (crates/pagefirst/src/fault/"],
         reason: "the space counts what it refuses; a signal follows, or the end",
     },
 ];
