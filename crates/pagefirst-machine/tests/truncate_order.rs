@@ -198,8 +198,7 @@ fn r13_what_is_being_stored_is_stored_before_a_hole_is_forgotten() -> Result {
     Ok(())
 }
 
-// A mapping call takes private copies to behind the walk's place, and is still at work when the walk has ended.
-// catches: remove_walks_once
+/// A mapping call takes private copies to behind the walk's place, and is still at work when the walk has ended.
 #[test]
 fn r13_a_removal_waits_for_a_call_that_went_behind_its_walk() -> Result {
     let stage = Stage::new(256);

@@ -308,7 +308,7 @@ impl<P: Platform> FileCache<P> {
     pub(super) fn unmap(&self, removal: &Removal) {
         let take = |vma: &Vma<P>, table: &PageTable<P>, range| self.take_from(removal, vma, table, range);
         let all = self.for_each_mapping(removal.first, removal.end - 1, take);
-        if !all && !cfg!(mutant = "remove_walks_once") {
+        if !all {
             self.for_each_mapping(removal.first, removal.end - 1, take);
         }
     }
