@@ -18,17 +18,6 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 const AT: VirtAddr = VirtAddr(1 << 30);
 const SMALL: u64 = LEAF / PAGE_SIZE;
 
-fn fork<F: Format>(s: &Space<F>) -> Result<Space<F>> {
-    Ok(Arc::new(s.fork()?))
-}
-fn put<F: Format>(s: &Space<F>, at: VirtAddr, value: u64) -> Result {
-    Ok(s.copy_out(at, &value.to_le_bytes()).map_err(|stopped| stopped.to_string())?)
-}
-fn get<F: Format>(s: &Space<F>, at: VirtAddr) -> Result<u64> {
-    let mut bytes = [0; 8];
-    s.copy_in(at, &mut bytes).map_err(|stopped| stopped.to_string())?;
-    Ok(u64::from_le_bytes(bytes))
-}
 /// A space with `pages` pages of private memory, page `i` of which holds `i + 1`.
 fn filled<F: Format>(machine: &'static Machine<F>, pages: u64) -> Result<Space<F>> {
     let s = space(machine)?;

@@ -23,17 +23,6 @@ fn pages(at: VirtAddr, n: u64) -> VirtRange {
 fn pin(s: &Space, at: VirtAddr, write: bool) -> Result<Pinned<Machine>> {
     Ok(s.pin(pages(at, 1), write).map_err(|error| error.to_string())?)
 }
-fn fork(s: &Space) -> Result<Space> {
-    Ok(Arc::new(s.fork()?))
-}
-fn put(s: &Space, at: VirtAddr, value: u64) -> Result {
-    Ok(s.copy_out(at, &value.to_le_bytes()).map_err(|stopped| stopped.to_string())?)
-}
-fn get(s: &Space, at: VirtAddr) -> Result<u64> {
-    let mut bytes = [0; 8];
-    s.copy_in(at, &mut bytes).map_err(|stopped| stopped.to_string())?;
-    Ok(u64::from_le_bytes(bytes))
-}
 /// A device's view of a frame.
 fn dma(machine: &'static Machine, pfn: Pfn) -> &'static std::sync::atomic::AtomicU64 {
     &machine.cells(pfn)[0]

@@ -6,13 +6,13 @@ use pagefirst::Poisoned;
 use pagefirst::arch::Attrs;
 use pagefirst::file::{ReadError, ShmemHuge};
 use pagefirst::frame::FrameFlags;
-use pagefirst::platform::{Note, Platform};
+use pagefirst::platform::Platform;
 use pagefirst::space::RemapTo;
 use pagefirst::types::{Access, PAGE_SIZE, Pfn, VirtAddr};
 use pagefirst_machine::MachineFile;
 use stage::*;
 use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::Acquire;
 use std::sync::{Arc, Mutex};
 
 /// A page is reported as bad between two attempts to put it into its file.
@@ -21,23 +21,13 @@ fn the_mark_of_a_page_that_is_being_put_into_its_file_stays() -> Result {
     let stage = Stage::new(256);
     let cache = stage.cache(&MachineFile::zeros(), 4)?;
     let bad = Arc::new(AtomicU32::new(0));
-    let (first, then) = (bad.clone(), bad.clone());
+    let then = bad.clone();
     // The page, then a node of the index.
-    stage.at_after(
-        move |step| match step {
-            Step::Note(Note::FrameAllocated(pfn, 0)) => {
-                first.store(pfn.0, Release);
-                true
-            }
-            _ => false,
-        },
-        is_frame_allocated,
-        move || {
-            let pfn = Pfn(then.load(Acquire));
-            let said = on(1, || stage.vm().poison(stage, pfn));
-            assert_eq!(said, Poisoned::File { lost: false });
-        },
-    );
+    stage.at_after(allocates(0, &bad), is_frame_allocated, move || {
+        let pfn = Pfn(then.load(Acquire));
+        let said = on(1, || stage.vm().poison(stage, pfn));
+        assert_eq!(said, Poisoned::File { lost: false });
+    });
     let read = cache.read_at(stage, 0, &mut [0]);
     assert!(stage.is_done());
     let pfn = Pfn(bad.load(Acquire));
@@ -51,7 +41,7 @@ fn the_mark_of_a_part_of_a_folio_that_is_being_made_stays() -> Result {
     let stage = Stage::new(2560);
     let cache = stage.cache(&MachineFile::shmem(ShmemHuge::Always), 512)?;
     let head = Arc::new(AtomicU32::new(0));
-    let (first, then) = (head.clone(), head.clone());
+    let then = head.clone();
     // Its metadata as the tails are made: the head's first, then theirs one by one.
     let made = move |step: &Step| {
         let head = Pfn(then.load(Acquire));
@@ -61,21 +51,11 @@ fn the_mark_of_a_part_of_a_folio_that_is_being_made_stays() -> Result {
             && stage.flags(head).contains(FrameFlags::FILE)
     };
     let bad = head.clone();
-    stage.at_after(
-        move |step| match step {
-            Step::Note(Note::FrameAllocated(pfn, 9)) => {
-                first.store(pfn.0, Release);
-                true
-            }
-            _ => false,
-        },
-        made,
-        move || {
-            let pfn = Pfn(bad.load(Acquire)).add(5);
-            on(1, || stage.vm().poison(stage, pfn));
-            assert!(stage.flags(pfn).contains(FrameFlags::POISON));
-        },
-    );
+    stage.at_after(allocates(9, &head), made, move || {
+        let pfn = Pfn(bad.load(Acquire)).add(5);
+        on(1, || stage.vm().poison(stage, pfn));
+        assert!(stage.flags(pfn).contains(FrameFlags::POISON));
+    });
     cache.write_at(stage, 0, &[1]).map_err(|e| format!("{e:?}"))?;
     assert!(stage.is_done());
     let pfn = Pfn(head.load(Acquire)).add(5);

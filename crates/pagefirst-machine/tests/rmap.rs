@@ -13,7 +13,6 @@ use pagefirst::space::RemapTo;
 use pagefirst::types::{Access, PAGE_SIZE, Pfn, Prot, VirtAddr};
 use pagefirst_machine::Machine;
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Acquire;
 
@@ -22,12 +21,6 @@ const FAR: VirtAddr = VirtAddr(5 << 30);
 const LOST: End = End::Error(FaultError::Bus(Bus::Poison));
 const SMALL: Poisoned = Poisoned::Private { huge: false };
 
-fn fork(s: &Space<X86_64>) -> Result<Space<X86_64>> {
-    Ok(Arc::new(s.fork()?))
-}
-fn put(s: &Space<X86_64>, va: VirtAddr, value: u8) -> Result {
-    Ok(s.copy_out(va, &[value]).map_err(|stopped| stopped.to_string())?)
-}
 fn poison(machine: &'static Machine, pfn: Pfn) -> Poisoned {
     machine.vm().poison(machine, pfn)
 }
@@ -48,7 +41,7 @@ fn a_page_is_found_in_the_spaces_that_descend_from_who_filled_it() -> Result {
     let machine = machine();
     let parent = space(machine)?;
     parent.map(at(AT, anonymous(3, RW)))?;
-    (0..2).try_for_each(|i| put(&parent, page(AT, i), 1 + i as u8))?;
+    (0..2).try_for_each(|i| put(&parent, page(AT, i), 1 + i))?;
     let child = fork(&parent)?;
     put(&child, page(AT, 2), 3)?;
     let grandchild = fork(&child)?;
@@ -105,11 +98,11 @@ fn a_page_is_found_where_it_was_moved() -> Result {
         let file = cache(machine, &marked(), 64)?;
         let map = if of_file { private(&file, 3, 8, RW) } else { anonymous(8, RW) };
         s.map(at(AT, map))?;
-        (0..8).try_for_each(|i| put(&s, page(AT, i), i as u8))?;
+        (0..8).try_for_each(|i| put(&s, page(AT, i), i))?;
         s.remap(AT, 8 * PAGE_SIZE, 8 * PAGE_SIZE, RemapTo::Fixed(FAR))?;
         // What comes in its place has pages at the same indexes.
         s.map(at(AT, anonymous(8, RW)))?;
-        (0..8).try_for_each(|i| put(&s, page(AT, i), 100 + i as u8))?;
+        (0..8).try_for_each(|i| put(&s, page(AT, i), 100 + i))?;
         let child = fork(&s)?;
         s.protect(page(FAR, 3), PAGE_SIZE, Prot::READ)?;
         s.remap(page(FAR, 4), 4 * PAGE_SIZE, 6 * PAGE_SIZE, RemapTo::Fixed(page(FAR, 100)))?;
@@ -163,7 +156,7 @@ fn a_chain_of_forks_does_not_grow() -> Result {
         let mut objects = Vec::new();
         for generation in 0..60 {
             let last = living.back().ok_or("one")?;
-            put(last, page(AT, generation % 2), generation as u8)?;
+            put(last, page(AT, generation % 2), generation)?;
             let next = fork(last)?;
             living.push_back(next);
             if living.len() > overlapping + 1 {

@@ -34,17 +34,7 @@ fn r11_what_comes_where_an_unmap_has_passed_is_taken_out_though_it_stopped_half_
     let (passed, has_passed) = channel();
     let (ended, has_ended) = channel();
     let frame_of_page = Arc::new(AtomicU32::new(0));
-    let page_of = frame_of_page.clone();
-    stage.at(
-        move |step| match step {
-            Step::Note(Note::FrameAllocated(pfn, 0)) => {
-                page_of.store(pfn.0, Relaxed);
-                true
-            }
-            _ => false,
-        },
-        || {},
-    );
+    stage.at(allocates(0, &frame_of_page), || {});
     let other = s.clone();
     // It holds the lock, was told that nothing is announced, and makes the entry.
     stage.at_after(

@@ -13,28 +13,17 @@ use pagefirst_machine::MachineFile;
 use stage::*;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 const BASE: VirtAddr = VirtAddr(1 << 40);
 
 fn is_writable(space: &Space) -> bool {
     attrs(space, BASE).contains(Attrs::WRITE)
 }
-/// What is mapped at an address, by an entry of any size: its first frame and its attributes.
-fn leaf(space: &Space, va: VirtAddr) -> (Option<Pfn>, Attrs) {
-    let stage = space.platform();
-    let mut table = space.page_table().root_frame();
-    for level in (0..X86_64::LEVELS).rev() {
-        let raw = stage.words(table)[X86_64::index(va, level)].load(Acquire);
-        match X86_64::child(raw, level) {
-            Some(child) => table = child,
-            None => return (X86_64::frame(raw, level), X86_64::attrs(raw)),
-        }
-    }
-    unreachable!("level 0 has no children")
-}
+/// The first frame that is mapped at an address, by an entry of any size.
 fn shown(space: &Space, va: VirtAddr) -> Option<Pfn> {
-    leaf(space, va).0
+    let (raw, level) = leaf(space, va);
+    X86_64::frame(raw, level)
 }
 
 fn is_flush(step: &Step) -> bool {
@@ -209,7 +198,7 @@ fn c68_what_is_written_of_a_folio_is_stored() -> Result {
         let (stage, s, file, _) = two_folios(order)?;
         assert_eq!(fault(&s, BASE, Access::Write), "mapped");
         assert_eq!(file.write_back(stage)?, 1 << order, "order {order}");
-        assert!(!leaf(&s, BASE).1.contains(Attrs::WRITE));
+        assert!(!attrs(&s, BASE).contains(Attrs::WRITE));
         assert_eq!(file.write_back(stage)?, 0);
     }
     Ok(())

@@ -220,6 +220,20 @@ pub fn counts<F: Format>(machine: &'static Machine<F>, pfn: Pfn) -> (u32, u32) {
     (refs, maps)
 }
 
+pub fn fork<F: Format>(s: &Space<F>) -> Result<Space<F>> {
+    Ok(Arc::new(s.fork()?))
+}
+/// Writes a word as the kernel does for a program.
+pub fn put<F: Format>(s: &Space<F>, at: VirtAddr, value: u64) -> Result {
+    Ok(s.copy_out(at, &value.to_le_bytes()).map_err(|stopped| stopped.to_string())?)
+}
+/// Reads one.
+pub fn get<F: Format>(s: &Space<F>, at: VirtAddr) -> Result<u64> {
+    let mut bytes = [0; 8];
+    s.copy_in(at, &mut bytes).map_err(|stopped| stopped.to_string())?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
 /// The frame of a page of a file, looked up by way of a mapping in a space of its own that is gone afterwards.
 pub fn cached_frame<F: Format>(machine: &'static Machine<F>, cache: &Cache<F>, index: u64) -> Result<Pfn> {
     let policy = policy().with_fault_around(PAGE_SIZE).ok_or("a window of one page")?;

@@ -20,7 +20,7 @@ use std::cell::Cell;
 use std::error::Error;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -265,6 +265,17 @@ pub fn is_table_locked(step: &Step) -> bool {
 pub fn is_frame_allocated(step: &Step) -> bool {
     matches!(step, Step::Note(Note::FrameAllocated(..)))
 }
+/// A folio of this order is allocated: `at` is its number from then on.
+pub fn allocates(order: u8, at: &Arc<AtomicU32>) -> impl FnMut(&Step) -> bool + Send + use<> {
+    let at = at.clone();
+    move |step| match step {
+        Step::Note(Note::FrameAllocated(pfn, of)) if *of == order => {
+            at.store(pfn.0, Release);
+            true
+        }
+        _ => false,
+    }
+}
 /// The walk has found an empty slot in a leaf table.
 pub fn is_empty_leaf_slot(step: &Step) -> bool {
     *step == Step::Read(0, 0)
@@ -284,13 +295,18 @@ pub fn page(at: VirtAddr, i: u64) -> VirtAddr {
 
 /// The leaf entry for an address; 0 for none.
 pub fn entry(space: &Space, va: VirtAddr) -> u64 {
+    leaf(space, va).0
+}
+
+/// The same, and the level of the table it is in.
+pub fn leaf(space: &Space, va: VirtAddr) -> (u64, u8) {
     let stage = space.platform();
     let mut table = space.page_table().root_frame();
     for level in (0..X86_64::LEVELS).rev() {
         let raw = stage.words(table)[X86_64::index(va, level)].load(Acquire);
         match X86_64::child(raw, level) {
             Some(child) => table = child,
-            None => return raw,
+            None => return (raw, level),
         }
     }
     unreachable!("level 0 has no children")

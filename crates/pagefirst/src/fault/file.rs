@@ -3,7 +3,7 @@
 use super::anon::readable;
 use super::around::window;
 use super::hand::Need;
-use super::{Bus, Fault, FaultError, For, Look, Outcome, Ticket, huge};
+use super::{Bus, Fault, FaultError, Look, Outcome, Ticket, huge};
 use crate::arch::{Attrs, Format};
 use crate::file::{Cursor, FileCache, Found, Lookup};
 use crate::frame::{self, FrameFlags};
@@ -14,50 +14,64 @@ use crate::sync::atomic::{AtomicU64, Relaxed};
 use crate::table::{Batch, Counted, FaultKind, NewEntry, Nothing, Slot};
 use crate::types::{Access, PAGE_SHIFT, Pfn, Prot, VirtAddr, VirtRange};
 
-/// The entry of a page, whose mapping is counted.
+/// The entry, in a table at `level`, of a page whose mapping is counted.
 #[inline(always)]
-fn entry<P: Platform>(p: &'static P, pfn: Pfn, attrs: Attrs) -> NewEntry {
+fn entry<P: Platform>(p: &'static P, pfn: Pfn, level: u8, attrs: Attrs) -> NewEntry {
     if attrs.contains(Attrs::EXEC) && !cfg!(mutant = "exec_without_sync") {
-        p.sync_instructions(pfn);
+        (0..P::Format::pages(level) as u32).for_each(|i| p.sync_instructions(pfn.add(i)));
     }
-    NewEntry { raw: P::Format::leaf(pfn, 0, attrs), counted: Counted::File }
+    NewEntry { raw: P::Format::leaf(pfn, level, attrs), counted: Counted::File }
 }
 
-/// A page of a file that is written to. Neighbours would have to be written to be worth it.
-struct Written<'f, P: Platform> {
+/// A page of a file by one entry, without neighbours: a huge page, all of it of one folio; or a small one that is written
+/// to, for neighbours would have to be written to be worth it.
+struct Alone<'f, P: Platform, const LEVEL: u8> {
     p: &'static P,
     vma: &'f Vma<P>,
     file: &'f FileCache<P>,
     va: VirtAddr,
-    /// Its frame and its index.
-    found: Found,
+    /// Its first frame and its index.
+    first: Found,
     index: u64,
+    write: bool,
     /// The file's turn in which it gave leave, if it was asked.
     leave: Option<u64>,
     attrs: Attrs,
 }
 
-impl<P: Platform> Batch for Written<'_, P> {
+impl<P: Platform, const LEVEL: u8> Batch for Alone<'_, P, LEVEL> {
     fn va(&self) -> VirtAddr {
         self.va
+    }
+    fn level(&self) -> u8 {
+        LEVEL
     }
     fn is_current(&self) -> bool {
         !self.vma.is_retired() && self.leave.is_none_or(|turn| self.file.turn() == turn)
     }
     #[inline(always)]
     fn entry(&mut self, _: VirtAddr) -> Option<NewEntry> {
-        let Written { p, file, found, index, .. } = *self;
-        let folio = found.folio();
+        let Alone { p, file, first, index, .. } = *self;
+        let (folio, pages) = (first.folio(), P::Format::pages(LEVEL));
         let meta = p.meta(folio);
-        if !meta.try_map_valid(|| file.is_attached(folio, found.pfn, index))? {
+        let is_valid = || match LEVEL {
+            0 => file.is_attached(folio, first.pfn, index),
+            _ => file.is_span_attached(meta, first.part(), index, pages),
+        };
+        if !meta.try_map_valid(is_valid)? {
             frame::unmap(p, folio);
             return None;
         }
-        meta.set(FrameFlags::DIRTY);
-        Some(entry(p, found.pfn, self.attrs))
+        if LEVEL > 0 && cfg!(mutant = "huge_counts_pages") {
+            meta.map_more(pages as u32 - 1);
+        }
+        if self.write {
+            meta.set(FrameFlags::DIRTY);
+        }
+        Some(entry(p, first.pfn, LEVEL, self.attrs))
     }
     fn kind(&self) -> Option<FaultKind> {
-        Some(FaultKind::SharedWrite)
+        Some(if self.write { FaultKind::SharedWrite } else { FaultKind::FileRead })
     }
 }
 
@@ -94,7 +108,7 @@ impl<P: Platform> Pages<'_, P> {
             frame::unmap(self.p, found.pfn);
             return None;
         }
-        Some(entry(self.p, found.pfn, attrs))
+        Some(entry(self.p, found.pfn, 0, attrs))
     }
     /// A page of a larger folio, if pages of it have to be looked at one by one: hardware reported an error in one of them.
     #[cold]
@@ -107,7 +121,7 @@ impl<P: Platform> Pages<'_, P> {
             frame::unmap(self.p, folio);
             return None;
         }
-        Some(entry(self.p, found.pfn, attrs))
+        Some(entry(self.p, found.pfn, 0, attrs))
     }
     fn is_hurt(&self, found: Found) -> bool {
         self.p.meta(found.folio()).flags().contains(FrameFlags::HURT)
@@ -200,62 +214,10 @@ impl<P: Platform> Batch for Pages<'_, P> {
     fn of_run(&mut self, va: VirtAddr) -> Option<NewEntry> {
         let (start, first) = self.run;
         let pfn = first.add(((va.0 - start.0) >> PAGE_SHIFT) as u32);
-        Some(entry(self.p, pfn, if va == self.va { self.attrs } else { self.around }))
+        Some(entry(self.p, pfn, 0, if va == self.va { self.attrs } else { self.around }))
     }
     fn kind(&self) -> Option<FaultKind> {
         Some(FaultKind::FileRead)
-    }
-}
-
-/// What a huge page spans, all of it pages of one folio.
-struct HugePage<'f, P: Platform> {
-    p: &'static P,
-    vma: &'f Vma<P>,
-    file: &'f FileCache<P>,
-    va: VirtAddr,
-    /// The first of them: its frame and its index.
-    first: Found,
-    index: u64,
-    write: bool,
-    /// As of a small page.
-    leave: Option<u64>,
-    attrs: Attrs,
-}
-
-impl<P: Platform> Batch for HugePage<'_, P> {
-    fn va(&self) -> VirtAddr {
-        self.va
-    }
-    fn level(&self) -> u8 {
-        huge::LEVEL
-    }
-    fn is_current(&self) -> bool {
-        !self.vma.is_retired() && self.leave.is_none_or(|turn| self.file.turn() == turn)
-    }
-    #[inline(always)]
-    fn entry(&mut self, _: VirtAddr) -> Option<NewEntry> {
-        let Found { pfn, .. } = self.first;
-        let (folio, pages) = (self.first.folio(), P::Format::pages(huge::LEVEL));
-        let meta = self.p.meta(folio);
-        // As for a small page: counted once, for one entry.
-        let once = if cfg!(mutant = "huge_counts_pages") { pages as u32 } else { 1 };
-        if !meta.try_map_many(once) {
-            return None;
-        }
-        if !self.file.is_span_attached(meta, self.first.part(), self.index, pages) {
-            frame::unmap(self.p, folio);
-            return None;
-        }
-        if self.write {
-            meta.set(FrameFlags::DIRTY);
-        }
-        if self.attrs.contains(Attrs::EXEC) {
-            (0..pages as u32).for_each(|i| self.p.sync_instructions(pfn.add(i)));
-        }
-        Some(NewEntry { raw: P::Format::leaf(pfn, huge::LEVEL, self.attrs), counted: Counted::File })
-    }
-    fn kind(&self) -> Option<FaultKind> {
-        Some(if self.write { FaultKind::SharedWrite } else { FaultKind::FileRead })
     }
 }
 
@@ -294,10 +256,14 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let around = readable(vma) | if in_place { Attrs::WRITE } else { Attrs::empty() };
         let attrs = around | if write { Attrs::WRITE | Attrs::DIRTY } else { Attrs::empty() };
         if let Some((va, first, index)) = huge {
-            return self.install(slot, &mut HugePage { p, vma, file, va, first, index, write, leave, attrs });
+            let mut batch: Alone<'_, P, { huge::LEVEL }> =
+                Alone { p, vma, file, va, first, index, write, leave, attrs };
+            return self.install(slot, &mut batch);
         }
         if write {
-            return self.install(slot, &mut Written { p, vma, file, va, found, index, leave, attrs });
+            let mut batch: Alone<'_, P, 0> =
+                Alone { p, vma, file, va, first: found, index, write, leave, attrs };
+            return self.install(slot, &mut batch);
         }
         let (window, order) = window(policy.fault_around, vma, va, &slot);
         let mut batch = Pages {
@@ -352,7 +318,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             Lookup::Filling(page) if !page.meta().flags().contains(FrameFlags::AHEAD) => {
                 Look::Done(Outcome::Blocked(file.ticket(page)))
             }
-            Lookup::Removing(turn) => Look::Done(Outcome::Blocked(Ticket(For::Removal(file.clone(), turn)))),
+            Lookup::Removing(turn) => Look::Done(Outcome::Blocked(Ticket::for_removal(file.clone(), turn))),
             Lookup::BeyondEnd => Look::error(FaultError::Bus(Bus::BeyondEnd)),
             // What is there is marked: more is to be read.
             Lookup::Missing | Lookup::Failed(_) | Lookup::Page(_) | Lookup::Filling(_) => {

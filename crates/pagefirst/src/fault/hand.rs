@@ -1,7 +1,7 @@
 //! What a fault has in hand between two looks, and what it may need.
 
 use super::direct::Answer;
-use super::{Bus, FaultError, For, Outcome, Ticket, huge};
+use super::{Bus, FaultError, Outcome, Ticket, huge};
 use crate::arch::Format;
 use crate::file::{File as _, FileCache, MayWrite, ReadError, Told, Wanted};
 use crate::frame::{Frame, FrameMeta, Part};
@@ -10,7 +10,7 @@ use crate::mem::Shared;
 use crate::platform::Platform;
 use crate::space::{AddressSpace, Grown};
 use crate::sync::atomic::Relaxed;
-use crate::table::{Reserve, Stock, Tidy};
+use crate::table::{Pass, Reserve, Stock};
 use crate::tlb::{Gather, SmallGather};
 use crate::types::{NoMemory, Pfn, VirtAddr, VirtRange};
 
@@ -300,10 +300,7 @@ impl<'a, P: Platform> Hand<'a, P> {
         copies: bool,
     ) -> Result<(), Outcome<'a, P>> {
         let failed = |bus| Err(Outcome::Error(FaultError::Bus(bus)));
-        let turn = file.turn();
-        if turn % 2 == 1 {
-            return Err(Outcome::Blocked(Ticket(For::Removal(file, turn))));
-        }
+        let turn = quiet_turn(&file)?;
         // A private write leaves the file as it is.
         let Ok(run) = file.file().direct(index, write && !copies).and_then(|run| run.checked(index)) else {
             return failed(Bus::Io);
@@ -360,16 +357,13 @@ impl<'a, P: Platform> Hand<'a, P> {
             Err(ReadError::OverLimit(OverLimit(id))) => Err(Outcome::Error(FaultError::OverLimit(id))),
             Err(ReadError::NoMemory) => Err(Outcome::Error(FaultError::NoMemory)),
             Err(ReadError::Blocked(ticket)) => Err(Outcome::Blocked(ticket)),
-            Err(ReadError::Removing(turn)) => Err(Outcome::Blocked(Ticket(For::Removal(file, turn)))),
+            Err(ReadError::Removing(turn)) => Err(Outcome::Blocked(Ticket::for_removal(file, turn))),
         }
     }
 
     #[cold]
     fn ask(&mut self, file: Shared<P, FileCache<P>>, page: Part<P>) -> Result<(), Outcome<'a, P>> {
-        let turn = file.turn();
-        if turn % 2 == 1 {
-            return Err(Outcome::Blocked(Ticket(For::Removal(file, turn))));
-        }
+        let turn = quiet_turn(&file)?;
         match file.may_write(page.folio(), page.index()) {
             MayWrite::Yes => self.hold(page, Why::Leave(turn)),
             MayWrite::No => return Err(Outcome::Error(FaultError::Bus(Bus::Refused))),
@@ -390,9 +384,23 @@ impl<'a, P: Platform> Hand<'a, P> {
     }
 }
 
+/// The file's turn, in which nothing of it is being removed.
+fn quiet_turn<'a, P: Platform>(file: &Shared<P, FileCache<P>>) -> Result<u64, Outcome<'a, P>> {
+    let turn = file.turn();
+    match turn % 2 {
+        0 => Ok(turn),
+        _ => Err(Outcome::Blocked(Ticket::for_removal(file.clone(), turn))),
+    }
+}
+
 /// Ends the tables of `span` that lost their last entry.
 #[cold]
 fn tidy<P: Platform>(space: &AddressSpace<P>, span: VirtRange) {
     let table = space.page_table();
-    table.visit(span, &mut Tidy, &mut Stock::empty(space.platform()), &mut Gather::new(table));
+    table.visit(
+        span,
+        &mut Pass { cuts: false },
+        &mut Stock::empty(space.platform()),
+        &mut Gather::new(table),
+    );
 }

@@ -57,6 +57,10 @@ impl<P: Platform> Ticket<'static, P> {
     pub(crate) fn for_store(page: Frame<P>) -> Self {
         Ticket(For::Store(page))
     }
+    /// For the removal that was at work in this turn.
+    pub(crate) fn for_removal(file: Shared<P, FileCache<P>>, turn: u64) -> Self {
+        Ticket(For::Removal(file, turn))
+    }
     pub(crate) fn for_answer(page: Frame<P>) -> Self {
         Ticket(For::Answer(page))
     }

@@ -84,7 +84,7 @@ impl<P: Platform> AddressSpace<P> {
         ready.announce();
         // No huge page lies in two mappings; and what is mapped from now on goes by the advice.
         let mut gather = Gather::new(self.page_table());
-        self.page_table().visit(range, &mut Pass, &mut cuts, &mut gather);
+        self.page_table().visit(range, &mut Pass { cuts: true }, &mut cuts, &mut gather);
         gather.flush();
         ready.publish(&mut writing.state);
         Ok(())

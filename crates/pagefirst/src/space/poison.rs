@@ -28,7 +28,7 @@ impl<P: Platform> AddressSpace<P> {
         // All that may fail, before anything is taken out.
         while let Flow::Full(bad) = table.descend(self.usable(), &mut FindHuge, &mut gather) {
             let mut cuts = Stock::new(self.p, HUGE_LEVEL.into())?;
-            table.visit(VirtRange::page_of(bad), &mut Pass, &mut cuts, &mut gather);
+            table.visit(VirtRange::page_of(bad), &mut Pass { cuts: true }, &mut cuts, &mut gather);
         }
         let mut lose = Lose { lost: 0 };
         table.visit(self.usable(), &mut lose, &mut Stock::empty(self.p), &mut gather);

@@ -44,7 +44,7 @@ pub(crate) use publish::install;
 #[cfg(feature = "__baseline")]
 pub(crate) use publish::publish_empty;
 pub(crate) use publish::{Batch, NewEntry, Refused};
-pub(crate) use range::{Flow, Pass, Tidy, Visitor};
+pub(crate) use range::{Flow, Pass, Visitor};
 pub(crate) use record::{Counted, Guard, Table};
 pub use record::{FaultKind, TableRecord};
 pub use reserve::Reserve;

@@ -275,23 +275,16 @@ fn slot_base<P: Platform>(base: VirtAddr, level: u8, index: usize) -> VirtAddr {
     VirtAddr(base.0 + index as u64 * P::Format::span(level))
 }
 
-/// Leaves everything as it is: to cut huge pages at the ends of a range.
-pub(crate) struct Pass;
+/// Leaves everything as it is: to cut huge pages at the ends of a range, or, without cuts, to see to dead tables.
+pub(crate) struct Pass {
+    pub cuts: bool,
+}
 
 impl<P: Platform> Visitor<P> for Pass {
     fn leaf(&mut self, _: &mut Guard<'_, P>, _: VirtRange, _: &mut Gather<'_, P>) -> Flow {
         Flow::Done
     }
-}
-
-/// Leaves everything as it is, huge pages that reach beyond the range too: to see to dead tables.
-pub(crate) struct Tidy;
-
-impl<P: Platform> Visitor<P> for Tidy {
-    fn leaf(&mut self, _: &mut Guard<'_, P>, _: VirtRange, _: &mut Gather<'_, P>) -> Flow {
-        Flow::Done
-    }
-    fn splits(&self, _: VirtRange, _: VirtRange) -> bool {
-        false
+    fn splits(&self, span: VirtRange, range: VirtRange) -> bool {
+        self.cuts && !range.covers(span)
     }
 }
