@@ -270,6 +270,11 @@ fn r06_huge_pages() -> Result {
             |s| s.space.vma_count() == MAPPINGS + 2 && entry(&s.space, va).1 == 0,
         )?;
         fails_at_each_point(
+            "cut by what is mapped over it",
+            |s| came(s.space.map(at(cut(va), anonymous(200, R)))),
+            |s| s.space.vma_count() == MAPPINGS + 2 && s.byte(cut(va)).is_none() && s.byte(va).is_some(),
+        )?;
+        fails_at_each_point(
             "cut by unmap",
             |s| came(s.space.unmap(cut(va), 200 * PAGE_SIZE)),
             |s| s.space.vma_count() == MAPPINGS + 1 && s.byte(cut(va)).is_none() && s.byte(va).is_some(),
@@ -330,6 +335,26 @@ fn r06_devices() -> Result {
                 s.space.page_table().mapper().unmap(frames).expect("nothing is cut");
                 Came::Done
             }
+            Err(FramesError::NoMemory(_)) => Came::NoMemory,
+            Err(error) => panic!("{error}"),
+        },
+        |_| true,
+    )?;
+    // Huge pages, one of which is cut.
+    let small = VirtRange::page_of(page(NOWHERE, 100));
+    let cut = |s: &Stage| {
+        s.space.page_table().mapper().map(frames, Pfn(4096), 1, Attrs::WRITE)?;
+        let cut = s.space.page_table().mapper().unmap(small);
+        let is_left = |va| entry(&s.space, va).0 != 0;
+        assert!(is_left(NOWHERE) && is_left(small.start) == cut.is_err());
+        s.space.page_table().mapper().unmap(frames).expect("nothing is cut");
+        cut
+    };
+    fails_at_each_point_of(
+        "mapper, cut",
+        |_| Ok(()),
+        |s| match cut(s) {
+            Ok(()) => Came::Done,
             Err(FramesError::NoMemory(_)) => Came::NoMemory,
             Err(error) => panic!("{error}"),
         },
