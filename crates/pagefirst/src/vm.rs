@@ -81,9 +81,10 @@ pub struct Vm<P: Platform> {
 pub enum Poisoned {
     /// Nobody. It is never handed out.
     Free,
-    /// A file. Nobody has the page mapped any more, and who wants it gets SIGBUS.
+    /// A file. Nobody has the page mapped any more. Who wants it next has it read anew, to another frame, if it is a folio by
+    /// itself that nobody holds, and gets SIGBUS else.
     File {
-        /// It was written and is not stored: that is lost.
+        /// It was written and is not stored: that is lost, and who wants it gets SIGBUS until the page is removed.
         lost: bool,
     },
     /// Programs, as private memory. Nobody has the page mapped any more, and who touches it gets SIGBUS.

@@ -313,15 +313,14 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     pub(super) fn not_there(&self, vma: &'f Vma<P>, file: &'f Shared<P, FileCache<P>>) -> Look<'a, P> {
         let index = vma.index_of(self.addr);
         match file.lookup(self.pin.platform(), self.pin, index) {
-            Lookup::Poisoned => Look::error(FaultError::Bus(Bus::Poison)),
             Lookup::Page(page) if !page.meta().flags().contains(FrameFlags::AHEAD) => Look::Again,
             Lookup::Filling(page) if !page.meta().flags().contains(FrameFlags::AHEAD) => {
                 Look::Done(Outcome::Blocked(file.ticket(page)))
             }
             Lookup::Removing(turn) => Look::Done(Outcome::Blocked(Ticket::for_removal(file.clone(), turn))),
             Lookup::BeyondEnd => Look::error(FaultError::Bus(Bus::BeyondEnd)),
-            // What is there is marked: more is to be read.
-            Lookup::Missing | Lookup::Failed(_) | Lookup::Page(_) | Lookup::Filling(_) => {
+            // What is there is marked: more is to be read. Or it is bad, and perhaps nothing is lost with it.
+            Lookup::Missing | Lookup::Failed(_) | Lookup::Page(_) | Lookup::Filling(_) | Lookup::Poisoned => {
                 Look::Need(Need::Page(file.clone(), index, vma.wanted()))
             }
         }

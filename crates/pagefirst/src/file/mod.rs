@@ -159,7 +159,8 @@ pub trait File: Clone + Eq + Send + Sync + 'static {
     /// For a shared write the file takes all that it answers for written: it is asked about each page before that becomes
     /// writable, if it [tracks writes](File::tracks_writes), and again after it had that [taken
     /// back](FileCache::clean). The memory stays the file's until it is to
-    /// [forget](File::forget) the page; it zeroes what a removal leaves of pages at its edges itself.
+    /// [forget](File::forget) the page; it zeroes what a removal leaves of pages at its edges itself. A fault that began
+    /// before may read it even then, for a private copy that it throws away: so it stays memory.
     ///
     /// Called with no lock and no pin held.
     ///

@@ -2,8 +2,9 @@
 //!
 //! It is marked (`frame/poison.rs`), so nobody maps it any more, nor looks it up; then its mappings are taken away, as for a
 //! removal, but for one page. A large folio is never mapped by a huge entry again; its other pages are used as before. The
-//! page stays in the cache, and whoever faults on it gets SIGBUS, until it is removed, or dropped because what is stored is
-//! the same. If it was written and not stored, that is lost, and stays so: the page is dirty for ever, and storing it fails.
+//! page stays in the cache. Whoever asks for it next drops it, if what is stored is the same, and reads it anew, to another
+//! frame; it has to be a folio by itself that nobody refers to. Else he gets SIGBUS, until the page is removed. If it was
+//! written and not stored, that is lost, and stays so: the page is dirty for ever, and storing it fails.
 
 use super::FileCache;
 use super::truncate::Removal;

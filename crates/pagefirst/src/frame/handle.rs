@@ -144,7 +144,9 @@ impl<P: Platform> Frame<P> {
             core::slice::from_raw_parts_mut(self.p.page(self.pfn.add(page)).as_ptr(), PAGE_SIZE as usize)
         }
     }
-    /// A copy of memory that is not the library's; false if it is none.
+    /// A copy of memory that is not the library's; false if it is none. A file that is memory itself has said where it has
+    /// a page ([`File::direct`](crate::file::File::direct)), and may have given it to another since: the copy is of use
+    /// only if the same answer, asked under the table's lock, still holds.
     pub(crate) fn copy_of_memory(&mut self, from: Pfn) -> bool {
         let is_memory = self.p.is_memory(from) && self.order() == 0;
         if is_memory {
