@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{Result, cmd, conformance, deps, fuzz, kernel, mmu, models, no_alloc, oom, plants};
+use crate::{Result, cmd, conformance, deps, fuzz, kernel, mmu, models, no_alloc, oom, plants, shuttle};
 
 /// How long everything may take on two CPUs.
 const LIMIT: Duration = Duration::from_secs(25 * 60);
@@ -10,7 +10,7 @@ const LIMIT: Duration = Duration::from_secs(25 * 60);
 /// A step's name and what it does.
 type Step = (&'static str, fn() -> Result);
 
-const STEPS: [Step; 13] = [
+const STEPS: [Step; 14] = [
     ("fmt", fmt),
     ("deps", deps::run),
     ("conformance --check", conformance::check),
@@ -22,6 +22,7 @@ const STEPS: [Step; 13] = [
     ("harsh", || harsh("1")),
     ("mmu", mmu::run),
     ("kernel", || kernel::run(&[])),
+    ("shuttle", || shuttle::run(&[])),
     ("models", || models::run(None)),
     ("plants", || plants::run(None)),
 ];

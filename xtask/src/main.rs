@@ -17,6 +17,7 @@ mod oom;
 mod oracle;
 mod plants;
 mod rust_source;
+mod shuttle;
 
 use std::process::ExitCode;
 
@@ -39,6 +40,8 @@ Usage: cargo xtask TASK
   no-alloc               prove that the library links neither std nor alloc
   mmu                    tables for RISC-V, AArch64 and LA57 are walked by QEMU's MMUs of these machines
   models [FILTER]        the loom models, and each planted mistake that they must catch
+  shuttle [OPTIONS] [TEST]
+                         random schedules of the whole stack; --seed S runs one again, --runs N, --minutes N, --threads N
   oracle --minutes N     random sequences at fresh seeds against the oracle of the tests, for so long
   fuzz --minutes N       the fuzz targets, each for so long, with a nightly compiler and cargo-fuzz;
                          --target space|recording|formats, --keep to make fuzz/corpus anew
@@ -79,6 +82,7 @@ fn run(args: &[String]) -> Result {
         ("models", []) => models::run(None),
         ("models", [filter]) => models::run(Some(filter)),
         ("oom", []) => oom::run(),
+        ("shuttle", args) => shuttle::run(args),
         ("oracle", ["--minutes", minutes]) => oracle::run(minutes),
         ("fuzz", args) => fuzz::run(args),
         ("fuzz-corpus", []) => fuzz::corpus(),

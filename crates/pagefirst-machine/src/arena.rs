@@ -7,6 +7,7 @@
 
 use memmap2::{Advice, MmapMut, MmapOptions};
 use pagefirst::frame::{FrameMeta, Region};
+use pagefirst::sync::atomic;
 use pagefirst::types::{PAGE_SIZE, Pfn};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
@@ -80,6 +81,13 @@ impl Arena {
         // SAFETY: `at` gives the start of a whole page inside the mapping, aligned to 4 KiB; any bits are a valid
         // AtomicU64, and shared access to atomics is always allowed. Frames that the library writes through
         // `page` are exclusively its own then (the contract of `Platform::page`).
+        unsafe { self.at(pfn).cast().as_ref() }
+    }
+
+    /// The same as the library sees it, and hardware where they meet.
+    #[inline]
+    pub fn cells(&self, pfn: Pfn) -> &[atomic::AtomicU64; WORDS] {
+        // SAFETY: as in `words`; the library's atomics, whichever they are, are laid out as those of the host.
         unsafe { self.at(pfn).cast().as_ref() }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! A thread claims the lowest free number when it first asks for it and gives it back when it ends.
 
-use parking_lot::Mutex;
+use crate::sync::{Mutex, thread_local};
 use std::cell::{Cell, RefCell};
 
 /// The CPU numbers of one machine.
@@ -17,7 +17,8 @@ struct Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        LAST.set((0, 0));
+        // At the thread's end it may be gone already.
+        let _ = LAST.try_with(|last| last.set((0, 0)));
         self.set.taken.lock()[self.cpu] = false;
     }
 }
@@ -44,20 +45,21 @@ impl CpuSet {
     /// When more threads use the machine than it has CPUs.
     #[inline]
     pub fn current(&'static self) -> usize {
-        let (key, cpu) = LAST.get();
+        let (key, cpu) = LAST.with(Cell::get);
         if key == self.key() { cpu } else { self.look() }
     }
 
     #[cold]
     fn look(&'static self) -> usize {
-        CLAIMS.with_borrow_mut(|claims| {
+        CLAIMS.with(|claims| {
+            let mut claims = claims.borrow_mut();
             let known = claims.iter().find(|c| std::ptr::eq(c.set, self)).map(|c| c.cpu);
             let cpu = known.unwrap_or_else(|| {
                 let cpu = self.claim();
                 claims.push(Claim { set: self, cpu });
                 cpu
             });
-            LAST.set((self.key(), cpu));
+            LAST.with(|last| last.set((self.key(), cpu)));
             cpu
         })
     }
@@ -75,7 +77,8 @@ impl CpuSet {
 
     /// Gives this thread's number back before it ends.
     pub fn release(&'static self) {
-        let claim = CLAIMS.with_borrow_mut(|claims| {
+        let claim = CLAIMS.with(|claims| {
+            let mut claims = claims.borrow_mut();
             claims.iter().position(|c| std::ptr::eq(c.set, self)).map(|i| claims.swap_remove(i))
         });
         drop(claim);

@@ -1,11 +1,11 @@
 //! Files for the machine's file mappings: in memory, or on the host's disk.
 
 use crate::late::{Device, Late, Work};
+use crate::sync::{Mutex, sleep, unique};
 use pagefirst::file::{
     Ask, AskGuard, Direct, File, FillGuard, Hint, Io, IoError, Shmem, ShmemHuge, StoreGuard,
 };
 use pagefirst::types::PAGE_SIZE;
-use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::ErrorKind;
@@ -77,8 +77,7 @@ struct Stored {
 
 impl MachineFile {
     fn new(body: Body, tracks_writes: bool) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        let id = NEXT.fetch_add(1, Relaxed);
+        let id = unique();
         let failing = Mutex::default();
         let (reads, writes) = (AtomicU64::new(0), AtomicU64::new(0));
         let folios = Shmem::new(id, ShmemHuge::Never);
@@ -255,7 +254,7 @@ impl MachineFile {
             Some(Ok((index, work))) => self.end(index, work),
             Some(Err(left)) => {
                 drop(busy);
-                std::thread::sleep(left);
+                sleep(left);
             }
             None => return false,
         }

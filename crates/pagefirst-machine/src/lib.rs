@@ -65,6 +65,7 @@ mod platform;
 mod refuse;
 mod secure;
 mod shadow;
+mod sync;
 mod tlb;
 mod trap;
 mod vcpu;

@@ -1,6 +1,7 @@
 //! The platform's two kinds of locks, and the machine's own.
 
 use crate::machine::Machine;
+use crate::sync::{AtomicU32, RawMutex, relax};
 use crossbeam_utils::CachePadded;
 use pagefirst::arch::Format;
 use pagefirst::platform::Platform;
@@ -9,20 +10,28 @@ use parking_lot::lock_api::RawMutex as _;
 use std::cell::UnsafeCell;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU32};
 
 /// A lock that spins; a thread that spins long lets others run, since the host may have preempted the holder.
-#[derive(Default, Debug)]
-pub struct SpinLock(AtomicBool);
+#[derive(Debug)]
+pub struct SpinLock(AtomicU32);
+
+const FREE: u32 = 0;
+const TAKEN: u32 = 1;
+
+impl Default for SpinLock {
+    fn default() -> Self {
+        SpinLock(AtomicU32::new(FREE))
+    }
+}
 
 impl SpinLock {
     #[inline]
     fn try_acquire(&self) -> bool {
-        !self.0.load(Relaxed) && !self.0.swap(true, Acquire)
+        self.0.load(Relaxed) == FREE && self.0.swap(TAKEN, Acquire) == FREE
     }
 }
 
-// SAFETY: the flag is set by one swap that found it clear and cleared by its owner alone; Acquire and Release order
+// SAFETY: the lock is taken by one swap that found it free and given back by its owner alone; Acquire and Release order
 // what is written under it.
 unsafe impl<F: Format> RawLock<Machine<F>> for SpinLock {
     #[inline]
@@ -37,16 +46,16 @@ unsafe impl<F: Format> RawLock<Machine<F>> for SpinLock {
     }
     #[inline]
     unsafe fn unlock(&self, _: &'static Machine<F>) {
-        self.0.store(false, Release);
+        self.0.store(FREE, Release);
     }
 }
 
 /// A lock that sleeps.
-pub struct WriterLock(parking_lot::RawMutex);
+pub struct WriterLock(RawMutex);
 
 impl Default for WriterLock {
     fn default() -> Self {
-        WriterLock(parking_lot::RawMutex::INIT)
+        WriterLock(RawMutex::INIT)
     }
 }
 
@@ -72,7 +81,7 @@ pub(crate) struct Mostly<T> {
 }
 
 struct State {
-    taken: AtomicBool,
+    taken: AtomicU32,
     waiting: AtomicU32,
 }
 
@@ -81,7 +90,7 @@ unsafe impl<T: Send> Sync for Mostly<T> {}
 
 impl<T> Mostly<T> {
     pub fn new(value: T) -> Self {
-        let state = State { taken: AtomicBool::new(false), waiting: AtomicU32::new(0) };
+        let state = State { taken: AtomicU32::new(FREE), waiting: AtomicU32::new(0) };
         Mostly { state: CachePadded::new(state), value: UnsafeCell::new(value) }
     }
     #[inline]
@@ -89,7 +98,7 @@ impl<T> Mostly<T> {
         if self.state.waiting.load(Relaxed) > 0 {
             self.give_way();
         }
-        if self.state.taken.swap(true, Acquire) {
+        if self.state.taken.swap(TAKEN, Acquire) == TAKEN {
             self.wait();
         }
         MostlyGuard(self)
@@ -104,7 +113,7 @@ impl<T> Mostly<T> {
     fn wait(&self) {
         let State { taken, waiting } = &*self.state;
         waiting.fetch_add(1, Relaxed);
-        while taken.load(Relaxed) || taken.swap(true, Acquire) {
+        while taken.load(Relaxed) == TAKEN || taken.swap(TAKEN, Acquire) == TAKEN {
             relax();
         }
         waiting.fetch_sub(1, Relaxed);
@@ -132,16 +141,6 @@ impl<T> DerefMut for MostlyGuard<'_, T> {
 impl<T> Drop for MostlyGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        self.0.state.taken.store(false, Release);
+        self.0.state.taken.store(FREE, Release);
     }
-}
-
-/// One turn of a spin: mostly a pause, now and then the host's scheduler.
-#[inline]
-pub(crate) fn relax() {
-    use std::cell::Cell;
-    thread_local!(static TURNS: Cell<u32> = const { Cell::new(0) });
-    let turns = TURNS.get().wrapping_add(1);
-    TURNS.set(turns);
-    if turns.is_multiple_of(64) { std::thread::yield_now() } else { std::hint::spin_loop() }
 }

@@ -9,6 +9,7 @@ use crate::lock::Mostly;
 use crate::mmu::Mmu;
 use crate::refuse::{Refusals, Refuse};
 use crate::shadow::Shadow;
+use crate::sync::Mutex;
 use crossbeam_utils::CachePadded;
 use pagefirst::arch::{Format, X86_64};
 use pagefirst::frame::Frame;
@@ -17,8 +18,6 @@ use pagefirst::mem::Shared;
 use pagefirst::platform::MAX_CPUS;
 use pagefirst::types::Pfn;
 use pagefirst::{Held, Local, Vm};
-use parking_lot::Mutex;
-
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};

@@ -4,21 +4,22 @@ use crate::check::{kernel_entry, mark_lost};
 use crate::config::Mistake;
 use crate::file::MachineFile;
 use crate::history::Event;
-use crate::lock::{self, SpinLock, WriterLock};
+use crate::lock::{SpinLock, WriterLock};
 use crate::machine::Machine;
+use crate::sync;
 use pagefirst::arch::Format;
 use pagefirst::frame::FrameMeta;
 use pagefirst::limit::Limit;
 use pagefirst::mem::Shared;
 use pagefirst::platform::{Note, Platform};
+use pagefirst::sync::atomic;
 use pagefirst::tlb::Flush;
 use pagefirst::types::{Pfn, VirtAddr, VirtRange};
 use pagefirst::{Local, Vm};
 use std::panic::Location;
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::fence;
+use std::sync::atomic::{AtomicU64, fence};
 
 // SAFETY: the three promises of `Platform`:
 // - `cells`, `meta`, `page` and `is_memory` answer from the arena, which is mapped as long as the machine, that is for ever, each
@@ -49,8 +50,8 @@ unsafe impl<F: Format> Platform for Machine<F> {
         self.this_cpu()
     }
     #[inline]
-    fn cells(&'static self, pfn: Pfn) -> &'static [AtomicU64] {
-        &self.arena.words(pfn)[..F::ENTRIES]
+    fn cells(&'static self, pfn: Pfn) -> &'static [atomic::AtomicU64] {
+        &self.arena.cells(pfn)[..F::ENTRIES]
     }
     #[inline]
     fn meta(&'static self, pfn: Pfn) -> &'static FrameMeta {
@@ -70,7 +71,7 @@ unsafe impl<F: Format> Platform for Machine<F> {
     }
 
     fn kernel_half(&'static self, root: Pfn) {
-        let kernel = &self.cells(root)[F::user_entries(F::LEVELS - 1)..];
+        let kernel = &self.arena.words(root)[..F::ENTRIES][F::user_entries(F::LEVELS - 1)..];
         kernel.iter().for_each(|entry| entry.store(kernel_entry::<F>(), Relaxed));
     }
 
@@ -145,7 +146,7 @@ unsafe impl<F: Format> Platform for Machine<F> {
     #[inline]
     fn relax(&'static self) {
         self.stop_if_failed();
-        lock::relax();
+        sync::relax();
     }
 
     fn random(&'static self) -> u64 {

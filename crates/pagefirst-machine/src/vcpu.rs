@@ -9,6 +9,7 @@ use crate::bytes;
 use crate::config::Mistake;
 use crate::history::{Answer, Event};
 use crate::machine::Machine;
+use crate::sync::again;
 use crate::trap::Trap;
 use crate::walk::Context;
 use pagefirst::arch::{Format, X86_64};
@@ -248,6 +249,7 @@ impl<F: Format> Vcpu<F> {
                 }
             }
             if self.fault(addr, access)? == Answer::Spurious {
+                again();
                 spurious += 1;
                 if spurious == machine.config.livelock {
                     machine.fail(&format!("{access:?} at {addr}: {spurious} faults in a row did nothing"));

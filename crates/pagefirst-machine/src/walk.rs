@@ -94,7 +94,7 @@ impl<F: Format> Machine<F> {
             };
             loop {
                 self.check_table(table, level);
-                let cell = &self.arena.words(table)[F::index(addr, level)];
+                let cell = &self.arena.cells(table)[F::index(addr, level)];
                 let raw = cell.load(Acquire);
                 // Marks the entry, if it is still what was read.
                 let mark = |attrs: Attrs, more: Attrs| {

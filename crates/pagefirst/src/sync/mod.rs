@@ -1,8 +1,10 @@
-//! Atomics (loom's when models are built), locks over the platform's, the epoch, and waiting.
+//! Atomics (those of loom or shuttle when their tests are built), locks over the platform's, the epoch, and waiting.
 
 pub mod epoch;
 mod keyed;
 mod lock;
+#[cfg(shuttle)]
+mod points;
 mod wait;
 
 pub(crate) use keyed::{Key, Keyed};
@@ -11,14 +13,19 @@ pub use lock::{Lock, LockGuard, RawLock, Spin, SpinGuard, Writer};
 pub(crate) use wait::Bells;
 pub use wait::{Awaited, Wait};
 
-/// The atomics the library is written with: loom's under `cfg(loom)`, `core`'s otherwise.
+/// The atomics the library is written with: loom's under `cfg(loom)`, with scheduling points under `cfg(shuttle)`, `core`'s
+/// otherwise.
 pub mod atomic {
+    #[cfg(shuttle)]
+    pub use super::points::{AtomicPtr, AtomicU32, AtomicU64};
     pub use core::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release, SeqCst};
-    #[cfg(not(loom))]
+    #[cfg(shuttle)]
+    pub use core::sync::atomic::fence;
+    #[cfg(not(any(loom, shuttle)))]
     pub use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, fence};
     #[cfg(loom)]
     pub use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, fence};
-    /// Counters that decide nothing: never modelled, so that they do not widen a model's state.
+    /// Counters that decide nothing: never modelled, nor points to schedule at, so that they do not widen a model's state.
     pub mod plain {
         pub use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
     }
