@@ -5,48 +5,34 @@
 mod run;
 #[path = "shuttle/scheduler.rs"]
 mod scheduler;
+#[path = "shuttle/worker.rs"]
+mod worker;
+#[path = "shuttle/world.rs"]
+mod world;
 
-use pagefirst::arch::Tiny;
-use pagefirst::fault::{FaultError, Segv};
-use pagefirst::policy::Policy;
-use pagefirst::space::{AddressSpace, Map, Place};
-use pagefirst::types::{PAGE_SIZE, Prot, VirtAddr};
-use pagefirst_machine::{Config, Machine};
+use pagefirst::arch::{Aarch64, Format, Sv39, Tiny, X86_64};
 use run::explore;
-use std::sync::Arc;
 
-const RW: Prot = Prot::READ.union(Prot::WRITE);
+fn everything<F: Format>(name: &'static str) {
+    explore(name, |dice, threads| world::run::<F>(dice, threads));
+}
 
 #[test]
-fn touch_against_unmap() {
-    explore("touch_against_unmap", |dice| {
-        let machine = Machine::<Tiny>::new(Config {
-            memory: 128 * PAGE_SIZE,
-            cpus: 2,
-            checks: true,
-            ..Config::default()
-        });
-        let policy = Policy { min_addr: VirtAddr(PAGE_SIZE), ..Policy::default() };
-        let space = Arc::new(AddressSpace::new(machine, policy).expect("memory"));
-        let at = VirtAddr(4 * PAGE_SIZE);
-        space.map(Map { place: Place::Fixed(at), ..Map::anonymous(4 * PAGE_SIZE, RW) }).expect("room");
-        let other = space.clone();
-        let first = dice.below(4);
-        let user = shuttle::thread::spawn(move || {
-            let mut cpu = machine.vcpu();
-            cpu.switch_to(&other);
-            for i in 0..4 {
-                let va = VirtAddr(at.0 + (first + i) % 4 * PAGE_SIZE);
-                match cpu.store_u64(va, 7).map_err(|trap| trap.error) {
-                    Ok(()) | Err(FaultError::Segv(Segv::NotMapped)) => {}
-                    Err(error) => panic!("{error}"),
-                }
-            }
-        });
-        space.unmap(at, 4 * PAGE_SIZE).expect("a range");
-        user.join().expect("it ends");
-        assert_eq!(machine.check_space(&space).present, 0);
-        drop(space);
-        machine.nothing_left().expect("nothing");
-    });
+fn everything_on_tiny() {
+    everything::<Tiny>("everything_on_tiny");
+}
+
+#[test]
+fn everything_on_x86_64() {
+    everything::<X86_64>("everything_on_x86_64");
+}
+
+#[test]
+fn everything_on_sv39() {
+    everything::<Sv39>("everything_on_sv39");
+}
+
+#[test]
+fn everything_on_aarch64() {
+    everything::<Aarch64>("everything_on_aarch64");
 }

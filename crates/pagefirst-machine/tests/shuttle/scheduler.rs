@@ -21,9 +21,12 @@ impl Dice {
         z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ z >> 31
     }
-    /// A number below `sides`.
+    /// A number below `sides`; 0 for none.
     pub fn below(&mut self, sides: u64) -> u64 {
         (self.next() >> 32) * sides >> 32
+    }
+    pub fn one_in(&mut self, sides: u64) -> bool {
+        self.below(sides) == 0
     }
 }
 

@@ -15,6 +15,7 @@ pub struct Tiny;
 unsafe impl Format for Tiny {
     const LEVELS: u8 = 2;
     const BITS: u32 = 2;
+    const TOP_LEAF: u8 = 1;
     const USER_END: VirtAddr = VirtAddr(0x1_0000);
     const NON_CANONICAL_TRAPS: bool = true;
 
