@@ -12,7 +12,8 @@
 //! ```
 //!
 //! A test of `oracle.rs`, `huge_file.rs`, `huge_file_order.rs`, `truncate_order.rs`, `walk_order.rs`,
-//! `write_back.rs` or `write_back_order.rs` there names several, and it does not matter how they come to light.
+//! `write_back.rs` or `write_back_order.rs` there, or of `crates/pagefirst-cli/tests/stress.rs`, names several, and it does not
+//! matter how they come to light.
 //!
 //! First all of them must pass. Then the library is compiled with each mistake, and each test that names it must fail,
 //! with the words of its check.
@@ -34,6 +35,7 @@ use crate::rust_source::Source;
 #[derive(PartialEq, Eq, Debug)]
 struct Program {
     name: &'static str,
+    package: &'static str,
     /// What it says first when it has found something.
     found: &'static str,
     /// Each test must name a mistake, and the words in which it tells of it.
@@ -42,23 +44,35 @@ struct Program {
     env: &'static [(&'static str, &'static str)],
 }
 
-static PROGRAMS: [Program; 9] = [
-    Program { name: "plants", found: "the machine found a mistake: ", is_exact: true, env: &[] },
+const MACHINE: &str = "pagefirst-machine";
+const EQUAL: &str = "assertion `left == right` failed";
+
+static PROGRAMS: [Program; 10] = [
+    Program {
+        name: "plants",
+        package: MACHINE,
+        found: "the machine found a mistake: ",
+        is_exact: true,
+        env: &[],
+    },
     Program {
         name: "oracle",
+        package: MACHINE,
         found: "the oracle disagrees: ",
         is_exact: false,
         env: &[("PAGEFIRST_SEED", "1"), ("PAGEFIRST_CASES", "400"), ("PAGEFIRST_SHRINK", "0")],
     },
-    Program { name: "huge_file", found: "assertion ", is_exact: false, env: &[] },
-    Program { name: "huge_file_order", found: "page 1", is_exact: false, env: &[] },
-    Program { name: "rmap", found: "assertion `left == right` failed", is_exact: false, env: &[] },
-    Program { name: "truncate_order", found: "assertion `left == right` failed", is_exact: false, env: &[] },
-    Program { name: "walk_order", found: "assertion `left == right` failed", is_exact: false, env: &[] },
-    Program { name: "write_back", found: "assertion `left == right` failed", is_exact: false, env: &[] },
+    Program { name: "huge_file", package: MACHINE, found: "assertion ", is_exact: false, env: &[] },
+    Program { name: "huge_file_order", package: MACHINE, found: "page 1", is_exact: false, env: &[] },
+    Program { name: "rmap", package: MACHINE, found: EQUAL, is_exact: false, env: &[] },
+    Program { name: "truncate_order", package: MACHINE, found: EQUAL, is_exact: false, env: &[] },
+    Program { name: "walk_order", package: MACHINE, found: EQUAL, is_exact: false, env: &[] },
+    Program { name: "write_back", package: MACHINE, found: EQUAL, is_exact: false, env: &[] },
+    Program { name: "write_back_order", package: MACHINE, found: EQUAL, is_exact: false, env: &[] },
     Program {
-        name: "write_back_order",
-        found: "assertion `left == right` failed",
+        name: "stress",
+        package: "pagefirst-cli",
+        found: "pagefirst: stress found a violation",
         is_exact: false,
         env: &[],
     },
@@ -66,7 +80,7 @@ static PROGRAMS: [Program; 9] = [
 
 impl Program {
     fn path(&self) -> PathBuf {
-        Path::new("crates/pagefirst-machine/tests").join(self.name).with_extension("rs")
+        Path::new("crates").join(self.package).join("tests").join(self.name).with_extension("rs")
     }
 }
 
@@ -195,10 +209,12 @@ fn compile(program: &Program, mutant: Option<&str>) -> Result<PathBuf> {
     // Cargo does not know that the wrapper does something else each time.
     cmd::capture(&mut cargo(&["clean", "--quiet", "--package", "pagefirst"]), None)?.into_stdout(&what)?;
     let mut command =
-        cargo(&["test", "--no-run", "--quiet", "--package", "pagefirst-machine", "--test", program.name]);
+        cargo(&["test", "--no-run", "--quiet", "--package", program.package, "--test", program.name]);
     command.args(["--message-format", "json-render-diagnostics"]);
     let messages = cmd::capture(&mut command, None)?.into_stdout(&what)?;
-    models::executable(&messages).ok_or_else(|| format!("{what}: cargo named no test program"))
+    // Beside it cargo may name a program that it calls.
+    let tests: Vec<&str> = messages.lines().filter(|line| line.contains(r#""kind":["test"]"#)).collect();
+    models::executable(&tests.join("\n")).ok_or_else(|| format!("{what}: cargo named no test program"))
 }
 
 /// Runs one test; what it printed if it failed.

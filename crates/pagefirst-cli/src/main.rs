@@ -1,9 +1,11 @@
-//! `pagefirst`: records what a real program did to its memory, and replays it through the library's fault path.
+//! `pagefirst`: records what a real program did to its memory, and replays it through the library's fault path;
+//! and stresses the library.
 
 mod check;
 mod describe;
 mod record;
 mod replay;
+mod stress;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -28,6 +30,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Replay a recording on the embedded machine and print what it cost
     Replay(replay::ReplayArgs),
+    /// Do all that the library does, on many CPUs at once, and verify it
+    Stress(stress::StressArgs),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +40,7 @@ fn main() -> ExitCode {
         Some(Command::Record(args)) => record::run(args),
         Some(Command::Check(args)) => check::run(args),
         Some(Command::Replay(args)) => replay::run(args),
+        Some(Command::Stress(args)) => stress::run(args),
         None => replay::run(args.replay),
     }
 }

@@ -1,0 +1,55 @@
+//! `pagefirst stress`, as a user calls it. The mistakes that its tests name are planted in the library by
+//! `cargo xtask plants`.
+
+use std::process::{Command, Output};
+
+fn stress(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pagefirst")).arg("stress").args(arguments).output().unwrap()
+}
+
+/// Runs it, and sees that it is content.
+fn holds(arguments: &[&str]) -> String {
+    let output = stress(arguments);
+    let (said, wrong) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "\n{wrong}");
+    assert!(said.contains(" 0 violations, nothing left over"), "{said}");
+    assert!(said.contains(&format!("again: pagefirst stress --threads {}", arguments[1])), "{said}");
+    said.into_owned()
+}
+
+// catches: evict_dirty, fork_keeps_exclusive
+#[test]
+fn many_threads_on_two_cpus() {
+    let said = holds(&["--threads", "16", "--for", "6s", "--seed", "1"]);
+    let zero = |line: &&str| line.split_whitespace().rev().nth(3) == Some("0");
+    let undone: Vec<&str> = said.lines().filter(zero).filter(|line| !line.contains("poison")).collect();
+    assert!(undone.is_empty(), "{undone:#?}");
+}
+
+#[test]
+fn memory_is_short() {
+    holds(&["--threads", "4", "--for", "3s", "--memory", "8M"]);
+}
+
+#[test]
+fn the_hardware_is_harsh() {
+    holds(&["--threads", "8", "--for", "3s", "--hardware", "harsh"]);
+}
+
+#[test]
+fn bad_arguments_are_refused() {
+    for (arguments, says) in [
+        (["--threads", "0"], "0 is not in 1..=64"),
+        (["--threads", "65"], "65 is not in 1..=64"),
+        (["--for", "ten"], "is not a time"),
+        (["--for", "0s"], "is not a time"),
+        (["--memory", "1M"], "is not from 4M to 64G"),
+        (["--seed", "x"], "invalid digit"),
+        (["--hardware", "arm"], "possible values: x86, harsh"),
+    ] {
+        let output = stress(&arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert!(said.contains(says), "{arguments:?}: {said}");
+    }
+}

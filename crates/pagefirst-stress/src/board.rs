@@ -1,0 +1,60 @@
+//! What workers tell each other, without locks.
+
+use crate::files::Kind;
+use crate::layout::PAGES;
+use crate::tally::{Sums, Tally};
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering::{Acquire, Release};
+
+/// The most workers: as many as have a word of their own in a page, on a line of its own.
+pub const MAX_WORKERS: usize = 64;
+
+/// What workers tell each other. Large, so it is made where it stays.
+pub struct Board {
+    /// By worker, the number of the last write that was begun.
+    begun: [AtomicU32; MAX_WORKERS],
+    /// By file, page and worker, the newest write of that worker that anybody has seen there.
+    newest: [[[AtomicU32; MAX_WORKERS]; PAGES as usize]; Kind::COUNT],
+    pub(crate) tallies: [Tally; MAX_WORKERS],
+    /// Workers that have stopped at a quiet point, or ended.
+    pub(crate) parked: AtomicU32,
+    /// 1 while a quiet point is asked for, 2 when all is over.
+    pub(crate) state: AtomicU32,
+}
+
+impl Board {
+    /// An empty board, for one run.
+    pub const fn new() -> Self {
+        Board {
+            begun: [const { AtomicU32::new(0) }; MAX_WORKERS],
+            newest: [const { [const { [const { AtomicU32::new(0) }; MAX_WORKERS] }; PAGES as usize] };
+                Kind::COUNT],
+            tallies: [const { Tally::new() }; MAX_WORKERS],
+            parked: AtomicU32::new(0),
+            state: AtomicU32::new(0),
+        }
+    }
+    pub(crate) fn begin(&self, worker: usize, write: u32) {
+        self.begun[worker].store(write, Release);
+    }
+    pub(crate) fn begun(&self, worker: usize) -> u32 {
+        self.begun[worker].load(Acquire)
+    }
+    pub(crate) fn newest(&self, file: Kind, page: u64, worker: usize) -> u32 {
+        self.newest[file as usize][page as usize][worker].load(Acquire)
+    }
+    pub(crate) fn seen(&self, file: Kind, page: u64, worker: usize, write: u32) {
+        self.newest[file as usize][page as usize][worker].fetch_max(write, Release);
+    }
+    pub(crate) fn sums(&self) -> Sums {
+        let mut sums = Sums::default();
+        self.tallies.iter().for_each(|tally| tally.add_to(&mut sums));
+        sums
+    }
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Board::new()
+    }
+}

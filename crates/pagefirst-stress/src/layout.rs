@@ -1,0 +1,55 @@
+//! Where things are in every space.
+
+use pagefirst::types::{PAGE_SIZE, VirtAddr};
+
+/// Pages of a worker's stretch. Those of sixteen workers fill a leaf table of x86-64.
+pub(crate) const OWN_PAGES: u64 = 32;
+/// Pages of a file, or of an area of private memory that all work on.
+pub(crate) const PAGES: u64 = 64;
+
+const OWN: u64 = 0x1_0000_0000;
+/// Across the border of two leaf tables.
+const CHAOS: [u64; 2] = [0x1_4000_0000, 0x1_4020_0000 - PAGES / 2 * PAGE_SIZE];
+const HUGE: u64 = 0x1_8000_0000;
+const PHYSICAL: u64 = 0x1_c000_0000;
+const FILES: u64 = 0x2_0000_0000;
+
+/// A page: where it is, and the number that the words in it bear.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Area {
+    pub start: VirtAddr,
+    pub pages: u64,
+}
+
+impl Area {
+    const fn new(start: u64, pages: u64) -> Self {
+        Area { start: VirtAddr(start), pages }
+    }
+    pub fn page(self, i: u64) -> VirtAddr {
+        VirtAddr(self.start.0 + i * PAGE_SIZE)
+    }
+    pub const fn own(worker: usize) -> Self {
+        Area::new(OWN + worker as u64 * OWN_PAGES * PAGE_SIZE, OWN_PAGES)
+    }
+    /// Two, between which pages move.
+    pub const fn chaos(which: usize) -> Self {
+        Area::new(CHAOS[which & 1], PAGES)
+    }
+    /// Two huge pages.
+    pub const fn huge() -> Self {
+        Area::new(HUGE, 1024)
+    }
+    pub const fn physical(pages: u64) -> Self {
+        Area::new(PHYSICAL, pages)
+    }
+    /// Two in which a file is mapped shared, and between which its mappings move; and one in which it is private.
+    pub const fn file(file: usize, which: usize, pages: u64) -> Self {
+        Area::new(FILES + file as u64 * 0x4000_0000 + which as u64 * 0x400_0000, pages)
+    }
+    pub const PRIVATE: usize = 2;
+}
+
+/// The word of a page that this worker writes.
+pub(crate) fn place_of(worker: usize) -> u64 {
+    worker as u64 * 64
+}

@@ -1,0 +1,511 @@
+//! A stretch of private memory that one worker alone maps and touches: every answer and every word is known.
+//!
+//! It lies among the stretches of others: in one leaf table, next to their mappings, and merged with them where both are
+//! alike.
+
+use crate::files::Kind;
+use crate::layout::{Area, OWN_PAGES, place_of};
+use crate::tally::Op;
+use crate::worker::{Tag, Word, Worker, is_short};
+use crate::{Cpu, Host};
+use core::ops::Range;
+use core::sync::atomic::Ordering::Release;
+use pagefirst::fault::{FaultError, Segv};
+use pagefirst::platform::Platform;
+use pagefirst::space::{AddressSpace, Advice, Backing, Map, MapError, PinError, Pinned, Place, RemapTo};
+use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
+
+const RW: Prot = Prot::READ.union(Prot::WRITE);
+/// Pages that may be pinned at a time.
+const PINS: usize = 4;
+
+/// What a page of the stretch is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum What {
+    Nothing,
+    Anonymous,
+    /// A page of the file that stays as it is, not copied yet.
+    Still(u64),
+    /// A copy of one.
+    Copied(u64),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Page {
+    what: What,
+    prot: Prot,
+    /// What our word in it is; of an uncopied page the file says that.
+    word: u64,
+    /// What a child gets of it.
+    forks: Forks,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Forks {
+    AsItIs,
+    Wiped,
+    Not,
+}
+
+const NOTHING: Page = Page { what: What::Nothing, prot: Prot::empty(), word: 0, forks: Forks::AsItIs };
+
+type Pages = [Page; OWN_PAGES as usize];
+
+pub(crate) struct Stretch<P: Platform> {
+    area: Area,
+    pages: Pages,
+    /// Pages that are pinned, for a device that writes.
+    pins: [Option<(usize, Pinned<P>)>; PINS],
+}
+
+impl<P: Platform> Stretch<P> {
+    pub fn new(area: Area) -> Self {
+        Stretch { area, pages: [NOTHING; OWN_PAGES as usize], pins: [const { None }; PINS] }
+    }
+    /// Gives up what is pinned.
+    pub fn unpin(&mut self) {
+        self.pins = [const { None }; PINS];
+    }
+    fn is_mapped(&self, range: Range<usize>) -> bool {
+        self.pages[range].iter().all(|page| page.what != What::Nothing)
+    }
+    /// What these pages were is gone.
+    fn gone(&mut self, range: &Range<usize>) {
+        self.pins.iter_mut().for_each(|pin| drop(pin.take_if(|(i, _)| range.contains(i))));
+    }
+    fn each(&mut self, range: Range<usize>, mut f: impl FnMut(&mut Page)) {
+        self.pages[range].iter_mut().for_each(&mut f);
+    }
+}
+
+impl<H: Host> Worker<'_, '_, H> {
+    fn range(&mut self) -> (Range<usize>, VirtAddr, u64) {
+        let (first, n) = self.dice.pages(OWN_PAGES);
+        (first as usize..(first + n) as usize, self.own.area.page(first), n * PAGE_SIZE)
+    }
+
+    pub fn work_on_own(&mut self, space: &H::Space, cpu: &mut H::Cpu) {
+        match self.dice.roll(64) {
+            0..24 => self.touch_own(space, cpu, Access::Write),
+            24..40 => self.touch_own(space, cpu, Access::Read),
+            40..46 => self.map_own(space),
+            46..48 => self.unmap_own(space),
+            48..51 => self.protect_own(space),
+            51..54 => self.discard_own(space),
+            54..57 => self.remap_own(space),
+            57 => self.advise_own(space),
+            58 => self.populate_own(space),
+            59..61 => self.pin_own(space),
+            61 => self.device_writes(),
+            62 => self.verify_own(Some(cpu)),
+            _ if self.dice.once_in(4) => self.fork_own(space, cpu),
+            _ => self.map_anywhere(space, cpu),
+        }
+    }
+
+    /// What a page answers to an access.
+    fn answer(&self, page: &Page, access: Access) -> Result<u64, FaultError> {
+        match page.what {
+            What::Nothing => Err(FaultError::Segv(Segv::NotMapped)),
+            _ if !page.prot.allows(access) => Err(FaultError::Segv(Segv::Access)),
+            What::Anonymous | What::Copied(_) => Ok(page.word),
+            What::Still(index) => Ok(self.word_of_still(index)),
+        }
+    }
+    fn word_of_still(&self, index: u64) -> u64 {
+        match self.last[Kind::Still as usize][index as usize] {
+            0 => 0,
+            write => Word::pack(Tag::File, self.me, index, write),
+        }
+    }
+
+    fn compare(
+        &self,
+        at: VirtAddr,
+        found: Result<u64, FaultError>,
+        expected: Result<u64, FaultError>,
+    ) -> bool {
+        match (found, expected) {
+            (Err(error), _) if is_short(error) => {
+                self.tally().short();
+                return false;
+            }
+            (found, expected) if found == expected => {
+                if found.is_err() {
+                    self.tally().refused();
+                }
+            }
+            (found, expected) => self.violation(format_args!(
+                "at {at}: found {:?}, expected {:?}",
+                found.map(Word::of),
+                expected.map(Word::of)
+            )),
+        }
+        found.is_ok()
+    }
+
+    fn touch_own(&mut self, space: &H::Space, cpu: &mut H::Cpu, access: Access) {
+        let i = self.dice.roll(OWN_PAGES) as usize;
+        let at = self.mine(self.own.area.page(i as u64));
+        let expected = self.answer(&self.own.pages[i], access);
+        if access != Access::Write {
+            let found = self.load(space, Some(cpu), at);
+            self.compare(at, found, expected);
+            return;
+        }
+        let word = self.new_word(Tag::Own, i as u64);
+        let stored = match expected {
+            Ok(old) if self.dice.once_in(8) => self.exchange(space, at, old, word),
+            _ => self.store(space, cpu, at, word).map(|()| expected.unwrap_or_default()),
+        };
+        if self.compare(at, stored, expected) {
+            self.wrote(i, word);
+        }
+    }
+
+    fn exchange(&mut self, space: &H::Space, at: VirtAddr, old: u64, new: u64) -> Result<u64, FaultError> {
+        self.begin(Op::Exchange);
+        let mut found = Err(old);
+        self.patiently(|| match space.compare_exchange_u64(at, old, new) {
+            Ok(there) => {
+                found = there;
+                Ok(())
+            }
+            Err(why) => Err(pagefirst::space::Stopped { done: 0, why }),
+        })?;
+        found.or_else(|there| self.violation(format_args!("at {at}: {} was there", Word::of(there))))
+    }
+
+    fn wrote(&mut self, i: usize, word: u64) {
+        let page = &mut self.own.pages[i];
+        page.word = word;
+        if let What::Still(index) = page.what {
+            page.what = What::Copied(index);
+        }
+    }
+
+    fn map_own(&mut self, space: &H::Space) {
+        let (range, at, len) = self.range();
+        let prot = if self.dice.once_in(4) { Prot::READ } else { RW };
+        let still = self.dice.once_in(3).then(|| self.dice.roll(crate::layout::PAGES - range.len() as u64));
+        let backing = match still {
+            None => Backing::Anonymous,
+            Some(first) => Backing::File { file: self.stress.files[Kind::Still as usize].clone(), first },
+        };
+        self.begin(if still.is_some() { Op::MapPrivate } else { Op::MapAnonymous });
+        let populate = self.dice.once_in(6);
+        let map = Map { backing, place: Place::Fixed(at), populate, ..Map::anonymous(len, prot) };
+        match space.map(map) {
+            Ok(mapped) if mapped.range != VirtRange::new(at, VirtAddr(at.0 + len)) => {
+                self.violation(format_args!("mapped {:?} and not {len:#x} bytes at {at}", mapped.range))
+            }
+            Ok(mapped) => {
+                let stopped = mapped.unpopulated.map(|stopped| ((stopped.at.0 - at.0) / PAGE_SIZE) as usize);
+                self.own.gone(&range);
+                for (i, page) in range.clone().enumerate() {
+                    let what = still.map_or(What::Anonymous, |first| What::Still(first + i as u64));
+                    self.own.pages[page] = Page { what, prot, ..NOTHING };
+                }
+                if populate {
+                    self.populated(range.start..stopped.map_or(range.end, |i| range.start + i));
+                }
+            }
+            Err(error) => self.expect_short(error),
+        }
+    }
+
+    /// These pages were filled as if they had been written to.
+    fn populated(&mut self, range: Range<usize>) {
+        for i in range {
+            let page = self.own.pages[i];
+            if let What::Still(index) = page.what
+                && page.prot.allows(Access::Write)
+            {
+                let word = self.word_of_still(index);
+                self.own.pages[i] = Page { what: What::Copied(index), word, ..page };
+            }
+        }
+    }
+
+    fn populate_own(&mut self, space: &H::Space) {
+        self.begin(Op::Populate);
+        let (range, at, len) = self.range();
+        let prot = self.own.pages[range.start].prot;
+        if self.own.pages[range.clone()].iter().any(|page| page.what == What::Nothing || page.prot != prot) {
+            return;
+        }
+        let all = VirtRange::new(at, VirtAddr(at.0 + len));
+        let mut start = at;
+        let mut kept = None;
+        loop {
+            let stopped = space.populate(VirtRange::new(start, all.end), prot);
+            drop(kept.take());
+            match stopped {
+                None => return self.populated(range),
+                Some(stopped) => {
+                    start = stopped.at;
+                    match stopped.why {
+                        pagefirst::space::Why::Blocked(ticket) => {
+                            self.p.wait(&ticket);
+                            kept = Some(ticket);
+                        }
+                        pagefirst::space::Why::Error(error) if is_short(error) => {
+                            self.tally().short();
+                            let done = ((start.0 - at.0) / PAGE_SIZE) as usize;
+                            return self.populated(range.start..range.start + done);
+                        }
+                        why => self.violation(format_args!("at {start}: {why}")),
+                    }
+                }
+            }
+        }
+    }
+
+    fn unmap_own(&mut self, space: &H::Space) {
+        self.begin(Op::Unmap);
+        let (range, at, len) = self.range();
+        match space.unmap(at, len) {
+            Ok(()) => {
+                self.own.gone(&range);
+                self.own.each(range, |page| *page = NOTHING);
+            }
+            Err(error) => self.expect_short(error),
+        }
+    }
+
+    /// Whether a call on the range did what it should, as far as memory allows.
+    fn is_done(&self, range: &Range<usize>, done: Result<(), MapError>) -> bool {
+        let mapped = self.own.is_mapped(range.clone());
+        match done {
+            Ok(()) if mapped => return true,
+            Ok(()) => self.violation(format_args!("pages {range:?} have a hole, and nobody minds")),
+            Err(MapError::NotMapped(_)) if !mapped => self.tally().refused(),
+            Err(error) => self.expect_short(error),
+        }
+        false
+    }
+
+    fn protect_own(&mut self, space: &H::Space) {
+        self.begin(Op::Protect);
+        let (range, at, len) = self.range();
+        let prot = [Prot::empty(), Prot::READ, RW, RW][self.dice.roll(4) as usize];
+        if self.is_done(&range, space.protect(at, len, prot)) {
+            self.own.each(range, |page| page.prot = prot);
+        }
+    }
+
+    fn discard_own(&mut self, space: &H::Space) {
+        self.begin(Op::Discard);
+        let (range, at, len) = self.range();
+        if self.is_done(&range, space.discard(at, len)) {
+            self.own.gone(&range);
+            self.own.each(range, |page| {
+                page.word = 0;
+                if let What::Copied(index) = page.what {
+                    page.what = What::Still(index);
+                }
+            });
+        }
+    }
+
+    fn advise_own(&mut self, space: &H::Space) {
+        use Advice::*;
+        self.begin(Op::Advise);
+        let (range, at, len) = self.range();
+        let all =
+            [Huge, NoHuge, DontFork, DoFork, WipeOnFork, KeepOnFork, Normal, Sequential, Random, WillNeed];
+        let advice = all[self.dice.roll(all.len() as u64) as usize];
+        let of_file = |page: &Page| matches!(page.what, What::Still(_) | What::Copied(_));
+        let done = space.advise(at, len, advice);
+        if advice == WipeOnFork
+            && self.own.is_mapped(range.clone())
+            && self.own.pages[range.clone()].iter().any(of_file)
+        {
+            match done {
+                Err(MapError::Invalid(_)) => self.tally().refused(),
+                Err(error) => self.expect_short(error),
+                Ok(()) => self.violation(format_args!("a file's pages are to be wiped, and nobody minds")),
+            }
+        } else if self.is_done(&range, done) {
+            self.own.each(range, |page| {
+                page.forks = match (advice, page.forks) {
+                    (DontFork, _) => Forks::Not,
+                    (WipeOnFork, Forks::AsItIs) => Forks::Wiped,
+                    (DoFork, Forks::Not) | (KeepOnFork, Forks::Wiped) => Forks::AsItIs,
+                    (_, forks) => forks,
+                }
+            });
+        }
+    }
+
+    fn remap_own(&mut self, space: &H::Space) {
+        self.begin(Op::Remap);
+        let most = if self.dice.once_in(3) { OWN_PAGES / 2 } else { 3 };
+        let n = 1 + self.dice.roll(most);
+        let from = self.dice.roll(OWN_PAGES - n + 1) as usize;
+        let to = self.dice.roll(OWN_PAGES - n + 1) as usize;
+        let n = n as usize;
+        if from.abs_diff(to) < n {
+            return;
+        }
+        let (old, new) = (self.own.area.page(from as u64), self.own.area.page(to as u64));
+        let len = n as u64 * PAGE_SIZE;
+        let mapped = self.own.is_mapped(from..from + n);
+        match space.remap(old, len, len, RemapTo::Fixed(new)) {
+            Ok(at) if at != new || !mapped => {
+                self.violation(format_args!("{n} pages at {old} (all there: {mapped}) moved to {at}"))
+            }
+            Ok(_) => {
+                self.own.gone(&(to..to + n));
+                for i in 0..n {
+                    self.own.pages[to + i] = core::mem::replace(&mut self.own.pages[from + i], NOTHING);
+                }
+                for (i, _) in
+                    self.own.pins.iter_mut().flatten().filter(|pin| (from..from + n).contains(&pin.0))
+                {
+                    *i = *i - from + to;
+                }
+            }
+            // Several mappings are not moved at once; a page is one.
+            Err(MapError::NotMapped(_)) if n > 1 || !mapped => self.tally().refused(),
+            Err(error) => self.expect_short(error),
+        }
+    }
+
+    fn pin_own(&mut self, space: &H::Space) {
+        self.begin(Op::Pin);
+        let i = self.dice.roll(OWN_PAGES) as usize;
+        let place = self.dice.roll(PINS as u64) as usize;
+        let page = self.own.pages[i];
+        if matches!(page.what, What::Still(_)) {
+            return;
+        }
+        let at = self.own.area.page(i as u64);
+        let mut kept = None;
+        let expected = self.answer(&page, Access::Write);
+        loop {
+            let pinned = space.pin(VirtRange::page_of(at), true);
+            drop(kept.take());
+            match pinned {
+                Ok(pinned) => {
+                    self.compare(at, Ok(page.word), expected);
+                    self.own.pins[place] = Some((i, pinned));
+                    return;
+                }
+                Err(PinError::Fault(error)) => {
+                    self.compare(at, Err(error), expected);
+                    return;
+                }
+                Err(PinError::Blocked(ticket)) => {
+                    self.p.wait(&ticket);
+                    kept = Some(ticket);
+                }
+                Err(error) => self.violation(format_args!("at {at}: {error}")),
+            }
+        }
+    }
+
+    /// A device writes to a page that is pinned.
+    fn device_writes(&mut self) {
+        self.begin(Op::Device);
+        let place = self.dice.roll(PINS as u64) as usize;
+        let Some((i, pfn)) = self.own.pins[place].as_ref().map(|(i, pin)| (*i, pin.first())) else { return };
+        let word = self.new_word(Tag::Own, i as u64);
+        self.p.cells(pfn)[place_of(self.me) as usize / 8].store(word, Release);
+        self.wrote(i, word);
+    }
+
+    /// Looks at every page of the stretch.
+    pub fn verify_own(&mut self, cpu: Option<&mut H::Cpu>) {
+        let stress = self.stress;
+        let home = stress.spaces[self.home()].try_read().expect("homes stay");
+        let Some(space) = &*home else { return };
+        // Elsewhere this CPU runs another space.
+        let cpu = cpu.filter(|_| self.is_inside && self.at == self.home());
+        let pages = self.own.pages;
+        self.verify_pages(space, cpu, &pages);
+    }
+
+    fn verify_pages(
+        &mut self,
+        space: &AddressSpace<H::Platform>,
+        mut cpu: Option<&mut H::Cpu>,
+        pages: &Pages,
+    ) {
+        self.begin(Op::Verify);
+        for (i, page) in pages.iter().enumerate() {
+            let at = self.mine(self.own.area.page(i as u64));
+            let found = self.load(space, cpu.as_deref_mut(), at);
+            self.compare(at, found, self.answer(page, Access::Read));
+        }
+    }
+
+    /// Forks, and sees that neither sees what the other writes. The child becomes a guest.
+    fn fork_own(&mut self, space: &H::Space, cpu: &mut H::Cpu) {
+        self.begin(Op::Fork);
+        let child = match space.fork() {
+            Ok(child) => self.stress.host.share(child),
+            Err(error) => return self.expect_short(error),
+        };
+        let pages = self.own.pages.map(|page| match page.forks {
+            Forks::AsItIs => page,
+            Forks::Wiped => Page { word: 0, ..page },
+            Forks::Not => NOTHING,
+        });
+        cpu.enter(&child);
+        self.verify_pages(&child, Some(cpu), &pages);
+        let mut own = core::mem::replace(&mut self.own.pages, pages);
+        for _ in 0..4 {
+            self.touch_own(&child, cpu, Access::Write);
+        }
+        core::mem::swap(&mut own, &mut self.own.pages);
+        let childs = own;
+        cpu.enter(space);
+        for _ in 0..4 {
+            self.touch_own(space, cpu, Access::Write);
+        }
+        self.device_writes();
+        let pages = self.own.pages;
+        self.verify_pages(space, Some(cpu), &pages);
+        cpu.enter(&child);
+        self.verify_pages(&child, Some(cpu), &childs);
+        cpu.enter(space);
+        self.put_up(child);
+    }
+
+    /// Maps where the library finds room, writes, moves to where there is more, reads, and unmaps.
+    fn map_anywhere(&mut self, space: &H::Space, cpu: &mut H::Cpu) {
+        self.begin(Op::MapAnywhere);
+        let pages = 3 + self.dice.roll(700);
+        let len = pages * PAGE_SIZE;
+        let mut at = match space.map(Map::anonymous(len, RW)) {
+            Ok(mapped) => mapped.range.start,
+            Err(error) => return self.expect_short(error),
+        };
+        let places = [0, pages / 2, pages - 1].map(|i| i * PAGE_SIZE + place_of(self.me));
+        let mut words = [0; 3];
+        for (place, there) in places.iter().zip(&mut words) {
+            let (at, word) = (VirtAddr(at.0 + place), self.new_word(Tag::Own, 0));
+            let stored = self.store(space, cpu, at, word).map(|()| 0);
+            if self.compare(at, stored, Ok(0)) {
+                *there = word;
+            }
+        }
+        self.begin(Op::Remap);
+        let mut now = len;
+        match space.remap(at, len, 2 * len, RemapTo::Anywhere) {
+            Ok(moved) => (at, now) = (moved, 2 * len),
+            Err(error) => self.expect_short(error),
+        }
+        for (place, there) in places.iter().zip(words) {
+            let at = VirtAddr(at.0 + place);
+            let found = self.load(space, Some(cpu), at);
+            self.compare(at, found, Ok(there));
+        }
+        // A mapping that was merged with it may have to be cut.
+        self.begin(Op::Unmap);
+        if let Err(error) = space.unmap(at, now) {
+            self.expect_short(error);
+        }
+    }
+}

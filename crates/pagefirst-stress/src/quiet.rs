@@ -1,0 +1,65 @@
+//! Quiet points: all workers stop, and everything is looked at.
+
+use crate::tally::Op;
+use crate::worker::Worker;
+use crate::{Host, Quiet, Stress};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+use pagefirst::platform::Platform;
+
+/// A quiet point is asked for.
+const QUIET: u32 = 1;
+/// All is over.
+const OVER: u32 = 2;
+
+impl<H: Host> Worker<'_, '_, H> {
+    /// Stops where a quiet point is asked for; whether the run goes on. The first worker is the one who asks.
+    pub fn goes_on(&mut self, cpu: &mut H::Cpu) -> bool {
+        let (stress, board) = (self.stress, self.stress.board);
+        if self.me == 0 {
+            if stress.host.is_over() {
+                board.state.store(OVER, Release);
+            } else if stress.host.is_quiet_due() {
+                self.conduct(cpu);
+            }
+        }
+        if board.state.load(Acquire) == QUIET && self.me != 0 {
+            self.verify_own(Some(cpu));
+            self.own.unpin();
+            self.park();
+            while board.state.load(Acquire) == QUIET {
+                self.p.relax();
+            }
+            board.parked.fetch_sub(1, AcqRel);
+        }
+        board.state.load(Acquire) != OVER
+    }
+
+    pub fn park(&self) {
+        self.stress.board.parked.fetch_add(1, AcqRel);
+    }
+
+    fn conduct(&mut self, cpu: &mut H::Cpu) {
+        let board = self.stress.board;
+        board.state.store(QUIET, Release);
+        self.verify_own(Some(cpu));
+        self.own.unpin();
+        while (board.parked.load(Acquire) as usize) < self.stress.config.workers - 1 {
+            self.p.relax();
+        }
+        self.begin(Op::Quiet);
+        self.stress.inspect();
+        board.state.store(0, Release);
+        // Before the next, all have gone on.
+        while board.parked.load(Acquire) > 0 {
+            self.p.relax();
+        }
+    }
+}
+
+impl<H: Host> Stress<'_, H> {
+    fn inspect(&self) {
+        let slots = self.spaces.each_ref().map(|slot| slot.try_read().expect("nobody changes it now"));
+        let spaces = slots.each_ref().map(|slot| slot.as_ref());
+        self.host.inspect(Quiet { spaces, files: &self.files, limit: &self.root });
+    }
+}
