@@ -250,6 +250,40 @@ fn a_frame_that_is_in_use_is_never_handed_out_again() -> Result {
     Ok(())
 }
 
+/// The page of zeros is read on by everybody; a huge one by those who have it, and mapped for nobody else.
+#[test]
+fn pages_of_zeros_are_read_on() -> Result {
+    let machine = machine();
+    let huge = VirtAddr(2 << 30);
+    let s = space_with(machine, Policy { huge: HugePolicy::Always, ..policy() })?;
+    s.map(at(AT, anonymous(2, RW)))?;
+    s.map(at(huge, anonymous(2 * 512, RW)))?;
+    for va in [AT, huge] {
+        assert!(matches!(fault(&s, va, Access::Read), End::Mapped(..)));
+        let pfn = frame(&s, va).ok_or("mapped")?;
+        assert_eq!(poison(machine, pfn), Poisoned::InUse);
+    }
+    assert!(matches!(fault(&s, page(huge, 512), Access::Read), End::Mapped(..)));
+    assert_eq!([0, 512].map(|i| entry(&s, page(huge, i)).1), [1, 0]);
+    let child = Arc::new(s.fork()?);
+    let mut cpu = machine.vcpu();
+    for s in [&s, &child] {
+        cpu.switch_to(s);
+        for va in [AT, page(AT, 1), page(huge, 9), page(huge, 512)] {
+            let mut byte = [1];
+            assert!(s.copy_in(va, &mut byte).is_ok());
+            assert_eq!((byte, cpu.load_u8(va)?), ([0], 0), "{va:?}");
+        }
+        cpu.store_u8(page(huge, 9), 7)?;
+        assert_eq!((cpu.load_u8(page(huge, 9))?, cpu.load_u8(huge)?), (7, 0));
+        check(s);
+    }
+    drop((cpu, s, child));
+    machine.nothing_left()?;
+    assert_eq!(machine.vm().frames.bad_frames(), 1);
+    Ok(())
+}
+
 /// Huge pages are split before anything is taken out: whom memory runs out for is told the whole number when he calls again.
 #[test]
 fn pages_are_lost_and_told_once_though_memory_runs_out() -> Result {

@@ -94,7 +94,7 @@ pub enum Poisoned {
         huge: bool,
     },
     /// The library itself, or it is about to become a page. It is not handed out again when it is given back; but if it becomes
-    /// a page, nobody is told: call again.
+    /// a page, nobody is told: call again. Or it is the page of zeros, which programs read on.
     InUse,
     /// It is no frame of the library's.
     Foreign,
@@ -179,7 +179,9 @@ impl<P: Platform> Vm<P> {
         if there.0 != 0 {
             // A number that was given up meanwhile is somebody else's, if anybody's.
             let page = Frame::try_get(p, there)?;
-            return page.meta().flags().contains(FrameFlags::ZERO).then_some(page);
+            // One in which hardware reported an error is mapped by nobody else.
+            let flags = page.meta().flags();
+            return (flags & (FrameFlags::ZERO | FrameFlags::HURT) == FrameFlags::ZERO).then_some(page);
         }
         let mut page = Frame::block(p, crate::fault::huge_order::<P::Format>()).ok()?;
         page.clear();

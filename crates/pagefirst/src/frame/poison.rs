@@ -31,6 +31,10 @@ pub(crate) fn mark<P: Platform>(p: &'static P, pfn: Pfn) -> Bad<P> {
     if !frames.has(p, pfn) {
         return Bad::Foreign;
     }
+    // Every space reads it, and it is never given back.
+    if pfn == p.vm().zero_page() {
+        return Bad::Other;
+    }
     for _ in 0..PATIENCE {
         let Some(page) = Part::try_get(p, pfn, 0).or_else(|| part_of_block(p, pfn)) else {
             // In a cache, or put aside.

@@ -68,6 +68,7 @@ impl<P: Platform> AddressSpace<P> {
     ///
     /// # Errors
     /// [`MapError::NoMemory`] or [`MapError::OverLimit`]; there is no child then, and nothing that this space shows has changed.
+    #[inline(never)]
     pub fn fork(&self) -> Result<AddressSpace<P>, MapError> {
         let writing = self.write();
         let shared = Present::new(self.p, Some(&self.shared))?;
@@ -80,15 +81,7 @@ impl<P: Platform> AddressSpace<P> {
             let each = |vma: &Vma<P>| if hold { vma.retire() } else { vma.resume() };
             self.tree.overlapping(EVERYTHING).for_each(|vma| each(&vma));
         };
-        let copied = held_up(self.page_table(), hold, |gather| {
-            let mut copier = Copier::new(child.page_table(), child.root().name(), child.payer());
-            for vma in child.tree.overlapping(EVERYTHING) {
-                if vma.is_private() && !vma.flags.contains(VmaFlags::WIPE_ON_FORK) {
-                    copier.copy(self.page_table(), vma.range, gather)?;
-                }
-            }
-            Ok::<(), Unavailable>(())
-        });
+        let copied = held_up(self.page_table(), hold, |gather| self.copy_to(&child, gather));
         for tree in [&self.tree, &child.tree] {
             tree.overlapping(EVERYTHING).for_each(|vma| rmap::help(&vma));
         }
@@ -96,7 +89,20 @@ impl<P: Platform> AddressSpace<P> {
         Ok(child)
     }
 
-    /// The child's mappings, and their bytes.
+    /// Copies the entries of private memory to the child.
+    #[inline(never)]
+    fn copy_to(&self, child: &AddressSpace<P>, gather: &mut Gather<'_, P>) -> Result<(), Unavailable> {
+        let mut copier = Copier::new(child.page_table(), child.root().name(), child.payer());
+        for vma in child.tree.overlapping(EVERYTHING) {
+            if vma.is_private() && !vma.flags.contains(VmaFlags::WIPE_ON_FORK) {
+                copier.copy(self.page_table(), vma.range, gather)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The child's mappings, and their bytes. Apart from the copying, for both take stack.
+    #[inline(never)]
     fn child_mappings(&self, space: &Shared<P, rmap::Space<P>>) -> Result<(VmaTree<P>, u64), NoMemory> {
         let (p, tree, mut bytes) = (self.p, VmaTree::new(), 0);
         let mut reserve = tree.reserve(p, MAX_NEW)?;
