@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{Result, cmd, conformance, deps, fuzz, kernel, mmu, models, no_alloc, oom, plants, shuttle};
+use crate::{Result, cmd, conformance, deps, fuzz, kernel, mmu, model, no_alloc, oom, plants, shuttle};
 
 /// How long everything may take on two CPUs.
 const LIMIT: Duration = Duration::from_secs(25 * 60);
@@ -23,7 +23,7 @@ const STEPS: [Step; 14] = [
     ("mmu", mmu::run),
     ("kernel", || kernel::run(&[])),
     ("shuttle", || shuttle::run(&[])),
-    ("models", || models::run(None)),
+    ("model", || model::run(&[])),
     ("plants", || plants::run(None)),
 ];
 

@@ -11,7 +11,7 @@ mod kernel;
 mod licence;
 mod metadata;
 mod mmu;
-mod models;
+mod model;
 mod no_alloc;
 mod oom;
 mod oracle;
@@ -39,7 +39,8 @@ Usage: cargo xtask TASK
   harsh [SEED]           tests again on a machine whose hardware does all that manuals allow
   no-alloc               prove that the library links neither std nor alloc
   mmu                    tables for RISC-V, AArch64 and LA57 are walked by QEMU's MMUs of these machines
-  models [FILTER]        the loom models, and each planted mistake that they must catch
+  model [OPTIONS] [NAME] the loom models, or those with NAME in their path, and each planted mistake that they must catch;
+                         --mutants each mistake against every model, --deep with more preemptions
   shuttle [OPTIONS] [TEST]
                          random schedules of the whole stack; --seed S runs one again, --runs N, --minutes N, --threads N
   oracle --minutes N     random sequences at fresh seeds against the oracle of the tests, for so long
@@ -79,8 +80,7 @@ fn run(args: &[String]) -> Result {
         ("harsh", [seed]) => ci::harsh(seed),
         ("no-alloc", []) => no_alloc::run(),
         ("mmu", []) => mmu::run(),
-        ("models", []) => models::run(None),
-        ("models", [filter]) => models::run(Some(filter)),
+        ("model", args) => model::run(args),
         ("oom", []) => oom::run(),
         ("shuttle", args) => shuttle::run(args),
         ("oracle", ["--minutes", minutes]) => oracle::run(minutes),

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::cmd::{self, End};
-use crate::models;
+use crate::model;
 use crate::rust_source::Source;
 
 /// A program of tests.
@@ -108,7 +108,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result {
     let start = Instant::now();
     let mut plants = all()?;
     plants.retain(|plant| filter.is_none_or(|filter| plant.mutant.contains(filter)));
-    let planted = models::planted()?;
+    let planted = model::planted()?;
     if let Some(unknown) = plants.iter().find(|plant| !planted.contains(&plant.mutant)) {
         return Err(format!("{} names `{}`, which is not planted", unknown.test, unknown.mutant));
     }
@@ -214,7 +214,7 @@ fn compile(program: &Program, mutant: Option<&str>) -> Result<PathBuf> {
     let messages = cmd::capture(&mut command, None)?.into_stdout(&what)?;
     // Beside it cargo may name a program that it calls.
     let tests: Vec<&str> = messages.lines().filter(|line| line.contains(r#""kind":["test"]"#)).collect();
-    models::executable(&tests.join("\n")).ok_or_else(|| format!("{what}: cargo named no test program"))
+    model::executable(&tests.join("\n")).ok_or_else(|| format!("{what}: cargo named no test program"))
 }
 
 /// Runs one test; what it printed if it failed.
@@ -244,7 +244,7 @@ fn judge(plant: &Plant, outcome: std::result::Result<(), String>) -> Result<Stri
 }
 
 fn first_panic(text: &str) -> String {
-    models::reason(text).unwrap_or_else(|| text.lines().last().unwrap_or_default().to_owned())
+    model::reason(text).unwrap_or_else(|| text.lines().last().unwrap_or_default().to_owned())
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::cmd::{self, End};
-use crate::{Result, models};
+use crate::{Result, model};
 
 /// Schedules that one process runs.
 const ROUND: u64 = 500;
@@ -161,7 +161,7 @@ fn compile() -> Result<PathBuf> {
         .env("CARGO_PROFILE_DEV_DEBUG", "0");
     let what = "compiling the tests for shuttle";
     let messages = cmd::capture(&mut command, None)?.into_stdout(what)?;
-    models::executable(&messages).ok_or_else(|| format!("{what}: cargo named no test program"))
+    model::executable(&messages).ok_or_else(|| format!("{what}: cargo named no test program"))
 }
 
 /// The tests in the program.

@@ -58,6 +58,10 @@
 //! ```
 #![cfg_attr(not(loom), no_std)]
 
+#[cfg(test)]
+#[macro_use]
+mod planted;
+
 pub mod account;
 pub mod arch;
 pub mod fault;

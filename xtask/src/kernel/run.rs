@@ -72,7 +72,7 @@ pub(super) fn build(features: &str) -> Result<Built> {
     let kernel = cargo(&["--package", "tiny-kernel", "--features", features, "--profile", "kernel"])?;
     let plugin = cargo(&["--package", "tiny-kernel-plugin", "--release"])?;
     Ok(Built {
-        kernel: crate::models::executable(&kernel).ok_or("cargo named no kernel")?,
+        kernel: crate::model::executable(&kernel).ok_or("cargo named no kernel")?,
         plugin: library(&plugin).ok_or("cargo named no plugin")?,
     })
 }

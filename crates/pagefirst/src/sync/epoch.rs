@@ -39,8 +39,7 @@ impl Epoch {
         self.now.load(Acquire)
     }
 
-    /// This epoch as it is now, standing still.
-    #[cfg(mutant = "retire_tag_early")]
+    /// This epoch as it is now, standing still: a mistake to make.
     pub(crate) fn frozen(&self) -> Self {
         Epoch { now: AtomicU64::new(self.retire_tag()) }
     }

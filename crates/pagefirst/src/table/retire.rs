@@ -96,8 +96,8 @@ pub(crate) fn retire<P: Platform>(p: &'static P, tables: Unlinked) {
         return;
     }
     let epoch = &p.vm().epoch;
-    #[cfg(mutant = "retire_tag_early")]
-    let epoch = &epoch.frozen();
+    let early = cfg!(mutant = "retire_tag_early").then(|| epoch.frozen());
+    let epoch = early.as_ref().unwrap_or(epoch);
     p.vm().tables_in_limbo.push(p, &ByFrame(p), ends, tables.len, epoch);
 }
 

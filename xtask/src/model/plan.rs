@@ -62,7 +62,7 @@ impl Plan {
         }
         if self.models.is_empty() {
             return Err(
-                "models: there is none (a test in the library whose path contains `model`, under cfg(loom))"
+                "model: there is none (a test in the library whose path contains `model`, under cfg(loom))"
                     .into(),
             );
         }
