@@ -6,6 +6,7 @@ extern crate std;
 
 use super::{Entries, clean_then_read};
 use crate::frame::{FrameFlags, FrameMeta};
+use crate::table::model::preemptions;
 use loom::sync::{Arc, Mutex};
 
 type Role = fn(&FrameMeta) -> bool;
@@ -13,7 +14,7 @@ type Role = fn(&FrameMeta) -> bool;
 #[track_caller]
 fn check(main: usize, setup: fn() -> FrameMeta, roles: [Role; 2], end: fn(&FrameMeta, [bool; 2])) {
     let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(4);
+    model.preemption_bound = Some(preemptions(4));
     model.check(move || {
         let (meta, gate) = (Arc::new(setup()), Arc::new(Mutex::new(())));
         let other = {

@@ -21,6 +21,8 @@ mod cuts;
 mod error;
 pub(crate) mod fork;
 mod map;
+#[cfg(all(test, loom))]
+pub(crate) mod model;
 mod physical;
 mod pin;
 pub(crate) mod poison;

@@ -103,7 +103,9 @@ impl<P: Platform> Writing<'_, P> {
         let ready = change.finish(&mut self.state)?;
         let undo = ready.undo()?;
         let ends = [old.start, moved.end, old.end, new.start, new.end];
-        ready.announce();
+        if !cfg!(mutant = "move_unannounced") {
+            ready.announce();
+        }
         let needed = tables_needed::<P>(space.page_table(), moved, new);
         let (stock, mut cuts) = match (Stock::new(space.p, needed), space.cuts(&ends)) {
             (Ok(stock), Ok(cuts)) => (stock, cuts),
@@ -113,27 +115,17 @@ impl<P: Platform> Writing<'_, P> {
             }
         };
         // From here nothing can fail.
-        let mut relocation = Relocation {
-            table: space.page_table(),
-            file: match &vma.backing {
-                Backing::File { file, .. } => Some(file),
-                Backing::Anonymous | Backing::Physical(_) => None,
-            },
-            indexes: vma.index_of(old.start),
-            from: old.start,
-            to: new.start,
-            entries: [Taken { from: VirtAddr(0), raw: 0, level: 0 }; BATCH],
-            len: 0,
-            stock,
-            reserve: Reserve::new(space.p),
+        let file = match &vma.backing {
+            Backing::File { file, .. } => Some(&**file),
+            Backing::Anonymous | Backing::Physical(_) => None,
         };
+        let mut relocation =
+            Relocation::new(space.page_table(), file, vma.index_of(old.start), old.start, new.start, stock);
         let mut gather = Gather::new(space.page_table());
         space.page_table().zap(new, None, &mut cuts, &mut gather);
         gather.flush();
         let unneeded = ready.unneeded(old);
-        space.page_table().visit(moved, &mut relocation, &mut cuts, &mut gather);
-        gather.flush();
-        relocation.settle();
+        relocation.carry(moved, &mut cuts, &mut gather);
         space.page_table().zap(old, unneeded, &mut cuts, &mut gather);
         gather.flush();
         ready.publish(&mut self.state);
@@ -176,7 +168,7 @@ struct Taken {
 }
 
 /// Entries on their way: taken from the source, not yet at the destination, their mappings still counted.
-struct Relocation<'a, P: Platform> {
+pub(super) struct Relocation<'a, P: Platform> {
     table: &'a PageTable<P>,
     file: Option<&'a FileCache<P>>,
     /// Index in the file of the page at `from`.
@@ -220,7 +212,41 @@ impl<P: Platform> Visitor<P> for Relocation<'_, P> {
     }
 }
 
-impl<P: Platform> Relocation<'_, P> {
+impl<'a, P: Platform> Relocation<'a, P> {
+    /// One from `from` to `to`, with the tables that it may need; of a mapping of `file`, the page at `from` being that with
+    /// this index, or of private memory.
+    pub(super) fn new(
+        table: &'a PageTable<P>,
+        file: Option<&'a FileCache<P>>,
+        indexes: u64,
+        from: VirtAddr,
+        to: VirtAddr,
+        stock: Stock<P>,
+    ) -> Self {
+        let entries = [Taken { from: VirtAddr(0), raw: 0, level: 0 }; BATCH];
+        Relocation {
+            table,
+            file,
+            indexes,
+            from,
+            to,
+            entries,
+            len: 0,
+            stock,
+            reserve: Reserve::new(table.platform()),
+        }
+    }
+    /// Moves what is mapped in `range`: takes it, flushes, and only then installs it.
+    pub(super) fn carry(&mut self, range: VirtRange, cuts: &mut Stock<P>, gather: &mut Gather<'_, P>) {
+        let table = self.table;
+        table.visit(range, self, cuts, gather);
+        if cfg!(mutant = "move_before_flush") {
+            self.settle();
+        }
+        gather.flush();
+        self.settle();
+    }
+
     /// Installs what was taken. The source is flushed.
     fn settle(&mut self) {
         let mut gather = Gather::new(self.table);

@@ -34,7 +34,7 @@ mod slot;
 mod split;
 
 #[cfg(all(test, loom))]
-mod model;
+pub(crate) mod model;
 
 pub use account::Tables;
 pub(crate) use edit::Accessed;

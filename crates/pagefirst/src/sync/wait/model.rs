@@ -6,6 +6,7 @@ extern crate std;
 
 use super::super::atomic::{Acquire, AtomicU32, Relaxed, Release};
 use super::{Awaited, Bells, Wait};
+use crate::table::model::preemptions;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 use loom::sync::{Arc, Mutex};
@@ -90,7 +91,7 @@ fn check(main: usize, listed: [Option<usize>; 2], roles: [Role; 2], end: fn(&Thi
     let executions = std::sync::Arc::new(AtomicUsize::new(0));
     let count = executions.clone();
     let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(4);
+    model.preemption_bound = Some(preemptions(4));
     model.max_branches = 100_000;
     model.check(move || {
         count.fetch_add(1, Relaxed);

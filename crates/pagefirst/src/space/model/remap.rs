@@ -1,0 +1,134 @@
+//! A mapping is moved while its pages come and go.
+
+use super::*;
+use crate::space::RemapTo;
+use crate::space::remap::Relocation;
+use crate::table::Stock;
+use crate::table::model::{Role, check, pages};
+use crate::tlb::Gather;
+
+/// The mapping that moves is this large, and goes from page 0 to this one.
+const TO: u64 = 4;
+
+fn relocate(m: &'static Machine) -> u64 {
+    let moved = m.process().remap(at(0), TO * PAGE_SIZE, TO * PAGE_SIZE, RemapTo::Fixed(at(TO)));
+    assert_eq!(moved, Ok(at(TO)));
+    0
+}
+
+/// A page of the source comes while it moves: it moves as well, or the fault is told to wait or that nothing is mapped there.
+fn fault_in_source(main: usize) {
+    let setup = || {
+        let m = Machine::whole([4, 1, 0], [1, 1, 0], HugePolicy::Never);
+        m.map_private(0, TO);
+        assert_eq!(m.fault(1, Access::Write), MAPPED);
+        m
+    };
+    check(3, main, setup, [relocate, |m| m.fault(0, Access::Write)], |m, [_, said]| {
+        let pages: Vec<u64> = m.mapped().iter().map(|(page, _)| *page).collect();
+        match said {
+            MAPPED => assert_eq!(pages, [TO, TO + 1], "a page that came in time was lost"),
+            BLOCKED | NOT_MAPPED => assert_eq!(pages, [TO + 1]),
+            other => panic!("the fault said {other}"),
+        }
+        m.exit();
+    });
+}
+
+// catches: install_without_validation, move_unannounced
+#[test]
+fn r14_move_against_fault_in_source_main_0() {
+    fault_in_source(0);
+}
+// catches: install_without_validation, move_unannounced
+#[test]
+fn r14_move_against_fault_in_source_main_1() {
+    fault_in_source(1);
+}
+
+/// A page comes where the mapping goes, in what is mapped there before: it goes with that, or the fault waits, or finds the page
+/// that was moved. No hole is filled that the move counts on.
+fn fault_in_destination(main: usize) {
+    let setup = || {
+        let m = Machine::whole([4, 1, 0], [1, 1, 0], HugePolicy::Never);
+        m.map_private(0, TO);
+        m.map_private(TO, TO);
+        assert_eq!(m.fault(0, Access::Write), MAPPED);
+        m
+    };
+    check(3, main, setup, [relocate, |m| m.fault(TO, Access::Write)], |m, [_, said]| {
+        assert_eq!(
+            m.mapped(),
+            [(TO, m.first_frame())],
+            "a hole was filled, and the page that was to go there is lost"
+        );
+        assert!([MAPPED, BLOCKED, SPURIOUS].contains(&said), "the fault said {said}");
+        m.exit();
+    });
+}
+
+// catches: install_without_validation, move_unannounced, zap_skips_empty
+#[test]
+fn r14_move_against_fault_in_destination_main_0() {
+    fault_in_destination(0);
+}
+// catches: install_without_validation, move_unannounced, zap_skips_empty
+#[test]
+fn r14_move_against_fault_in_destination_main_1() {
+    fault_in_destination(1);
+}
+
+/// A page of a file is on the move when the file is cut. It is found at either end, or does not arrive; and nobody frees it while
+/// another CPU can still use it where it was (CVE-2018-18281). Both are what others meet of the whole calls: a move from when
+/// it has announced, a removal from one walk to its look whether anybody maps
+/// the page.
+fn truncate(main: usize) {
+    let setup = || {
+        let m = Machine::whole([4, 0, 0], [1, 0, 0], HugePolicy::Never);
+        m.open(1, false);
+        m.map_file(0, TO);
+        assert_eq!(m.fault(0, Access::Write), MAPPED);
+        *m.stale.lock().unwrap() = 1;
+        m
+    };
+    let carry: Role = |m| {
+        let (table, file) = (m.process().page_table(), m.file());
+        let stock = Stock::new(m, 1).unwrap();
+        Relocation::new(table, Some(&file), 0, at(0), at(TO), stock).carry(
+            pages(0, TO),
+            &mut Stock::empty(m),
+            &mut Gather::new(table),
+        );
+        0
+    };
+    let cut: Role = |m| {
+        let (table, page) = (m.process().page_table(), m.meta(m.first_frame()));
+        page.go();
+        for range in [pages(0, TO), pages(TO, 2 * TO)] {
+            let mut gather = Gather::new(table);
+            table.zap(range, None, &mut Stock::empty(m), &mut gather);
+        }
+        let is_free = page.maps_ordered() == 0;
+        let stale = *m.stale.lock().unwrap();
+        assert!(!is_free || stale == 0, "a page is free, and can be used where it was before it moved");
+        is_free.into()
+    };
+    check(3, main, setup, [carry, cut], |m, [_, is_free]| {
+        // What it does not find it looks for again: it is on its way, and arrives only if it was there before.
+        assert!(is_free == 0 || m.mapped().is_empty(), "a page is mapped that the file has no longer");
+        m.file().set_size(m, 0);
+        assert_eq!(m.mapped(), []);
+        m.exit();
+    });
+}
+
+// catches: move_before_flush, remove_without_going
+#[test]
+fn r14_move_against_truncate_main_0() {
+    truncate(0);
+}
+// catches: move_before_flush, remove_without_going
+#[test]
+fn r14_move_against_truncate_main_1() {
+    truncate(1);
+}
