@@ -42,7 +42,8 @@ Usage: cargo xtask TASK
   model [OPTIONS] [NAME] the loom models, or those with NAME in their path, and each planted mistake that they must catch;
                          --mutants each mistake against every model, --deep with more preemptions
   shuttle [OPTIONS] [TEST]
-                         random schedules of the whole stack; --seed S runs one again, --runs N, --minutes N, --threads N
+                         random schedules of the whole stack; --seed S runs one again, --runs N, --minutes N, --threads N;
+                         --mutants [FILTER] for the mistakes that must be found, and found again by their seeds
   oracle --minutes N     random sequences at fresh seeds against the oracle of the tests, for so long
   fuzz --minutes N       the fuzz targets, each for so long, with a nightly compiler and cargo-fuzz;
                          --target space|recording|formats, --keep to make fuzz/corpus anew

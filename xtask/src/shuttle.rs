@@ -4,6 +4,8 @@
 //! A process runs so many schedules of a test, from one seed on, and two run at a time: a schedule is one thread of the
 //! host, and its machine is not given back. The first failure ends all, and tells the seed that runs it again.
 
+mod mutants;
+
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -65,12 +67,15 @@ struct Job {
     runs: u64,
 }
 
-/// Runs what the arguments ask for; without any, the short form.
+/// Runs what the arguments ask for; without any, the short form, and the mistakes that must be found.
 pub(crate) fn run(args: &[&str]) -> Result {
+    match args {
+        ["--mutants"] => return mutants::run(&compile()?, None),
+        ["--mutants", filter] => return mutants::run(&compile()?, Some(filter)),
+        _ => {}
+    }
     let options = Options::parse(args)?;
-    let start = Instant::now();
     let program = compile()?;
-    println!("compiled the tests in {:.1} s", start.elapsed().as_secs_f64());
     let mut tests = list(&program)?;
     if let Some(test) = &options.test {
         tests.retain(|name| name == test);
@@ -93,9 +98,10 @@ pub(crate) fn run(args: &[&str]) -> Result {
         all(&program, &jobs(&tests, seed, runs), options.threads, deadline)?;
         seed += runs;
         if deadline.is_none_or(|deadline| Instant::now() >= deadline) {
-            return Ok(());
+            break;
         }
     }
+    if args.is_empty() { mutants::run(&program, None) } else { Ok(()) }
 }
 
 fn jobs(tests: &[String], seed: u64, runs: u64) -> VecDeque<Job> {
@@ -126,14 +132,20 @@ fn all(program: &Path, jobs: &VecDeque<Job>, threads: Option<u64>, deadline: Opt
     })
 }
 
-fn one(program: &Path, Job { test, seed, runs }: &Job, threads: Option<u64>) -> Result {
-    let mut command = Command::new(program);
+/// A command that runs so many schedules of a test, from a seed on.
+fn program(path: &Path, test: &str, seed: u64, runs: u64) -> Command {
+    let mut command = Command::new(path);
     command
         .args(["--exact", test, "--nocapture"])
         .current_dir(cmd::root())
         .env("RUST_BACKTRACE", "0")
         .env("PAGEFIRST_SEED", seed.to_string())
         .env("PAGEFIRST_RUNS", runs.to_string());
+    command
+}
+
+fn one(path: &Path, Job { test, seed, runs }: &Job, threads: Option<u64>) -> Result {
+    let mut command = program(path, test, *seed, *runs);
     if let Some(threads) = threads {
         command.env("PAGEFIRST_THREADS", threads.to_string());
     }
@@ -150,7 +162,9 @@ fn one(program: &Path, Job { test, seed, runs }: &Job, threads: Option<u64>) -> 
     })
 }
 
+/// Compiles the tests.
 fn compile() -> Result<PathBuf> {
+    let start = Instant::now();
     let mut command = cmd::cargo(&["test", "--no-run", "--quiet", "--package", "pagefirst-machine"]);
     command
         .args(["--test", "shuttle", "--message-format", "json-render-diagnostics"])
@@ -161,6 +175,7 @@ fn compile() -> Result<PathBuf> {
         .env("CARGO_PROFILE_DEV_DEBUG", "0");
     let what = "compiling the tests for shuttle";
     let messages = cmd::capture(&mut command, None)?.into_stdout(what)?;
+    println!("compiled the tests in {:.1} s", start.elapsed().as_secs_f64());
     model::executable(&messages).ok_or_else(|| format!("{what}: cargo named no test program"))
 }
 

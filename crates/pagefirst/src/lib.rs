@@ -58,7 +58,7 @@
 //! ```
 #![cfg_attr(not(loom), no_std)]
 
-#[cfg(test)]
+#[cfg(any(test, shuttle))]
 #[macro_use]
 mod planted;
 

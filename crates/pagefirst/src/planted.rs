@@ -1,9 +1,9 @@
-//! Planted mistakes, chosen when the library's own tests run.
+//! Planted mistakes, chosen when tests run: the library's own, and those under `cfg(shuttle)`.
 //!
 //! `cfg!(mutant = "NAME")` stands in the library where somebody could have gone wrong, and makes the mistake if it is compiled
-//! with `--cfg mutant="NAME"`. In the library's own tests, of which the loom models are some, `cfg!` is the macro below: one
-//! program has all mistakes in it, and [`CHOSEN`] in its environment names the one to make. So `cargo xtask model` compiles
-//! once, and not for each mistake.
+//! with `--cfg mutant="NAME"`. In these tests, of which the loom models are some, `cfg!` is the macro below: one program has
+//! all mistakes in it, and [`CHOSEN`] in its environment names the one to make. So `cargo xtask model` and `cargo xtask shuttle`
+//! compile once, and not for each mistake.
 
 extern crate std;
 

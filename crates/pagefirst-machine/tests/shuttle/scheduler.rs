@@ -1,10 +1,10 @@
-//! One schedule for each seed.
+//! One schedule for each seed: who goes on at each point at which several threads could.
 
 use shuttle::scheduler::{Schedule, Scheduler, Task, TaskId};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
 
 /// Numbers by chance, the same for the same seed: SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number
 /// generators", 2014).
@@ -60,42 +60,54 @@ pub struct Now {
     pub hash: AtomicU64,
 }
 
-/// Schedules for seeds one after another.
+/// Schedules for seeds one after another, each so many times.
 pub struct Seeds {
-    pub next: u64,
-    pub end: u64,
-    pub deadline: Option<Instant>,
-    pub now: Arc<Now>,
+    now: Arc<Now>,
+    next: u64,
+    end: u64,
+    times: u64,
+    /// How often the schedule was run, and what was decided.
+    run: u64,
+    decided: (u64, u64),
     dice: Dice,
     choice: Choice,
 }
 
 impl Seeds {
-    pub fn new(first: u64, runs: u64, deadline: Option<Instant>, now: Arc<Now>) -> Self {
-        Seeds {
-            next: first,
-            end: first + runs,
-            deadline,
-            now,
-            dice: Dice::new(0),
-            choice: Choice::Random { stay: 0 },
+    pub fn new(seeds: Range<u64>, times: u64, now: Arc<Now>) -> Self {
+        let (next, end) = (seeds.start, seeds.end);
+        let (dice, choice) = (Dice::new(0), Choice::Random { stay: 0 });
+        Seeds { now, next, end, times, run: 0, decided: (0, 0), dice, choice }
+    }
+
+    /// A schedule has ended: it was what it was before.
+    fn ended(&mut self) {
+        let decided = (self.now.steps.load(Relaxed), self.now.hash.load(Relaxed));
+        match self.run {
+            0 => {}
+            1 => self.decided = decided,
+            _ => assert_eq!(decided, self.decided, "the schedule was another one the first time"),
+        }
+        if self.run == self.times {
+            self.run = 0;
+            self.next += 1;
         }
     }
 }
 
 impl Scheduler for Seeds {
     fn new_execution(&mut self) -> Option<Schedule> {
-        if self.next == self.end || self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        self.ended();
+        if self.next == self.end {
             return None;
         }
-        let seed = self.next;
-        self.next += 1;
-        self.dice = Dice::new(seed);
+        self.run += 1;
+        self.dice = Dice::new(self.next);
         self.choice = Choice::by(&mut self.dice);
-        self.now.seed.store(seed, Relaxed);
+        self.now.seed.store(self.next, Relaxed);
         self.now.steps.store(0, Relaxed);
         self.now.hash.store(0, Relaxed);
-        Some(Schedule::new(seed))
+        Some(Schedule::new(self.next))
     }
 
     fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, yields: bool) -> Option<TaskId> {

@@ -6,6 +6,7 @@ use super::world::{KEPT, MEMORY, PAGES, RW, STORED, Space, World};
 use pagefirst::arch::Format;
 use pagefirst::fault::{Bus, FaultError, Segv};
 use pagefirst::space::{Advice, Backing, MapError, Pinned, RemapTo, VmaFlags, Why};
+use pagefirst::sync::epoch::Pin;
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtRange};
 use pagefirst_machine::{Machine, Vcpu};
 use std::collections::BTreeMap;
@@ -57,7 +58,9 @@ fn has_no_memory(error: FaultError) -> bool {
 /// What comes of an access to a page that is everybody's.
 fn may_trap(done: Result<(), FaultError>) {
     match done {
-        Ok(()) | Err(FaultError::Segv(Segv::NotMapped | Segv::Access) | FaultError::Bus(Bus::BeyondEnd)) => {}
+        Ok(())
+        | Err(FaultError::Segv(Segv::NotMapped | Segv::Access) | FaultError::Bus(Bus::BeyondEnd | Bus::Io)) =>
+            {}
         Err(error) => assert!(has_no_memory(error), "{error}"),
     }
 }
@@ -360,24 +363,68 @@ impl<'w, F: Format> Worker<'w, F> {
         let (machine, which) = (self.world.machine, self.dice.below(2) as usize);
         let file = &self.world.files[which];
         let (from, to) = (self.dice.below(PAGES), self.dice.below(PAGES));
-        let kind = self.dice.below(10);
-        let place = from * PAGE_SIZE + 512 * self.me as u64;
+        let kind = self.dice.below(12);
+        let place = |page| page * PAGE_SIZE + 512 * self.me as u64;
+        let some = self.dice.below(2) * 100;
         self.tell(|| format!("file {which}, call {kind}, pages {from} and {to}"));
+        let sizes = &self.world.sizes[which];
         match kind {
-            0..=2 => file.set_size(machine, from * PAGE_SIZE + self.dice.below(2) * 100),
-            3 | 4 => file.punch(
-                machine,
-                from.min(to) * PAGE_SIZE..from.max(to) * PAGE_SIZE + self.dice.below(2) * 100,
-            ),
+            0..=2 => {
+                let _alone = sizes.lock();
+                let end = from * PAGE_SIZE + some;
+                file.set_size(machine, end);
+                self.require_nothing_beyond(which, end.div_ceil(PAGE_SIZE));
+                if self.dice.one_in(2) {
+                    file.set_size(machine, PAGES * PAGE_SIZE);
+                    self.require_gone(which, place(from + (to + 1) % (PAGES - from)).max(end));
+                }
+            }
+            3 | 4 => {
+                let hole = from.min(to)..from.max(to);
+                file.punch(machine, hole.start * PAGE_SIZE..hole.end * PAGE_SIZE + some);
+                if !hole.is_empty() {
+                    self.require_gone(which, place(hole.start));
+                }
+            }
             5 => drop(file.evict(machine)),
             6 => drop(file.write_back(machine)),
-            7 => drop(file.write_at(machine, place, &self.world.count(self.me).to_le_bytes())),
+            7 => {
+                let _alone = sizes.lock();
+                drop(file.write_at(machine, place(from), &self.world.count(self.me).to_le_bytes()));
+            }
+            8 => file.file().fail_reads(from, some > 0),
             _ => {
                 let mut bytes = [0; 8];
-                if file.read_at(machine, place, &mut bytes).is_ok() {
+                if file.read_at(machine, place(from), &mut bytes).is_ok() {
                     self.world.require_word(u64::from_le_bytes(bytes), self.me);
                 }
             }
+        }
+    }
+    /// Of a file that has just shrunk nothing is mapped beyond its end: not in children, in which nobody else works.
+    fn require_nothing_beyond(&self, which: usize, end: u64) {
+        for view in &self.views[1..] {
+            let mut beyond = Vec::new();
+            view.space.for_each_vma(|vma| {
+                if let Backing::File { file, first } = &vma.backing
+                    && file.same(&self.world.files[which])
+                {
+                    let pages = self.world.page(vma.range.start)..self.world.page(vma.range.end);
+                    beyond.extend(pages.clone().filter(|page| page - pages.start + first >= end));
+                }
+            });
+            for page in beyond {
+                let table = view.space.page_table();
+                let found = table.translate(&Pin::new(self.world.machine), self.world.at(page));
+                assert!(found.is_none(), "page {page} is mapped, of file {which} beyond page {end}");
+            }
+        }
+    }
+    /// A word of its own that was taken out of a file is 0: nobody else writes it.
+    fn require_gone(&self, which: usize, place: u64) {
+        let mut bytes = [0; 8];
+        if self.world.files[which].read_at(self.world.machine, place, &mut bytes).is_ok() {
+            assert_eq!(u64::from_le_bytes(bytes), 0, "file {which} at {place:#x}: it was taken out");
         }
     }
 

@@ -14,6 +14,7 @@ use pagefirst::policy::{HugePolicy, Policy};
 use pagefirst::space::{AddressSpace, Backing, Map, Place, VmaFlags};
 use pagefirst::types::{PAGE_SIZE, Pfn, Prot, VirtAddr};
 use pagefirst_machine::{Config, Late, Machine, MachineFile, TlbShape};
+use shuttle::sync::Mutex;
 use shuttle::thread;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -48,6 +49,8 @@ pub struct World<F: Format> {
     pub machine: &'static Machine<F>,
     pub space: Space<F>,
     pub files: [Cache<F>; 3],
+    /// By file, held by who changes its size.
+    pub sizes: [Mutex<()>; 2],
     /// The number of the first page.
     base: u64,
     /// Whose page it is, if it is not everybody's.
@@ -123,7 +126,11 @@ impl<F: Format> World<F> {
             owners[1 + dice.below(PAGES - 1) as usize] = Some(owner);
         }
         let counts = std::array::from_fn(|_| AtomicU64::new(0));
-        (World { machine, space, files, base, owners, counts, threads, is_short: dice.one_in(6) }, stored)
+        let sizes = [Mutex::new(()), Mutex::new(())];
+        (
+            World { machine, space, files, sizes, base, owners, counts, threads, is_short: dice.one_in(6) },
+            stored,
+        )
     }
 
     pub fn at(&self, page: u64) -> VirtAddr {
