@@ -104,7 +104,9 @@ impl<P: Platform> Pages<'_, P> {
     #[inline(always)]
     fn single(&self, found: Found, index: u64, attrs: Attrs) -> Option<NewEntry> {
         let meta = self.p.meta(found.pfn);
-        if !meta.try_map_valid(|| self.file.is_single_attached(meta, index))? {
+        let is_valid =
+            || cfg!(mutant = "file_without_validation") || self.file.is_single_attached(meta, index);
+        if !meta.try_map_valid(is_valid)? {
             frame::unmap(self.p, found.pfn);
             return None;
         }
@@ -167,7 +169,7 @@ impl<P: Platform> Batch for Pages<'_, P> {
                 continue;
             };
             for (cell, slot) in cells.iter().zip(slots) {
-                if cell.load(Relaxed) == 0
+                if (cell.load(Relaxed) == 0 || cfg!(mutant = "around_overwrites"))
                     && let Some(found) = slot.load()
                 {
                     let index = first + done as u64;

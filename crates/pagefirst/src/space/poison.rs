@@ -96,8 +96,8 @@ impl<P: Platform> Visitor<P> for FindHuge {
 }
 
 /// Puts poison in the place of bad small pages.
-struct Lose {
-    lost: u64,
+pub(super) struct Lose {
+    pub(super) lost: u64,
 }
 
 impl<P: Platform> Visitor<P> for Lose {

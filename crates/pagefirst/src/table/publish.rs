@@ -130,7 +130,7 @@ pub(crate) fn install<'e, P: Platform, B: Batch>(
 ) -> Result<Installed, Refused> {
     loop {
         let Some(missing) = slot.level().checked_sub(batch.level()) else { return Err(Refused::Raced) };
-        if reserve.len() < missing {
+        if reserve.len() < missing && !cfg!(mutant = "install_never_short") {
             return Err(Refused::Short(missing));
         }
         let Some(mut guard) = slot.at.lock() else {
@@ -233,7 +233,7 @@ fn fill<P: Platform, B: Batch>(guard: &mut Guard<'_, P>, batch: &mut B) -> Optio
     let page = P::Format::index(va, level);
     let window = batch.window().map(|window| (window.start, P::Format::slots(window, level)));
     debug_assert!(window.as_ref().is_none_or(|(start, slots)| *start <= va && slots.contains(&page)));
-    let whole = batch.is_whole();
+    let whole = batch.is_whole() || cfg!(mutant = "around_needs_all");
     if let Some((_, slots)) = &window
         && whole
         && guard.entries() > 0

@@ -12,6 +12,7 @@ use super::record::{Guard, Table};
 use super::{PageTable, Stock, retire};
 use crate::arch::Format;
 use crate::platform::{Note, Platform};
+use crate::sync::atomic::Relaxed;
 use crate::sync::epoch::Pin;
 use crate::tlb::Gather;
 use crate::types::{VirtAddr, VirtRange};
@@ -156,6 +157,9 @@ impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
         let Some(mut guard) = table.lock() else { return Visit::WasDead };
         if let Some(dead) = dead {
             dead.for_each(slots, |i| {
+                if cfg!(mutant = "unlink_counted_by_finder") && guard.entry(i) == 0 {
+                    self.space.published[level as usize - 1].fetch_sub(1, Relaxed);
+                }
                 if let Some(child) = table.child(guard.entry(i))
                     && child.record().is_dead()
                 {
@@ -237,7 +241,7 @@ impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
             }
             slots.start += 1;
         }
-        if guard.entries() < before {
+        if guard.entries() < before && !cfg!(mutant = "zap_huge_untold") {
             self.gather.taken(before - guard.entries());
         }
         if guard.unlock() { Visit::Died } else { Visit::Alive }

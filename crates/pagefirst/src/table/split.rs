@@ -108,7 +108,10 @@ fn announce<P: Platform>(space: &PageTable<P>, at: VirtAddr, table: Pfn) -> Opti
     let mut guard = slot.at.lock()?;
     P::Format::frame(guard.entry(index), level)?;
     let before = guard.entry(index);
-    let old = guard.update(index, |_| P::Format::transit(table));
+    let old = match cfg!(mutant = "split_leaves_hole") {
+        true => guard.take(index)?,
+        false => guard.update(index, |_| P::Format::transit(table)),
+    };
     Some((level, if cfg!(mutant = "split_reads_before_swap") { before } else { old }))
 }
 

@@ -1,20 +1,40 @@
 //! Models for loom of whole calls: faults, mapping calls and removals of a file's pages as an embedder makes them, on the
 //! machine and by the rules of `table::model`.
+//!
+//! | model | file | what it shows |
+//! |---|---|---|
+//! | `r04_…` | `huge` | a fault against the discarding of a huge page: no translations of both sizes, nothing used that is free |
+//! | `r07_…` | `fault` | a fault that waited for its page, against the unmapping of its mapping |
+//! | `r08_…` | `around` | two faults in one window, whose pages come once each |
+//! | `r09_…` | `around` | a window cut by its mapping, against a truncation: no page beyond the end |
+//! | `r10_…` | `exit` | exit against who looks for pages: none is free while it can be used, and all sums are zero |
+//! | `r14_…` | `remap` | a move against faults at both ends and a truncation: no page is lost, none is used where it was |
+//! | `r15_…` | `huge` | a split against a fault: nobody takes what is split for nothing |
+//!
+//! Loops that wait for somebody by spinning have no end for loom. So waiting sleeps here ([`Platform::wait`]), and where the
+//! library looks again and again, a removal until nobody maps a page, a model does it once.
 
 extern crate std;
 
+mod around;
+mod exit;
 mod fault;
+mod huge;
 mod remap;
 
 use super::{AddressSpace, Backing, Map, Place, VmaFlags};
+use crate::arch::{Format, Tiny};
 use crate::fault::{Bus, FaultError, Outcome, Segv, Ticket};
 use crate::file::FileCache;
 use crate::frame::Frame;
 use crate::mem::Shared;
 use crate::platform::Platform;
 use crate::policy::{HugePolicy, Policy};
-use crate::table::model::{KEPT, Machine, Zeros, become_cpu};
-use crate::types::{Access, PAGE_SIZE, Pfn, Prot, VirtAddr};
+use crate::rmap;
+use crate::table::model::{KEPT, Machine, Zeros, become_cpu, pages};
+use crate::table::{PageTable, Stock};
+use crate::tlb::Gather;
+use crate::types::{Access, PAGE_SIZE, Pfn, Prot, VirtAddr, VirtRange};
 use std::boxed::Box;
 use std::sync::{Mutex, OnceLock};
 use std::vec::Vec;
@@ -24,6 +44,8 @@ use std::vec::Vec;
 pub(crate) struct Whole {
     space: OnceLock<&'static AddressSpace<Machine>>,
     file: Mutex<Option<Shared<Machine, FileCache<Machine>>>>,
+    /// What stays of the space when it exited, as long as somebody holds it.
+    exited: Mutex<Option<Shared<Machine, rmap::Space<Machine>>>>,
     /// What a fault was told to wait for.
     ticket: Mutex<Option<Ticket<'static, Machine>>>,
 }
@@ -32,6 +54,9 @@ pub(crate) struct Whole {
 const fn at(page: u64) -> VirtAddr {
     VirtAddr(page * PAGE_SIZE)
 }
+
+/// Small pages in a huge one.
+const HUGE: usize = Tiny::ENTRIES;
 
 /// What a fault came to.
 const MAPPED: u64 = 1;
@@ -55,12 +80,18 @@ impl Machine {
     /// One with an empty space, whose CPUs have so many tables and frames in their caches.
     fn whole(tables: [usize; 3], frames: [usize; 3], huge: HugePolicy) -> &'static Machine {
         // The root, and the zero page.
-        let m = Machine::with_pages([1 + tables[0], tables[1], tables[2]], 1 + frames.iter().sum::<usize>());
+        let small = 1 + frames.iter().sum::<usize>();
+        let large = if huge == HugePolicy::Never { 0 } else { 2 * HUGE - 1 };
+        let m = Machine::with_pages([1 + tables[0], tables[1], tables[2]], small + large);
         let mut free = (m.tables as u32..).map(Pfn);
         m.give(0, 1, &mut free);
         assert!(m.vm.init(m, &[]).is_ok());
         frames.into_iter().enumerate().for_each(|(cpu, n)| m.give(cpu, n, &mut free));
         become_cpu(0);
+        if large > 0 {
+            m.held[m.tables + small..].iter().for_each(|frame| frame.change(false));
+            m.vm.frames.free(m, m.huge_page(), 2);
+        }
         let policy = Policy { min_addr: at(0), huge, ..Policy::default() };
         let space = AddressSpace::new(m, policy).unwrap();
         assert!(m.whole.space.set(Box::leak(Box::new(space))).is_ok());
@@ -69,6 +100,10 @@ impl Machine {
     /// The frame that CPU 0 takes first when it was given one.
     fn first_frame(&self) -> Pfn {
         Pfn(self.tables as u32 + 1)
+    }
+    /// The only huge page, of a machine that has one.
+    fn huge_page(&self) -> Pfn {
+        Pfn((self.held.len() - HUGE) as u32 & !(HUGE as u32 - 1))
     }
     /// Leaves frames in a CPU's cache.
     fn give(&'static self, cpu: usize, frames: usize, free: &mut impl Iterator<Item = Pfn>) {
@@ -118,6 +153,17 @@ impl Machine {
         (0..2).for_each(|_| _ = self.vm.collect(self, usize::MAX));
     }
 
+    /// Takes a page of the file away, as its removal does in one go: says so, walks the ranges where it may be mapped, and
+    /// looks whether anybody maps it still. If not it is as good as free, and nobody can use it.
+    fn take_away(&'static self, table: &PageTable<Machine>, page: Pfn, ranges: &[VirtRange]) -> bool {
+        self.meta(page).go();
+        for range in ranges {
+            table.zap(*range, None, &mut Stock::empty(self), &mut Gather::new(table));
+        }
+        let is_free = self.meta(page).maps_ordered() == 0;
+        assert!(!is_free || *self.stale.lock().unwrap() == 0, "a page is free, and another CPU can use it");
+        is_free
+    }
     /// The pages that are mapped, and their frames. The tables are as they should be.
     fn mapped(&'static self) -> Vec<(u64, Pfn)> {
         let (found, _) = self.audit_of(self.process().page_table());
@@ -126,12 +172,29 @@ impl Machine {
     /// Exits, closes the file, and sees that nothing is left: no table, no frame, no object.
     fn exit(&'static self) {
         drop(self.whole.ticket.lock().unwrap().take());
-        // SAFETY: leaked by `whole`, and nobody uses it any more.
-        drop(unsafe { Box::from_raw(core::ptr::from_ref(self.process()).cast_mut()) });
-        drop(self.whole.file.lock().unwrap().take());
+        // SAFETY: nobody uses it any more.
+        unsafe { self.drop_space() };
         self.assert_nothing_left();
     }
+    /// The exit alone.
+    ///
+    /// # Safety
+    /// Called once, and nobody uses the space any more.
+    unsafe fn drop_space(&'static self) {
+        *self.whole.exited.lock().unwrap() = Some(self.process().shared.clone());
+        // SAFETY: leaked by `whole`; the caller's promise.
+        drop(unsafe { Box::from_raw(core::ptr::from_ref(self.process()).cast_mut()) });
+    }
     fn assert_nothing_left(&'static self) {
+        let exited = self.whole.exited.lock().unwrap().take().unwrap();
+        assert_eq!(
+            self.audit_of(&exited.table),
+            (Vec::new(), 1),
+            "all but the root is gone, and counted off"
+        );
+        assert_eq!(exited.table.resident(), (0, 0));
+        drop(exited);
+        drop(self.whole.file.lock().unwrap().take());
         while self.vm.in_limbo(self) > 0 {
             self.vm.collect(self, usize::MAX);
         }

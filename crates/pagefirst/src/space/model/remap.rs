@@ -3,9 +3,7 @@
 use super::*;
 use crate::space::RemapTo;
 use crate::space::remap::Relocation;
-use crate::table::Stock;
-use crate::table::model::{Role, check, pages};
-use crate::tlb::Gather;
+use crate::table::model::{Role, check};
 
 /// The mapping that moves is this large, and goes from page 0 to this one.
 const TO: u64 = 4;
@@ -102,16 +100,8 @@ fn truncate(main: usize) {
         0
     };
     let cut: Role = |m| {
-        let (table, page) = (m.process().page_table(), m.meta(m.first_frame()));
-        page.go();
-        for range in [pages(0, TO), pages(TO, 2 * TO)] {
-            let mut gather = Gather::new(table);
-            table.zap(range, None, &mut Stock::empty(m), &mut gather);
-        }
-        let is_free = page.maps_ordered() == 0;
-        let stale = *m.stale.lock().unwrap();
-        assert!(!is_free || stale == 0, "a page is free, and can be used where it was before it moved");
-        is_free.into()
+        let ranges = [pages(0, TO), pages(TO, 2 * TO)];
+        m.take_away(m.process().page_table(), m.first_frame(), &ranges).into()
     };
     check(3, main, setup, [carry, cut], |m, [_, is_free]| {
         // What it does not find it looks for again: it is on its way, and arrives only if it was there before.

@@ -61,6 +61,7 @@ pub(super) const MAPPED: u64 = 1;
 const MAPPED_WITH_TABLE: u64 = 2;
 const RACED: u64 = 3;
 const AGAIN: u64 = 4;
+const NO_MEMORY: u64 = 5;
 
 /// A fault on the page number `at`, with `page` in hand.
 fn fault(m: &'static Machine, at: u64, page: u32, heeds: bool) -> u64 {
@@ -85,6 +86,24 @@ fn fault(m: &'static Machine, at: u64, page: u32, heeds: bool) -> u64 {
 }
 pub(super) fn map(m: &'static Machine, at: u64, page: u32) -> u64 {
     fault(m, at, page, false)
+}
+/// The same with no table in hand, and no memory for one.
+fn fault_in_want(m: &'static Machine, at: u64, page: u32) -> u64 {
+    let (mut reserve, mut gather) = (Reserve::new(m), Gather::new(m.space()));
+    let mut batch = Page { m, at, page, heeds: false };
+    loop {
+        let done = {
+            let pin = Pin::new(m);
+            let Walk::Nothing(slot) = m.space().walk(&pin, batch.va()) else { panic!("nobody else maps it") };
+            install(m.space(), &pin, slot, &mut batch, &mut reserve, &mut gather)
+        };
+        match done {
+            Err(Refused::Short(tables)) if reserve.refill(tables).is_err() => return NO_MEMORY,
+            Err(Refused::Short(_)) => continue,
+            Ok(Installed { tables: 0, .. }) => return MAPPED,
+            other => panic!("{other:?}"),
+        }
+    }
 }
 pub(super) fn zap(m: &'static Machine, range: VirtRange) -> u64 {
     let mut zap = Zap(0);
@@ -283,6 +302,32 @@ fn c24_install_against_retire_main_0() {
 #[test]
 fn c24_install_against_retire_main_1() {
     against_retire(1);
+}
+
+/// The same where the installer has no table for a new leaf, and gets none: it maps the page in the leaf that it saw, or says
+/// that memory is out, and nothing is left of it (X2).
+fn short_of_tables(main: usize) {
+    let setup = || {
+        let m = Machine::new([1, 0, 0]);
+        map(m, 0, 20);
+        m
+    };
+    // CPU 1 has no table. What the zap frees waits for its grace period.
+    check(4, main, setup, [|m| zap(m, pages(0, 1)), |m| fault_in_want(m, 1, 10)], |m, said| {
+        let mapped: &[_] = if said[1] == MAPPED { &[(PAGE_SIZE, entry(10))] } else { &[] };
+        assert_eq!((m.audit().as_slice(), said[0]), (mapped, 1), "{said:?}");
+    });
+}
+
+// catches: install_never_short, lock_ignores_dead
+#[test]
+fn r06_short_of_tables_against_retire_main_0() {
+    short_of_tables(0);
+}
+// catches: install_never_short, lock_ignores_dead
+#[test]
+fn r06_short_of_tables_against_retire_main_1() {
+    short_of_tables(1);
 }
 
 /// A leaf that a zap without announcement has just killed; the zap's owner has not unlinked it yet.

@@ -5,6 +5,7 @@
 //! | `r01_…`, `r02_…` | `install` | one mapping, one table, the other table given back | 1: the slot is what the fault saw |
 //! | `r11_…` | `install` | an unmap that announced leaves nothing behind | 2: found before the lock, refused after it |
 //! | `c24_install_against_retire` | `install` | an entry never lands in a dead table, the dead table has one owner | 3 |
+//! | `r06_short_of_tables_…` | `install` | a table that vanishes when there is no memory for another | 3 |
 //! | `dead_table_hides_no_…` | `install` | a dead table says nothing about what came after it | 2 and 3 together |
 //! | `c35_…` | `install` | hardware and other walkers see no table before its entries | 1: one store publishes the chain |
 //! | `r03_small_against_huge_…` | `huge` | a small or a huge page, never both | 1 |
