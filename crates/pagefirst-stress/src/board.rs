@@ -1,10 +1,11 @@
 //! What workers tell each other, without locks.
 
+use crate::SPACES;
 use crate::files::Kind;
 use crate::layout::PAGES;
 use crate::tally::{Sums, Tally};
-use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{Acquire, Release};
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// The most workers: as many as have a word of their own in a page, on a line of its own.
 pub const MAX_WORKERS: usize = 64;
@@ -15,6 +16,10 @@ pub struct Board {
     begun: [AtomicU32; MAX_WORKERS],
     /// By file, page and worker, the newest write of that worker that anybody has seen there.
     newest: [[[AtomicU32; MAX_WORKERS]; PAGES as usize]; Kind::COUNT],
+    /// By space, the address that somebody is about to touch.
+    pub(crate) aims: [AtomicU64; SPACES],
+    /// Pages in which an error was reported.
+    pub(crate) poisoned: AtomicU32,
     pub(crate) tallies: [Tally; MAX_WORKERS],
     /// Workers that have stopped at a quiet point, or ended.
     pub(crate) parked: AtomicU32,
@@ -29,6 +34,8 @@ impl Board {
             begun: [const { AtomicU32::new(0) }; MAX_WORKERS],
             newest: [const { [const { [const { AtomicU32::new(0) }; MAX_WORKERS] }; PAGES as usize] };
                 Kind::COUNT],
+            aims: [const { AtomicU64::new(0) }; SPACES],
+            poisoned: AtomicU32::new(0),
             tallies: [const { Tally::new() }; MAX_WORKERS],
             parked: AtomicU32::new(0),
             state: AtomicU32::new(0),

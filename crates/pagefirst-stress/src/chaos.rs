@@ -49,18 +49,22 @@ impl<H: Host> Worker<'_, '_, H> {
     pub fn work_on_chaos(&mut self, space: &H::Space, cpu: &mut H::Cpu) {
         let scene = self.scene();
         match self.dice.roll(32) {
-            0..22 => self.touch_scene(space, cpu, &scene),
+            0..21 => {
+                let page = self.dice.roll(scene.area.pages);
+                (0..self.how_often()).for_each(|_| self.touch_scene(space, cpu, &scene, page));
+            }
+            21 => self.hunt(space),
             22..26 => self.map_scene(space, &scene),
             26..31 => self.change(space, scene.area, scene.other),
             _ => self.limit(),
         }
     }
 
-    fn touch_scene(&mut self, space: &H::Space, cpu: &mut H::Cpu, scene: &Scene) {
-        let page = self.dice.roll(scene.area.pages);
+    fn touch_scene(&mut self, space: &H::Space, cpu: &mut H::Cpu, scene: &Scene, page: u64) {
         let stores = self.dice.once_in(2);
         let writer = if stores { self.me } else { self.somebody() };
         let at = VirtAddr(scene.area.page(page).0 + place_of(writer));
+        self.aim_at(at);
         let done = if stores {
             let word = self.new_word(scene.tag, page);
             self.store(space, cpu, at, word).map(|()| word)

@@ -36,13 +36,13 @@ impl Kind {
     fn stride(self) -> u64 {
         if self == Kind::Huge { 16 } else { 1 }
     }
-    fn is_cut(self) -> bool {
+    pub(crate) fn is_cut(self) -> bool {
         self != Kind::Still
     }
     fn key(self, page: u64) -> u64 {
         (self as u64) << 8 | page
     }
-    fn area(self, which: usize) -> Area {
+    pub(crate) fn area(self, which: usize) -> Area {
         Area::file(self as usize, which, PAGES * self.stride())
     }
     /// Where in the file this worker's word of a page is.
@@ -59,8 +59,7 @@ impl<H: Host> Worker<'_, '_, H> {
     pub fn work_on_file(&mut self, space: &H::Space, cpu: &mut H::Cpu) {
         let kind = Kind::ALL[self.dice.roll(Kind::COUNT as u64) as usize];
         match self.dice.roll(64) {
-            0..22 => self.load_of_file(space, cpu, kind),
-            22..38 => self.store_to_file(space, cpu, kind),
+            0..38 => self.touch_file(space, cpu, kind),
             38..42 => self.read_file(kind),
             42..46 => self.write_file(kind),
             46..50 => self.map_file(space, kind),
@@ -93,11 +92,26 @@ impl<H: Host> Worker<'_, '_, H> {
         None
     }
 
-    fn load_of_file(&mut self, space: &H::Space, cpu: &mut H::Cpu, kind: Kind) {
+    fn touch_file(&mut self, space: &H::Space, cpu: &mut H::Cpu, kind: Kind) {
         let (page, which) = (self.dice.roll(PAGES), self.dice.roll(3) as usize);
+        for _ in 0..self.how_often() {
+            match self.dice.once_in(2) {
+                true => self.store_to_file(space, cpu, kind, page, which),
+                false => self.load_of_file(space, cpu, kind, page, which),
+            }
+        }
+    }
+
+    /// Once, or now and then many times at one place, for others to notice.
+    pub fn how_often(&mut self) -> u64 {
+        if self.dice.once_in(12) { 30 } else { 1 }
+    }
+
+    fn load_of_file(&mut self, space: &H::Space, cpu: &mut H::Cpu, kind: Kind, page: u64, which: usize) {
         let writer = self.somebody();
         let at = VirtAddr(kind.area(which).start.0 + kind.offset(page, writer));
         let newest = self.stress.board.newest(kind, page, writer);
+        self.aim_at(at);
         let found = self.load(space, Some(cpu), at);
         let Some(found) = self.allows(kind, at, found) else { return };
         match which {
@@ -156,11 +170,11 @@ impl<H: Host> Worker<'_, '_, H> {
         }
     }
 
-    fn store_to_file(&mut self, space: &H::Space, cpu: &mut H::Cpu, kind: Kind) {
-        let (page, which) = (self.dice.roll(PAGES), self.dice.roll(3) as usize);
+    fn store_to_file(&mut self, space: &H::Space, cpu: &mut H::Cpu, kind: Kind, page: u64, which: usize) {
         let at = VirtAddr(kind.area(which).start.0 + kind.offset(page, self.me));
         let tag = if which == Area::PRIVATE { Tag::Private } else { Tag::File };
         let word = self.new_word(tag, kind.key(page));
+        self.aim_at(at);
         let stored = self.store(space, cpu, at, word);
         if self.allows(kind, at, stored).is_some() && which != Area::PRIVATE {
             self.wrote_to_file(kind, page, word);

@@ -47,6 +47,11 @@ impl Area {
         Area::new(FILES + file as u64 * 0x4000_0000 + which as u64 * 0x400_0000, pages)
     }
     pub const PRIVATE: usize = 2;
+    /// Which page of it this is, if it is one.
+    pub fn index_of(self, at: VirtAddr) -> Option<u64> {
+        let page = at.0.checked_sub(self.start.0)? / PAGE_SIZE;
+        (page < self.pages).then_some(page)
+    }
 }
 
 /// The word of a page that this worker writes.

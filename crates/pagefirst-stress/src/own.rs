@@ -9,13 +9,17 @@ use crate::tally::Op;
 use crate::worker::{Tag, Word, Worker, is_short};
 use crate::{Cpu, Host};
 use core::ops::Range;
-use core::sync::atomic::Ordering::Release;
-use pagefirst::fault::{FaultError, Segv};
+use core::sync::atomic::Ordering::{Relaxed, Release};
+use pagefirst::Poisoned;
+use pagefirst::fault::{Bus, FaultError, Segv};
 use pagefirst::platform::Platform;
 use pagefirst::space::{AddressSpace, Advice, Backing, Map, MapError, PinError, Pinned, Place, RemapTo};
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
 
 const RW: Prot = Prot::READ.union(Prot::WRITE);
+const LOST: FaultError = FaultError::Bus(Bus::Poison);
+/// Pages that are lost at most in a run: nobody gets them any more.
+const MOST_LOST: u32 = 64;
 /// Pages that may be pinned at a time.
 const PINS: usize = 4;
 
@@ -28,6 +32,8 @@ enum What {
     Still(u64),
     /// A copy of one.
     Copied(u64),
+    /// Private memory that is lost: hardware reported an error in it.
+    Lost,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +103,7 @@ impl<H: Host> Worker<'_, '_, H> {
             58 => self.populate_own(space),
             59..61 => self.pin_own(space),
             61 => self.device_writes(),
+            62 if self.dice.once_in(100) => self.lose_own(space),
             62 => self.verify_own(Some(cpu)),
             _ if self.dice.once_in(4) => self.fork_own(space, cpu),
             _ => self.map_anywhere(space, cpu),
@@ -110,6 +117,7 @@ impl<H: Host> Worker<'_, '_, H> {
             _ if !page.prot.allows(access) => Err(FaultError::Segv(Segv::Access)),
             What::Anonymous | What::Copied(_) => Ok(page.word),
             What::Still(index) => Ok(self.word_of_still(index)),
+            What::Lost => Err(LOST),
         }
     }
     fn word_of_still(&self, index: u64) -> u64 {
@@ -130,6 +138,8 @@ impl<H: Host> Worker<'_, '_, H> {
                 self.tally().short();
                 return false;
             }
+            // A copy sees that before it sees the rights.
+            (Err(LOST), Err(FaultError::Segv(Segv::Access))) if self.is_lost(at) => self.tally().refused(),
             (found, expected) if found == expected => {
                 if found.is_err() {
                     self.tally().refused();
@@ -142,6 +152,11 @@ impl<H: Host> Worker<'_, '_, H> {
             )),
         }
         found.is_ok()
+    }
+
+    fn is_lost(&self, at: VirtAddr) -> bool {
+        let page = self.own.area.index_of(at).map(|i| self.own.pages[i as usize]);
+        page.is_some_and(|page| page.what == What::Lost)
     }
 
     fn touch_own(&mut self, space: &H::Space, cpu: &mut H::Cpu, access: Access) {
@@ -231,7 +246,8 @@ impl<H: Host> Worker<'_, '_, H> {
         self.begin(Op::Populate);
         let (range, at, len) = self.range();
         let prot = self.own.pages[range.start].prot;
-        if self.own.pages[range.clone()].iter().any(|page| page.what == What::Nothing || page.prot != prot) {
+        let is_other = |page: &Page| matches!(page.what, What::Nothing | What::Lost) || page.prot != prot;
+        if self.own.pages[range.clone()].iter().any(is_other) {
             return;
         }
         let all = VirtRange::new(at, VirtAddr(at.0 + len));
@@ -301,9 +317,11 @@ impl<H: Host> Worker<'_, '_, H> {
             self.own.gone(&range);
             self.own.each(range, |page| {
                 page.word = 0;
-                if let What::Copied(index) = page.what {
-                    page.what = What::Still(index);
-                }
+                page.what = match page.what {
+                    What::Copied(index) => What::Still(index),
+                    What::Lost => What::Anonymous,
+                    what => what,
+                };
             });
         }
     }
@@ -380,6 +398,13 @@ impl<H: Host> Worker<'_, '_, H> {
         if matches!(page.what, What::Still(_)) {
             return;
         }
+        if let Some(pinned) = self.pin_page(space, i) {
+            self.own.pins[place] = Some((i, pinned));
+        }
+    }
+
+    fn pin_page(&mut self, space: &H::Space, i: usize) -> Option<Pinned<H::Platform>> {
+        let page = self.own.pages[i];
         let at = self.own.area.page(i as u64);
         let mut kept = None;
         let expected = self.answer(&page, Access::Write);
@@ -389,12 +414,11 @@ impl<H: Host> Worker<'_, '_, H> {
             match pinned {
                 Ok(pinned) => {
                     self.compare(at, Ok(page.word), expected);
-                    self.own.pins[place] = Some((i, pinned));
-                    return;
+                    return Some(pinned);
                 }
                 Err(PinError::Fault(error)) => {
                     self.compare(at, Err(error), expected);
-                    return;
+                    return None;
                 }
                 Err(PinError::Blocked(ticket)) => {
                     self.p.wait(&ticket);
@@ -402,6 +426,23 @@ impl<H: Host> Worker<'_, '_, H> {
                 }
                 Err(error) => self.violation(format_args!("at {at}: {error}")),
             }
+        }
+    }
+
+    /// Hardware reports an error in a page.
+    fn lose_own(&mut self, space: &H::Space) {
+        let i = self.dice.roll(OWN_PAGES) as usize;
+        let is_private = matches!(self.own.pages[i].what, What::Anonymous | What::Copied(_));
+        if !is_private || self.stress.board.poisoned.fetch_add(1, Relaxed) >= MOST_LOST {
+            return;
+        }
+        // Pinned, it is nobody else's.
+        let Some(page) = self.pin_page(space, i).map(|pinned| pinned.first()) else { return };
+        self.begin(Op::Poison);
+        self.own.gone(&(i..i + 1));
+        match self.p.vm().poison(self.p, page) {
+            Poisoned::Private { huge: false } => self.own.pages[i].what = What::Lost,
+            other => self.violation(format_args!("an error in page {i} of the stretch: {other:?}")),
         }
     }
 
@@ -449,7 +490,7 @@ impl<H: Host> Worker<'_, '_, H> {
         };
         let pages = self.own.pages.map(|page| match page.forks {
             Forks::AsItIs => page,
-            Forks::Wiped => Page { word: 0, ..page },
+            Forks::Wiped => Page { what: What::Anonymous, word: 0, ..page },
             Forks::Not => NOTHING,
         });
         cpu.enter(&child);

@@ -1,0 +1,78 @@
+//! The adversary: what somebody is about to touch, or just has, is taken away from under him.
+
+use crate::Host;
+use crate::files::Kind;
+use crate::layout::Area;
+use crate::tally::Op;
+use crate::worker::Worker;
+use core::sync::atomic::Ordering::Relaxed;
+use pagefirst::platform::Platform;
+use pagefirst::space::MapError;
+use pagefirst::types::{PAGE_SIZE, Prot, VirtAddr};
+
+/// How often in one hunt.
+const SHOTS: u64 = 40;
+/// Turns of waiting for somebody to come.
+const PATIENCE: u64 = 300;
+
+impl<H: Host> Worker<'_, '_, H> {
+    /// Tells where this worker is about to touch.
+    pub fn aim_at(&self, at: VirtAddr) {
+        self.stress.board.aims[self.at].store(at.0, Relaxed);
+    }
+
+    pub fn hunt(&mut self, space: &H::Space) {
+        let (board, aim) = (self.stress.board, &self.stress.board.aims[self.at]);
+        let mut before = 0;
+        for _ in 0..SHOTS {
+            let now = (0..PATIENCE).find_map(|_| {
+                self.p.relax();
+                let now = aim.load(Relaxed);
+                (now != before).then_some(now)
+            });
+            let Some(now) = now.filter(|_| board.state.load(Relaxed) == 0) else { return };
+            before = now;
+            self.begin(Op::Hunt);
+            self.shoot(space, VirtAddr(now).page());
+        }
+    }
+
+    fn shoot(&mut self, space: &H::Space, at: VirtAddr) {
+        let kind =
+            Kind::ALL.into_iter().find(|kind| (0..3).any(|which| kind.area(which).index_of(at).is_some()));
+        if let Some(kind) = kind
+            && kind.is_cut()
+            && self.dice.once_in(2)
+        {
+            let index = (0..3).find_map(|which| kind.area(which).index_of(at)).unwrap_or_default();
+            return self.take_from_file(kind, index * PAGE_SIZE);
+        }
+        if kind.is_none() && Area::own(0).start <= at && at < Area::chaos(0).start {
+            return;
+        }
+        let done = match self.dice.roll(4) {
+            // Of a huge page this splits it.
+            0 | 1 => space.discard(at, PAGE_SIZE),
+            _ => {
+                let done = space.protect(at, PAGE_SIZE, Prot::READ);
+                done.and_then(|()| space.protect(at, PAGE_SIZE, Prot::READ | Prot::WRITE))
+            }
+        };
+        match done {
+            Ok(()) => {}
+            Err(MapError::NotMapped(_)) => self.tally().refused(),
+            Err(error) => self.expect_short(error),
+        }
+    }
+
+    fn take_from_file(&mut self, kind: Kind, offset: u64) {
+        let file = &self.stress.files[kind as usize];
+        match self.dice.roll(3) {
+            0 => file.punch(self.p, offset..offset + PAGE_SIZE),
+            _ => {
+                file.set_size(self.p, offset);
+                file.set_size(self.p, kind.size());
+            }
+        }
+    }
+}
