@@ -169,8 +169,11 @@ unsafe impl Platform for Kernel {
             self.relax();
         }
     }
-    /// A fault makes x86 forget the address, and what is not present is never kept (SDM 3A, 4.10.2.3, 4.10.4.1).
-    fn sync_local(&'static self, _: u64, _: VirtAddr, _: bool) {}
+    /// A fault makes x86 forget the address (SDM 3A, 4.10.4.1), but faults also come from copies to user memory.
+    fn sync_local(&'static self, _: u64, addr: VirtAddr, _: bool) {
+        // SAFETY: as in `invalidate`.
+        unsafe { asm!("invlpg [{}]", in(reg) addr.0, options(nostack, preserves_flags)) };
+    }
     fn relax(&'static self) {
         core::hint::spin_loop();
         self.answer();
