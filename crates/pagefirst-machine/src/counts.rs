@@ -29,6 +29,10 @@ pub struct Counts {
     pub tlb_misses: u64,
     /// Accesses that trapped into the library.
     pub faults: u64,
+    /// Looks of faults beyond the first of each.
+    pub looks_again: u64,
+    /// The most looks of one fault that needed more than one; of a difference, up to the later moment.
+    pub most_looks: u64,
 }
 
 impl Counts {
@@ -64,6 +68,8 @@ impl Sub for Counts {
             ipis: self.ipis - before.ipis,
             tlb_misses: self.tlb_misses - before.tlb_misses,
             faults: self.faults - before.faults,
+            looks_again: self.looks_again - before.looks_again,
+            most_looks: self.most_looks,
         }
     }
 }
@@ -81,6 +87,8 @@ pub(crate) struct Counters {
     ipis: AtomicU64,
     tlb_misses: AtomicU64,
     faults: AtomicU64,
+    looks_again: AtomicU64,
+    most_looks: AtomicU64,
 }
 
 /// A load and a store, not a read-modify-write: only the CPU's own thread writes.
@@ -99,6 +107,11 @@ impl Counters {
             Note::TableFreed(_) => (&self.tables_freed, 1),
             Note::TableLocked(_, level) => (&self.tables_locked[level as usize], 1),
             Note::TableScanned(_, level) => (&self.tables_scanned[level as usize], 1),
+            Note::FaultLooked(looks) => {
+                let most = self.most_looks.load(Relaxed).max(looks.into());
+                self.most_looks.store(most, Relaxed);
+                (&self.looks_again, u64::from(looks) - 1)
+            }
         };
         add(counter, n);
     }
@@ -128,6 +141,8 @@ impl Counters {
         sum.ipis += get(&self.ipis);
         sum.tlb_misses += get(&self.tlb_misses);
         sum.faults += get(&self.faults);
+        sum.looks_again += get(&self.looks_again);
+        sum.most_looks = sum.most_looks.max(get(&self.most_looks));
     }
 }
 

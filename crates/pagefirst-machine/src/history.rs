@@ -62,6 +62,7 @@ fn encode(event: Event) -> (u64, u64, u64, u64) {
         }
         Event::Enter { tag } => (10, tag, 0, 0),
         Event::Leave { tag } => (11, tag, 0, 0),
+        Event::Note(Note::FaultLooked(looks)) => (12, 0, 0, looks.into()),
     }
 }
 
@@ -87,6 +88,7 @@ fn line(f: &mut fmt::Formatter<'_>, kind: u64, a: u64, b: u64, c: u64) -> fmt::R
         }
         10 => write!(f, "space {a} entered"),
         11 => write!(f, "space {a} left"),
+        12 => write!(f, "a fault looked {c} times"),
         _ => write!(f, "?"),
     }
 }

@@ -35,7 +35,7 @@
 //! - a page executed that was not synchronised for it, where fetches do not see stores by themselves;
 //! - a page in use that holds what was in its frame before;
 //! - an entry outside all mappings, one that gives more than its mapping, one that is not present and names memory;
-//! - faults at one address that go on finding nothing to do.
+//! - faults at one address that go on finding nothing to do, one that looks more often than it may.
 //!
 //! # Locks
 //! | | access | shootdown | library |

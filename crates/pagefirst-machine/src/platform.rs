@@ -157,19 +157,25 @@ unsafe impl<F: Format> Platform for Machine<F> {
     fn note(&'static self, note: Note) {
         let cpu = self.this_cpu();
         self.cpus[cpu].counters.note(note);
-        if let Some(interrupt) = self.interrupt.get() {
+        // In the middle of something, not at the end of a fault.
+        if let Some(interrupt) = self.interrupt.get()
+            && !matches!(note, Note::FaultLooked(_))
+        {
             interrupt();
         }
         if let Some(shadow) = &self.shadow {
             self.history.push(cpu, Event::Note(note));
             if let Err(what) = shadow.note(&self.arena, note) {
-                let (Note::FrameAllocated(pfn, _)
-                | Note::FrameFreed(pfn, _)
-                | Note::TableAllocated(pfn)
-                | Note::TableFreed(pfn)
-                | Note::TableLocked(pfn, _)
-                | Note::TableScanned(pfn, _)) = note;
-                self.fail(&format!("{what}{}", self.translations_to(pfn)));
+                let whose = match note {
+                    Note::FrameAllocated(pfn, _)
+                    | Note::FrameFreed(pfn, _)
+                    | Note::TableAllocated(pfn)
+                    | Note::TableFreed(pfn)
+                    | Note::TableLocked(pfn, _)
+                    | Note::TableScanned(pfn, _) => self.translations_to(pfn),
+                    Note::FaultLooked(_) => String::new(),
+                };
+                self.fail(&format!("{what}{whose}"));
             }
         }
     }

@@ -13,6 +13,7 @@
 //! changed, and a table that is not zero when it waits or is taken.
 
 use crate::arena::Arena;
+use pagefirst::fault::MOST_LOOKS;
 use pagefirst::platform::Note;
 use pagefirst::types::Pfn;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
@@ -93,6 +94,8 @@ impl Shadow {
             }
             Note::TableLocked(pfn, _) => self.is_table(pfn, "locked"),
             Note::TableScanned(pfn, _) => self.is_table(pfn, "scanned"),
+            Note::FaultLooked(looks) if looks > MOST_LOOKS => Err(format!("a fault looked {looks} times")),
+            Note::FaultLooked(_) => Ok(()),
         }
     }
 

@@ -41,6 +41,8 @@ pub struct FaultCounts {
     pub blocked: u64,
     /// Faults that ended as a [`Trap`].
     pub errors: u64,
+    /// The most calls of the library's fault path that one access took.
+    pub most: u64,
 }
 
 /// The CPU that this thread is, to run user code on.
@@ -235,6 +237,7 @@ impl<F: Format> Vcpu<F> {
         let Some(running) = &self.running else { panic!("an access on a vCPU that runs no space") };
         let at = running.at;
         let mut spurious = 0;
+        let before = self.counts.faults;
         loop {
             {
                 let mut mmu = machine.cpus[self.cpu].mmu.lock();
@@ -248,12 +251,16 @@ impl<F: Format> Vcpu<F> {
                     return Ok(f(machine.arena.words(pfn)));
                 }
             }
-            if self.fault(addr, access)? == Answer::Spurious {
+            let answer = self.fault(addr, access);
+            self.counts.most = self.counts.most.max(self.counts.faults - before);
+            if answer? == Answer::Spurious {
                 again();
                 spurious += 1;
                 if spurious == machine.config.livelock {
                     machine.fail(&format!("{access:?} at {addr}: {spurious} faults in a row did nothing"));
                 }
+                // Whoever splits a huge page there may be a thread that the host lets wait for this one.
+                machine.relax();
             } else {
                 spurious = 0;
             }

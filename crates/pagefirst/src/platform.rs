@@ -21,7 +21,7 @@ use core::ptr::NonNull;
 /// The most CPUs a space can run on: the width of its CPU mask.
 pub const MAX_CPUS: usize = 256;
 
-/// What the library tells the platform about its memory as it happens, for counting and for checking.
+/// What the library tells the platform about its memory, and its faults, as it happens, for counting and for checking.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Note {
     /// 2^order frames from this one on left the allocator for a new owner.
@@ -36,6 +36,8 @@ pub enum Note {
     TableLocked(Pfn, u8),
     /// A page table's entries were read in a scan.
     TableScanned(Pfn, u8),
+    /// A fault ended that looked more than once: so often, at most [`MOST_LOOKS`](crate::fault::MOST_LOOKS).
+    FaultLooked(u32),
 }
 
 /// What pagefirst needs from the kernel around it.
@@ -165,7 +167,7 @@ pub unsafe trait Platform: Sync + Sized + 'static {
     fn relax(&'static self);
     /// Random bits for placement.
     fn random(&'static self) -> u64;
-    /// Told of what happens to frames and tables; for counting and checking.
+    /// Told of what happens to frames and tables, and of faults that take long; for counting and checking.
     #[inline]
     fn note(&'static self, _note: Note) {}
 }

@@ -295,13 +295,13 @@ impl<P: Platform> Vm<P> {
     /// with no lock held.
     pub(crate) fn settle(&'static self, p: &'static P) -> usize {
         crate::sync::held::none(p, "drain");
-        // A grace period lasts as long as the longest pinned section, which is short: wait for it, but not for ever.
-        let mut idle = 0;
-        while idle < PATIENCE && self.in_limbo(p) > 0 {
-            if self.collect(p, usize::MAX) > 0 {
-                idle = 0;
-            } else {
-                idle += 1;
+        // A grace period lasts as long as the longest pinned section, which is short: wait for it, but not for ever, and not
+        // for what others go on putting there.
+        for _ in 0..PATIENCE {
+            if self.in_limbo(p) == 0 {
+                break;
+            }
+            if self.collect(p, usize::MAX) == 0 {
                 p.relax();
             }
         }

@@ -8,7 +8,8 @@ mod watch;
 
 use crate::replay::parse_size;
 use host::Bench;
-use pagefirst_machine::{Config as Hardware, FaultCounts, Machine};
+use pagefirst::fault::MOST_LOOKS;
+use pagefirst_machine::{Config as Hardware, Counts, FaultCounts, Machine};
 use pagefirst_stress::{Board, Config, MAX_WORKERS, Op, Stress, Sums};
 use std::fmt::Write as _;
 use std::panic;
@@ -139,10 +140,10 @@ fn stress(args: &StressArgs, seed: u64) -> Result<String, String> {
     bench.settle(stress.files());
     drop(stress);
     machine.nothing_left().unwrap_or_else(|left| panic!("violation: {left}"));
-    Ok(report(&sums, &faults, took))
+    Ok(report(&sums, &faults, machine.counts(), took))
 }
 
-fn report(sums: &Sums, faults: &[FaultCounts], took: Duration) -> String {
+fn report(sums: &Sums, faults: &[FaultCounts], counts: Counts, took: Duration) -> String {
     let mut text = String::new();
     let seconds = took.as_secs_f64();
     let mut line = |what: &str, n: u64| {
@@ -161,6 +162,10 @@ fn report(sums: &Sums, faults: &[FaultCounts], took: Duration) -> String {
     line("  read from a file", sum(|f| f.major));
     line("  spurious", sum(|f| f.spurious));
     line("  blocked", sum(|f| f.blocked));
+    line("  looked again", counts.looks_again);
+    let most = faults.iter().map(|f| f.most).max().unwrap_or_default();
+    let _ = writeln!(text, "the most looks of a fault: {}, of {MOST_LOOKS} at most", counts.most_looks);
+    let _ = writeln!(text, "the most faults of an access: {most}");
     let quiet = sums.of(Op::Quiet);
     let _ = writeln!(text, "{seconds:.1} s, {quiet} quiet points, 0 violations, nothing left over");
     text

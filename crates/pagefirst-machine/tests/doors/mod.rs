@@ -29,10 +29,14 @@ pub enum Point {
 /// How often the point is passed before something happens there, and what.
 type Armed = (Point, u32, Box<dyn FnOnce() + Send>);
 
+/// What happens each time.
+type Always = (Point, std::sync::Arc<dyn Fn() + Send + Sync>);
+
 /// Where the thread comes from that was begun.
 type UnderWay = std::sync::mpsc::Receiver<std::thread::JoinHandle<()>>;
 
 thread_local! {
+    static ALWAYS: RefCell<Option<Always>> = const { RefCell::new(None) };
     static ARMED: RefCell<Option<Armed>> = const { RefCell::new(None) };
     static UNDER_WAY: RefCell<Option<UnderWay>> = const { RefCell::new(None) };
 }
@@ -67,8 +71,14 @@ pub fn finish() {
     assert!(thread.is_some_and(|thread| thread.join().is_ok()), "what was to happen meanwhile failed");
 }
 
+/// Each time that this thread passes the point, `then` happens on another CPU.
+pub fn arm_always(point: Point, then: impl Fn() + Send + Sync + 'static) {
+    ALWAYS.set(Some((point, std::sync::Arc::new(then))));
+}
+
 /// Takes back what was armed.
 pub fn disarm() {
+    ALWAYS.set(None);
     ARMED.set(None);
 }
 
@@ -78,6 +88,10 @@ pub fn has_happened() -> bool {
 }
 
 fn pass(point: Point) {
+    let always = ALWAYS.with_borrow(|always| always.clone()).filter(|(at, _)| *at == point);
+    if let Some((_, then)) = always {
+        assert!(std::thread::spawn(move || then()).join().is_ok(), "what was to happen each time failed");
+    }
     let then = ARMED.with_borrow_mut(|armed| match armed {
         Some((at, 0, _)) if *at == point => armed.take().map(|(.., then)| then),
         Some((at, left, _)) if *at == point => {

@@ -347,7 +347,9 @@ impl<'a, P: Platform> Hand<'a, P> {
         }
         match read {
             Ok(page) => {
-                self.hold(page, Why::Read);
+                if let Some(page) = page {
+                    self.hold(page, Why::Read);
+                }
                 self.major |= told.began;
                 Ok(())
             }

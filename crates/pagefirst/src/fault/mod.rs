@@ -7,6 +7,26 @@
 //! or a copy, and tables, it fetches while it looks (`docs/decisions/008`). The page comes first: tables are asked for only when there is a page
 //! to put in them, and what is in hand when a fault fails goes back where it came from.
 //!
+//! # Every fault ends
+//! A fault looks at most [`MOST_LOOKS`] times. It looks more often than it has things to fetch only if somebody else has
+//! changed what is there each time: a mapping call, a removal, another fault, a flush that others made necessary since. When it
+//! has looked that often it ends as [`Outcome::Spurious`], with what was in hand given back, and the access is tried again: so
+//! whoever the fault is for can be interrupted between. How often it looked, the platform is told
+//! ([`Note::FaultLooked`](crate::platform::Note::FaultLooked)). A look itself ends:
+//!
+//! | loop | why it ends |
+//! |---|---|
+//! | `install` | it goes down by at least one level each time; or a table was dead, which it then unlinks, and walks from the root: so again only if another CPU has published a table there and emptied it meanwhile, which is a whole fault and a whole call each time |
+//! | `unshare` | twice at most: the second time a copy is in hand |
+//! | a file's look-up | who takes a page out has marked it, and takes a few instructions with the lock held until it is out |
+//! | reading a page in | bounded: then the fault looks again |
+//! | waiting for memory (`Vm::drain`) | bounded: then memory is out |
+//! | locks | held for one table, one node of an index, one list; never over a wait |
+//!
+//! Waiting is no part of it: it is the caller's ([`Outcome::Blocked`]). A ticket becomes ready when the one call, removal, read
+//! or store it names has ended, whatever comes after. User copies, pins and populating fault again as often as what they
+//! need is taken away before they get to use it, as a program's own access would.
+//!
 //! | file | what is there, and the access | what is mapped |
 //! |---|---|---|
 //! | `anon` | nothing; private memory | the zero page, or a cleared page |
@@ -45,7 +65,7 @@ pub(crate) use ticket::{For, page_key, removal_key, writer_key};
 
 use crate::arch::{Attrs, Format};
 use crate::file::File as _;
-use crate::platform::Platform;
+use crate::platform::{Note, Platform};
 #[cfg(feature = "__baseline")]
 use crate::policy::TablePolicy;
 use crate::space::{AddressSpace, Backing, Vma, VmaFlags};
@@ -54,6 +74,10 @@ use crate::sync::epoch::Pin;
 use crate::table::{Batch, FaultKind, Nothing, Refused, Seen, Slot, Walk, install};
 use crate::types::{Access, VirtAddr};
 use hand::{Hand, Need, Why};
+
+/// How often one fault looks at most. With nobody in its way it looks a dozen times: a stack, a page of a file, the file's
+/// leave, a copy, tables, three flushes.
+pub const MOST_LOOKS: u32 = 64;
 
 /// What a look came to.
 pub(crate) enum Look<'a, P: Platform> {
@@ -118,7 +142,7 @@ impl<P: Platform> AddressSpace<P> {
         }
     }
 
-    /// Fetches what a look said was missing, and looks again, until the fault ends.
+    /// Fetches what a look said was missing, and looks again, until the fault ends, or has looked often enough.
     #[cold]
     fn look_again<'a>(
         &'a self,
@@ -127,21 +151,40 @@ impl<P: Platform> AddressSpace<P> {
         hand: &mut Hand<'a, P>,
         mut look: Look<'a, P>,
     ) -> Outcome<'a, P> {
-        loop {
+        let mut looks = 1;
+        let end = loop {
             match look {
-                Look::Done(outcome) => return outcome,
+                Look::Done(outcome) => break outcome,
                 Look::Again => self.platform().relax(),
                 Look::Need(need) => {
                     if let Err(end) = hand.fetch(self, addr, need) {
-                        return end;
+                        break end;
                     }
                 }
             }
+            if looks == MOST_LOOKS {
+                break self.give_up(hand);
+            }
+            looks += 1;
             look = match hand.holds(Why::Unflushed) {
                 Some(_) => self.settle(addr, access, hand),
                 None => self.look(addr, access, hand),
             };
+        };
+        self.platform().note(Note::FaultLooked(looks));
+        end
+    }
+
+    /// The fault ends, and may come again. A copy that was to be made writable stays read-only, or its entry broken: the next
+    /// fault sees to it.
+    #[cold]
+    fn give_up<'a>(&'a self, hand: &mut Hand<'a, P>) -> Outcome<'a, P> {
+        if hand.take(Why::Unflushed).is_some() {
+            // Before its end is told: what was taken out goes.
+            hand.gather.flush();
+            self.page_table().end_unflushed();
         }
+        Outcome::Spurious
     }
 
     /// One look, pinned while it takes.

@@ -114,6 +114,10 @@ impl DerefMut for FillGuard<'_> {
     }
 }
 
+/// How often one attempt to read a page looks again: without others in its way a few times, for more nodes and smaller
+/// folios.
+const TURNS: u32 = 32;
+
 /// What there is to tell of a page that was asked for.
 #[derive(Default)]
 pub(crate) struct Told {
@@ -139,9 +143,15 @@ impl<P: Platform> FileCache<P> {
     /// # Errors
     /// [`ReadError`]; nothing has changed then.
     pub(crate) fn read(&self, p: &'static P, index: u64) -> Result<Part<P>, ReadError<P>> {
-        self.read_wanted(p, index, Wanted::default(), &Payer::Caller, &mut Told::default())
+        loop {
+            let told = &mut Told::default();
+            if let Some(page) = self.read_wanted(p, index, Wanted::default(), &Payer::Caller, told)? {
+                return Ok(page);
+            }
+        }
     }
-    /// The same for who says how it is wanted, which file and read-ahead go by, and who pays.
+    /// The same for who says how it is wanted, which file and read-ahead go by, and who pays; `None` when others were
+    /// [faster](TURNS) again and again.
     ///
     /// # Errors
     /// [`ReadError`]; nothing has changed then.
@@ -152,9 +162,9 @@ impl<P: Platform> FileCache<P> {
         wanted: Wanted,
         payer: &Payer<'_, P>,
         told: &mut Told,
-    ) -> Result<Part<P>, ReadError<P>> {
+    ) -> Result<Option<Part<P>>, ReadError<P>> {
         let mut making = Making::new(self, wanted.hint, payer);
-        loop {
+        for _ in 0..TURNS {
             let found = {
                 let pin = Pin::new(p);
                 self.lookup(p, &pin, index)
@@ -164,7 +174,7 @@ impl<P: Platform> FileCache<P> {
                     if page.meta().take_mark() {
                         self.ahead_of_mark(p, index, wanted, payer);
                     }
-                    return Ok(page);
+                    return Ok(Some(page));
                 }
                 Lookup::Filling(folio) => {
                     if folio.meta().take_mark() {
@@ -209,7 +219,7 @@ impl<P: Platform> FileCache<P> {
                     if flags.contains(FrameFlags::UP_TO_DATE) {
                         if self.owns(folio.meta(), first) {
                             let page = folio.pfn().add((index - first) as u32);
-                            return Ok(Part::of(folio, page));
+                            return Ok(Some(Part::of(folio, page)));
                         }
                     } else if flags.contains(FrameFlags::FAILED) {
                         self.take_failed(&folio);
@@ -229,6 +239,7 @@ impl<P: Platform> FileCache<P> {
                 Err(Refused::Removing(turn)) => return Err(ReadError::Removing(turn)),
             }
         }
+        Ok(None)
     }
 
     /// A ticket for a folio of this file that is being read in.

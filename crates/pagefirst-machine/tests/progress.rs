@@ -1,0 +1,79 @@
+//! Every fault ends, also one that loses every race.
+
+mod doors;
+mod kit;
+
+use doors::{DoorsOf, Point, arm_always, disarm};
+use kit::*;
+use pagefirst::arch::Format;
+use pagefirst::fault::MOST_LOOKS;
+use pagefirst::file::ShmemHuge;
+use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
+use pagefirst_machine::{Machine, MachineFile};
+
+const AT: VirtAddr = VirtAddr(1 << 30);
+
+/// A space of one page, which each of a fault's looks finds, and then somebody is faster: the fault ends when it has looked
+/// often enough, and the next one, left alone, does what it is for.
+fn loses_every_race<F: Format>(
+    machine: &'static Machine<DoorsOf<F>>,
+    s: &Space<DoorsOf<F>>,
+    access: Access,
+    faster: impl Fn(&Space<DoorsOf<F>>) + Send + Sync + 'static,
+) -> Result {
+    let other = s.clone();
+    arm_always(Point::Found, move || faster(&other));
+    let before = machine.counts();
+    let end = fault(s, AT, access);
+    disarm();
+    assert_eq!(end, End::Spurious);
+    let looks = machine.counts() - before;
+    assert_eq!((looks.most_looks, looks.looks_again), (MOST_LOOKS.into(), u64::from(MOST_LOOKS) - 1));
+    assert!(matches!(fault(s, AT, access), End::Mapped(..)));
+    check(s);
+    Ok(())
+}
+
+fn protect_again<F: Format>(s: &Space<F>) {
+    s.protect(AT, PAGE_SIZE, R).expect("it is mapped");
+    s.protect(AT, PAGE_SIZE, RW).expect("it is mapped");
+}
+
+/// A copy of the zero page is to be made, and the mapping is another each time.
+fn a_write_whose_mapping_changes<F: Format>() -> Result {
+    let machine = machine_of::<DoorsOf<F>>();
+    let s = space(machine)?;
+    s.map(at(AT, anonymous(1, RW)))?;
+    assert!(matches!(fault(&s, AT, Access::Read), End::Mapped(..)));
+    loses_every_race(machine, &s, Access::Write, protect_again)?;
+    drop(s);
+    Ok(machine.nothing_left()?)
+}
+
+/// Nothing is mapped, and the mapping is another each time.
+fn a_first_touch_whose_mapping_changes<F: Format>() -> Result {
+    let machine = machine_of::<DoorsOf<F>>();
+    let s = space(machine)?;
+    s.map(at(AT, anonymous(1, RW)))?;
+    loses_every_race(machine, &s, Access::Write, protect_again)?;
+    drop(s);
+    Ok(machine.nothing_left()?)
+}
+
+/// The page is read in, and gone again each time.
+fn a_file_that_is_cut_each_time<F: Format>() -> Result {
+    let machine = machine_of::<DoorsOf<F>>();
+    let (s, c) = (space(machine)?, cache(machine, &MachineFile::shmem(ShmemHuge::Never), 1)?);
+    s.map(at(AT, shared(&c, 0, 1, RW)))?;
+    let file = c.clone();
+    loses_every_race(machine, &s, Access::Write, move |s| {
+        file.set_size(s.platform(), 0);
+        file.set_size(s.platform(), PAGE_SIZE);
+    })?;
+    drop((s, c));
+    Ok(machine.nothing_left()?)
+}
+
+on_formats!(a_write_whose_mapping_changes: la48 X86_64, aarch64 Aarch64);
+on_formats!(a_first_touch_whose_mapping_changes: la48 X86_64, aarch64 Aarch64);
+on_formats!(a_file_that_is_cut_each_time: la48 X86_64, aarch64 Aarch64);
