@@ -49,7 +49,8 @@ Usage: cargo xtask TASK
                          --target space|recording|formats, --keep to make fuzz/corpus anew
   fuzz-corpus            replay fuzz/corpus, with any compiler
   kernel [OPTIONS]       run the tiny kernel in QEMU, count its instructions, look for shared cache lines;
-                         --only test|count|lines, --accel kvm, --boots N, --minutes N, --profile CASE
+                         --only test|count|lines|stress, --accel kvm, --boots N, --minutes N, --seed S,
+                         --profile CASE
   plants [FILTER]        the machine's checks, each with a mistake in the library that it must see
   conformance [--check]  write docs/conformance.md from the names of the tests, or check it
   deps                   docs/dependencies.md is complete and true, and every licence one we can use";

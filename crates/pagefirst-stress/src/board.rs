@@ -53,7 +53,8 @@ impl Board {
     pub(crate) fn seen(&self, file: Kind, page: u64, worker: usize, write: u32) {
         self.newest[file as usize][page as usize][worker].fetch_max(write, Release);
     }
-    pub(crate) fn sums(&self) -> Sums {
+    /// What was done so far.
+    pub fn sums(&self) -> Sums {
         let mut sums = Sums::default();
         self.tallies.iter().for_each(|tally| tally.add_to(&mut sums));
         sums

@@ -5,6 +5,7 @@ use crate::worker::Worker;
 use crate::{Host, Quiet, Stress};
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use pagefirst::platform::Platform;
+use pagefirst::types::PAGE_SIZE;
 
 /// A quiet point is asked for.
 const QUIET: u32 = 1;
@@ -60,6 +61,15 @@ impl<H: Host> Stress<'_, H> {
     fn inspect(&self) {
         let slots = self.spaces.each_ref().map(|slot| slot.try_read().expect("nobody changes it now"));
         let spaces = slots.each_ref().map(|slot| slot.as_ref());
+        for space in spaces.into_iter().flatten() {
+            let (found, bytes) = (space.tables(), space.page_table().table_bytes());
+            assert_eq!(found.empty, 0, "violation: tables that are alive and empty");
+            assert_eq!(
+                found.tables.map(|n| n * PAGE_SIZE),
+                bytes,
+                "violation: bytes of tables, found and counted"
+            );
+        }
         self.host.inspect(Quiet { spaces, files: &self.files, limit: &self.root });
     }
 }

@@ -6,6 +6,7 @@
 //! | `trap.s`, `trap` | into the kernel and out of it; **page faults, which the library answers**; system calls |
 //! | `program` | files, and programs: mapped, run, ended |
 //! | `boot.s`, `cpu` | from power-on to Rust; what a CPU needs before it can take a trap; the second CPU |
+//! | `stress` | all that the library does, at once, on this MMU |
 //! | here | the order of things |
 //!
 //! A CPU takes interrupts only while a user program runs on it. In the kernel it answers the other's requests where it
@@ -16,6 +17,7 @@
 mod cpu;
 mod platform;
 mod program;
+mod stress;
 mod trap;
 
 use core::fmt::{self, Write};
@@ -39,7 +41,9 @@ unsafe extern "C" fn kernel_main(start_info: u64) -> ! {
         let map = core::slice::from_raw_parts(direct(info[5]).cast::<[u64; 3]>(), info[6] as u32 as usize);
         (core::ffi::CStr::from_ptr(direct(info[3]).cast()), map)
     };
-    let mode = mode.to_str().unwrap_or("?").trim();
+    let mut words = mode.to_str().unwrap_or("?").split_whitespace();
+    let mode = words.next().unwrap_or("?");
+    let [seed, seconds] = [(); 2].map(|()| words.next().and_then(|word| word.parse().ok()).unwrap_or(1));
     let ram = map.iter().find(|m| m[2] as u32 == 1 && m[0] <= 1 << 20 && 1 << 20 < m[0] + m[1]);
     let [start, len, _] = ram.expect("there is memory at 1 MiB");
     // SAFETY: COM1 is there; this is called once, and alone; the memory behind the kernel is nobody's.
@@ -58,18 +62,24 @@ unsafe extern "C" fn kernel_main(start_info: u64) -> ! {
         println!("region {name} {:#x} {:#x}", Pfn(bounds[0]).phys(), Pfn(bounds[1]).phys());
     }
     let mut ran = 0;
-    for (_, name, image) in PROGRAMS.iter().filter(|program| program.0 == mode) {
+    let mut run = |name: &str, program: &dyn Fn()| {
         println!("running {name}"); // so that one that hangs has a name
         p.vm.quiesce(p);
         let before = p.vm.held(p);
-        Task::load(image).unwrap_or_else(|why| panic!("{name}: {why}")).run_on_all();
+        program();
         p.vm.quiesce(p);
         let after = p.vm.held(p);
         assert_eq!(before, after, "FAILED: something is left");
         println!("program {name}: ok");
         ran += 1;
+    };
+    for (_, name, image) in PROGRAMS.iter().filter(|program| program.0 == mode) {
+        run(name, &|| Task::load(image).unwrap_or_else(|why| panic!("{name}: {why}")).run_on_all());
     }
-    assert!(ran > 0, "`-append {mode}`: not one of test, count, lines");
+    if mode == "stress" {
+        run(mode, &|| stress::run(seed, seconds));
+    }
+    assert!(ran > 0, "`-append {mode}`: not one of test, count, lines, stress");
     exit(0x10)
 }
 

@@ -1,7 +1,7 @@
 //! Files, and programs: mapped, run, ended.
 
 use crate::platform::{Kernel, kernel};
-use crate::{cpu::boot_root, print, trap::enter_user};
+use crate::{cpu::boot_root, print, stress, trap::enter_user};
 use core::ptr::from_ref;
 use core::sync::atomic::Ordering::*;
 use elf::abi::{PF_W, PF_X, PT_LOAD};
@@ -23,6 +23,16 @@ pub struct File {
     huge: bool,
 }
 
+impl File {
+    /// A file for the stress: zero until it is written.
+    pub fn zeros(number: u64, tracks_writes: bool, huge: bool) -> Self {
+        File { id: 5 + number, tracks_writes, huge }
+    }
+    fn is_zero(&self) -> bool {
+        self.huge || self.id > 4
+    }
+}
+
 #[rustfmt::skip]
 impl file::File for File {
     fn id(&self) -> u64 { self.id }
@@ -32,12 +42,13 @@ impl file::File for File {
     fn max_folio_order(&self) -> u8 { if self.huge { MAX_FOLIO_ORDER } else { 0 } }
     fn folio_order(&self, _: u64, _: u64, _: Hint) -> u8 { self.max_folio_order() }
     fn read(&self, index: u64, mut page: FillGuard<'_>) -> Io {
-        if self.huge { return Io::Ready; }
+        if self.is_zero() { return Io::Ready; }
         for (word, offset) in page.chunks_exact_mut(8).zip((index * PAGE_SIZE..).step_by(8)) {
             word.copy_from_slice(&(offset + 1).to_le_bytes());
         }
         Io::Ready
     }
+    fn is_stored(&self) -> bool { self.id <= 4 }
     /// There is nothing behind the pages in memory, which are kept as long as the file is.
     fn write(&self, _: u64, _: StoreGuard<'_>) -> Io { Io::Error }
 }
@@ -52,13 +63,16 @@ pub struct Task {
 }
 
 impl Task {
-    /// Maps a program into a space of its own.
+    /// Maps a program into a space of its own; without an image it is the stress.
     pub fn load(image: &[u8]) -> Result<Task, &'static str> {
         let p = kernel();
         let space = AddressSpace::new(p, Default::default()).map_err(|_| "no memory for a space")?;
         let open = |id, size| FileCache::new(p, File { id, tracks_writes: id == 2, huge: id == 4 }, size);
         let files = [open(1, 4 << 20), open(2, 4 << 20), open(3, 6000), open(4, 16 << 20)];
         let [Ok(a), Ok(b), Ok(c), Ok(d)] = files else { return Err("no memory for files") };
+        if image.is_empty() {
+            return Ok(Task { space, files: [a, b, c, d], entry: 0 });
+        }
         let elf = ElfBytes::<LittleEndian>::minimal_parse(image).map_err(|_| "not an ELF file")?;
         for s in elf.segments().into_iter().flatten().filter(|s| s.p_type == PT_LOAD) {
             let (start, at) = (VirtAddr(s.p_vaddr).page(), VirtAddr(s.p_vaddr));
@@ -72,6 +86,11 @@ impl Task {
             space.protect(start, len, prot).map_err(|_| "no memory for a segment's rights")?;
         }
         Ok(Task { space, files: [a, b, c, d], entry: elf.ehdr.e_entry })
+    }
+
+    /// The same, in another space.
+    pub fn with(&self, space: AddressSpace<Kernel>) -> Task {
+        Task { space, files: self.files.clone(), entry: self.entry }
     }
 
     /// The program that this CPU runs.
@@ -94,6 +113,9 @@ impl Task {
 
     /// Runs it on this CPU.
     pub fn run(&self, number: usize) {
+        if self.entry == 0 {
+            return stress::work(number);
+        }
         let stack = self.space.map(Map::anonymous(64 << 10, Prot::READ | Prot::WRITE));
         let top = stack.expect("room for a stack").range.end.0;
         self.enter(top, number as u64, kernel().running as u64);

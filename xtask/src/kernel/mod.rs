@@ -4,6 +4,7 @@
 //! 2. The *counts*: one CPU counts the instructions of each kind of fault, twice, and both times the same. A third run
 //!    has the plugin that says which code they belong to.
 //! 3. The *lines*: two CPUs run the same case at the same time, and the plugin says which cache lines both store to.
+//! 4. The *stress*: two CPUs do all that the library does, at once.
 //!
 //! All of them end by themselves, with a word of their own from the kernel.
 
@@ -24,13 +25,18 @@ struct Options {
     is_kvm: bool,
     repeat: Option<run::Repeat>,
     profile: Option<String>,
+    seed: Option<u64>,
 }
+
+/// Seconds of a short stress.
+const SHORT: u64 = 10;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Only {
     Test,
     Count,
     Lines,
+    Stress,
 }
 
 /// Builds the kernel and runs it.
@@ -40,7 +46,7 @@ pub(crate) fn run(args: &[&str]) -> Result {
     if let Some(case) = &options.profile {
         return profile::run(&built, case);
     }
-    if let Some(repeat) = options.repeat {
+    if let Some(repeat) = options.repeat.filter(|_| options.only != Some(Only::Stress)) {
         return run::repeat(&built, options.is_kvm, repeat);
     }
     let is_wanted = |only| options.only.is_none_or(|wanted| wanted == only);
@@ -52,6 +58,14 @@ pub(crate) fn run(args: &[&str]) -> Result {
     }
     if is_wanted(Only::Lines) {
         lines::run(&built, options.only.is_some())?;
+    }
+    if is_wanted(Only::Stress) {
+        let seconds = match options.repeat {
+            Some(run::Repeat::Minutes(minutes)) => (minutes * 60.0).ceil() as u64,
+            Some(run::Repeat::Boots(_)) => return Err("the stress runs for `--minutes`".into()),
+            None => SHORT,
+        };
+        run::stress(&built, options.is_kvm, options.seed.unwrap_or(1), seconds)?;
     }
     Ok(())
 }
@@ -71,6 +85,8 @@ fn parse(args: &[&str]) -> Result<Options> {
             ("--only", "test") => options.only = Some(Only::Test),
             ("--only", "count") => options.only = Some(Only::Count),
             ("--only", "lines") => options.only = Some(Only::Lines),
+            ("--only", "stress") => options.only = Some(Only::Stress),
+            ("--seed", seed) => options.seed = Some(seed.parse().map_err(|_| bad())?),
             ("--accel", "tcg") => options.is_kvm = false,
             ("--accel", "kvm") => options.is_kvm = true,
             ("--boots", boots) => {
@@ -98,7 +114,9 @@ mod tests {
         assert_eq!(options, Options { only: Some(Only::Lines), is_kvm: true, ..Options::default() });
         let options = parse(&["--boots", "1000"]).expect("they are valid");
         assert_eq!(options.repeat, Some(run::Repeat::Boots(1000)));
-        for wrong in [["--boots", "0"], ["--minutes", "nan"], ["--minutes", "-5"]] {
+        let options = parse(&["--only", "stress", "--minutes", "10", "--seed", "7"]).expect("they are valid");
+        assert_eq!((options.only, options.seed), (Some(Only::Stress), Some(7)));
+        for wrong in [["--seed", "x"], ["--boots", "0"], ["--minutes", "nan"], ["--minutes", "-5"]] {
             assert!(parse(&wrong).is_err());
         }
         assert!(parse(&["--boots", "x"]).is_err() && parse(&["--boots"]).is_err());

@@ -46,6 +46,15 @@ pub(super) enum Run {
     Count,
     /// All cases, on two CPUs.
     Lines,
+    /// The stress, on two CPUs.
+    Stress {
+        /// On the host's virtualisation.
+        is_kvm: bool,
+        /// Where chance starts.
+        seed: u64,
+        /// How long.
+        seconds: u64,
+    },
 }
 
 /// How often the test run is repeated.
@@ -88,24 +97,27 @@ fn library(messages: &str) -> Option<PathBuf> {
 /// Runs the kernel, with an argument for `-plugin` if there is one, and hands over what it printed. An error has all
 /// of that.
 pub(super) fn qemu(built: &Built, run: Run, plugin: Option<&str>) -> Result<String> {
-    let (machine, append) = match run {
-        Run::Test { is_kvm: false } => (TWO, "test"),
-        Run::Test { is_kvm: true } => (TWO_KVM, "test"),
-        Run::Count => (COUNTED, "count"),
-        Run::Lines => (TWO, "lines"),
+    let two = |is_kvm| if is_kvm { TWO_KVM } else { TWO };
+    let (machine, append, limit) = match run {
+        Run::Test { is_kvm } => (two(is_kvm), "test".to_owned(), LIMIT),
+        Run::Count => (COUNTED, "count".into(), LIMIT),
+        Run::Lines => (TWO, "lines".into(), LIMIT),
+        Run::Stress { is_kvm, seed, seconds } => {
+            (two(is_kvm), format!("stress {seed} {seconds}"), LIMIT + Duration::from_secs(seconds))
+        }
     };
     let mut command = Command::new(QEMU);
     command.args(MACHINE.split_whitespace()).args(machine.split_whitespace());
-    command.arg("-kernel").arg(&built.kernel).args(["-append", append]);
+    command.arg("-kernel").arg(&built.kernel).args(["-append", &append]);
     if let Some(plugin) = plugin {
         command.args(["-plugin", plugin]);
     }
-    let output = cmd::capture(&mut command, Some(LIMIT))?;
+    let output = cmd::capture(&mut command, Some(limit))?;
     let serial = output.stdout.replace('\r', "");
     let problem = match output.end {
         End::Exited(status) if status.code() == Some(SUCCESS) => return Ok(serial),
         End::Exited(status) => format!("ended with {status}, not with {SUCCESS}"),
-        End::TimedOut => format!("was stopped after {} seconds", LIMIT.as_secs()),
+        End::TimedOut => format!("was stopped after {} seconds", limit.as_secs()),
     };
     Err(format!("{serial}{}`{}` {problem}", output.stderr, cmd::show(&command)))
 }
@@ -119,6 +131,15 @@ pub(super) fn escape(path: &Path) -> String {
 pub(super) fn test(built: &Built, is_kvm: bool) -> Result {
     let serial = qemu(built, Run::Test { is_kvm }, None)?;
     print!("{serial}");
+    judge(&serial)
+}
+
+/// Runs the stress, and prints how it ended.
+pub(super) fn stress(built: &Built, is_kvm: bool, seed: u64, seconds: u64) -> Result {
+    println!("stress with seed {seed} for {seconds} s");
+    let serial = qemu(built, Run::Stress { is_kvm, seed, seconds }, None)?;
+    let last: Vec<&str> = serial.lines().rev().take(3).collect();
+    last.iter().rev().for_each(|line| println!("{line}"));
     judge(&serial)
 }
 
