@@ -209,7 +209,7 @@ impl<'a, P: Platform> Copier<'a, P> {
             }
         }
         // What a pin made read-only before an entry was looked at here, and has not flushed yet.
-        if parent.is_unflushed() {
+        if parent.is_unflushed() && !cfg!(mutant = "fork_ignores_unflushed") {
             gather.touch(whole);
         }
         Ok(())

@@ -179,7 +179,9 @@ impl<P: Platform> AddressSpace<P> {
                 Look::Unshare => self.unshare(range.start),
                 Look::Narrowed(level) => {
                     let mut gather = Gather::small(self.page_table());
-                    gather.touch(P::Format::span_of(range.start, level));
+                    if !cfg!(mutant = "pin_narrows_without_flush") {
+                        gather.touch(P::Format::span_of(range.start, level));
+                    }
                     gather.flush();
                     self.page_table().end_unflushed();
                     continue;

@@ -8,6 +8,7 @@
 //! | `r08_…` | `around` | two faults in one window, whose pages come once each |
 //! | `r09_…` | `around` | a window cut by its mapping, against a truncation: no page beyond the end |
 //! | `r10_…` | `exit` | exit against who looks for pages: none is free while it can be used, and all sums are zero |
+//! | `r12_…` | `pins` | a page that a pin takes out of a folio shared in part, against writes and fork: none is lost, none reaches what is shared |
 //! | `r14_…` | `remap` | a move against faults at both ends and a truncation: no page is lost, none is used where it was |
 //! | `r15_…` | `huge` | a split against a fault: nobody takes what is split for nothing |
 //!
@@ -20,6 +21,7 @@ mod around;
 mod exit;
 mod fault;
 mod huge;
+mod pins;
 mod remap;
 
 use super::{AddressSpace, Backing, Map, Place, VmaFlags};
@@ -44,6 +46,7 @@ use std::vec::Vec;
 pub(crate) struct Whole {
     space: OnceLock<&'static AddressSpace<Machine>>,
     file: Mutex<Option<Shared<Machine, FileCache<Machine>>>>,
+    children: Mutex<Vec<AddressSpace<Machine>>>,
     /// What stays of the space when it exited, as long as somebody holds it.
     exited: Mutex<Option<Shared<Machine, rmap::Space<Machine>>>>,
     /// What a fault was told to wait for.
@@ -148,6 +151,11 @@ impl Machine {
     fn fault(&'static self, page: u64, access: Access) -> u64 {
         said(&self.process().fault(at(page), access))
     }
+    /// Forks; the child does nothing.
+    fn fork(&'static self) {
+        let child = self.process().fork();
+        self.whole.children.lock().unwrap().push(child.unwrap());
+    }
     /// Moves the epoch on if it can, and frees what is past it.
     fn collect(&'static self) {
         (0..2).for_each(|_| _ = self.vm.collect(self, usize::MAX));
@@ -172,6 +180,7 @@ impl Machine {
     /// Exits, closes the file, and sees that nothing is left: no table, no frame, no object.
     fn exit(&'static self) {
         drop(self.whole.ticket.lock().unwrap().take());
+        self.whole.children.lock().unwrap().clear();
         // SAFETY: nobody uses it any more.
         unsafe { self.drop_space() };
         self.assert_nothing_left();

@@ -10,7 +10,7 @@ use crate::mem::{Link, Past, Pool, Pooled, Shared};
 use crate::platform::{Note, Platform};
 use crate::space::model::Whole;
 use crate::sync::RawLock;
-use crate::sync::atomic::{AtomicU32, AtomicU64, Relaxed};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Relaxed, plain};
 use crate::sync::epoch::Pin;
 use crate::tlb::Flush;
 use crate::types::{PAGE_SIZE, Pfn, VirtAddr};
@@ -170,8 +170,10 @@ pub(crate) struct Machine {
     wake: Condvar,
     /// What models of whole calls work on.
     pub(crate) whole: Whole,
-    /// Another CPU's translation of page 0: an entry, or none; gone with the next shootdown.
+    /// Another CPU's translation of one address, of page 0 if nothing else is said: an entry, or none; gone with the next
+    /// shootdown there.
     pub(crate) stale: Mutex<u64>,
+    pub(crate) stale_at: plain::AtomicU64,
     pub(crate) space: OnceLock<PageTable<Machine>>,
     pub(crate) child: OnceLock<PageTable<Machine>>,
     pub(crate) items: Pool<Machine, Item>,
@@ -229,7 +231,7 @@ unsafe impl Platform for Machine {
     fn shootdown(&'static self, flush: &Flush<'_>) {
         self.flushes.fetch_add(1, Relaxed);
         *self.cached.lock().unwrap() = false;
-        if flush.range.contains(VirtAddr(0)) {
+        if flush.range.contains(VirtAddr(self.stale_at.load(Relaxed))) {
             *self.stale.lock().unwrap() = 0;
         }
     }
@@ -290,6 +292,7 @@ impl Machine {
             wake: Condvar::new(),
             whole: Whole::default(),
             stale: Mutex::new(0),
+            stale_at: plain::AtomicU64::new(0),
             space: OnceLock::new(),
             child: OnceLock::new(),
             items: Pool::new(),

@@ -26,6 +26,21 @@
 //! loom's false greens (loom#392) are met as follows: every thread, main included, starts by locking and unlocking
 //! one gate; every model is run once for each rotation of its roles, and each mutant it names must die in each.
 //!
+//! # What loom does not see
+//! loom runs every order of a few threads' atomic operations and locks, as far as its bound on preemptions goes, and of
+//! weak orders those in which a load sees an older store. The rest is looked at elsewhere:
+//!
+//! | not seen | why | what looks at it |
+//! |---|---|---|
+//! | `SeqCst` of loads and stores | loom takes it for `AcqRel` | nothing has to: the library uses `fence(SeqCst)` alone, which loom models |
+//! | loads that see stores to come | loom runs one operation after another | reasoned, where `Relaxed` stands; the table's lock or a fence orders what decides |
+//! | hardware that walks tables, its TLBs and caches of tables, late shootdowns | a model has at most one cached translation | the embedded machine, with all of it (`cargo xtask harsh`), and mistakes that its checks must see (`cargo xtask plants`); QEMU's MMUs (`cargo xtask mmu`, `cargo xtask kernel`) |
+//! | more than three threads, more preemptions, larger tables and trees, many calls in a row | the states would be too many | `cargo xtask model --deep`, random schedules (`cargo xtask shuttle`), `pagefirst stress` |
+//! | who waits by spinning for another thread | has no end for loom | shuttle and stress; here waiting sleeps, and a removal looks once (`space::model`) |
+//! | what the compiler reorders or takes for granted; races on plain memory: values behind locks, bytes of pages, counters that decide nothing (`atomic::plain`) | loom sees its own types alone | Miri and ThreadSanitizer on the plain tests; tables and pages have a watch here |
+//! | slabs | objects are boxed here | Miri; the machine's tests of the slabs as they are |
+//! | interrupts on the CPU that is at work | a role is a CPU | tests that complete reads from interrupts; debug builds refuse locks there (`sync::held`) |
+//!
 //! A [`Watch`] stands beside every table. It is a cell that loom checks for data races, and says whether the table is
 //! anybody's: a touch of a freed table panics, and so does one that is not ordered against the table's next owner,
 //! even where the value read would have been the right one. (This is stronger than poison in the entries, and costs
@@ -60,10 +75,10 @@ pub(crate) fn pages(first: u64, end: u64) -> VirtRange {
 /// What one thread does; the number it ends with is for the model's last check.
 pub(crate) type Role = fn(&'static Machine) -> u64;
 
-/// So many preemptions, and more in a long run (`cargo xtask model --deep`).
+/// So many preemptions; more in a long run (`cargo xtask model --deep`), or fewer.
 pub(crate) fn preemptions(bound: usize) -> usize {
-    let more = std::env::var("PAGEFIRST_DEEPER").ok();
-    bound + more.and_then(|more| more.parse::<usize>().ok()).unwrap_or(0)
+    let more = std::env::var("PAGEFIRST_DEEPER").ok().and_then(|more| more.parse().ok());
+    bound.saturating_add_signed(more.unwrap_or(0))
 }
 
 /// Runs a model: `setup`, all roles at once, `end`. The role numbered `main` runs on loom's first thread.

@@ -1,0 +1,112 @@
+//! Pins of what is shared in part.
+
+use super::*;
+use crate::frame::Part;
+use crate::limit::Payer;
+use crate::space::fork::{Copier, held_up};
+use crate::space::{Advice, EVERYTHING, Vma};
+use crate::sync::atomic::Relaxed;
+use crate::table::model::{Role, check};
+
+/// The page that is pinned. A child shares the other parts of its folio, so the folio is not exclusive; this part has never
+/// been shared, and is writable.
+const PAGE: u64 = HUGE as u64 - 1;
+
+fn shared_in_part() -> &'static Machine {
+    let m = Machine::whole([7, 2, 0], [2, 2, 0], HugePolicy::Always);
+    let space = m.process();
+    m.map_private(0, HUGE as u64);
+    assert_eq!(m.fault(0, Access::Write), MAPPED);
+    // Referred to, it stays one folio when its entry is split.
+    let held = Part::try_get(m, m.huge_page(), 0);
+    assert!(space.advise(at(PAGE), PAGE_SIZE, Advice::DontFork).is_ok());
+    drop(held);
+    m.fork();
+    assert!(space.advise(at(PAGE), PAGE_SIZE, Advice::DoFork).is_ok());
+    // For a second child.
+    let empty = AddressSpace::new(m, *space.policy()).unwrap();
+    m.whole.children.lock().unwrap().push(empty);
+    *m.stale.lock().unwrap() = u64::from(m.huge_page().0) + PAGE;
+    m.stale_at.store(at(PAGE).0, Relaxed);
+    m
+}
+
+/// Another CPU of the program writes by a translation from before; whether it could.
+fn write(m: &'static Machine) -> u64 {
+    let stale = m.stale.lock().unwrap();
+    if *stale != 0 {
+        m.memory[*stale as usize].store(1, Relaxed);
+    }
+    (*stale != 0).into()
+}
+/// Pins the page; its frame, or 0 if a mapping call was in the way.
+fn pin(m: &'static Machine) -> u64 {
+    m.process().pin(VirtRange::page_of(at(PAGE)), true).map_or(0, |pinned| pinned.first().0.into())
+}
+
+/// The page is copied for the pin while another CPU writes to it: what was written is in what is pinned, and mapped.
+fn pin_against_stale_write(main: usize) {
+    check(3, main, shared_in_part, [pin, write], |m, [pinned, written]| {
+        assert_eq!(
+            m.frame_at(PAGE),
+            Some(Pfn(pinned as u32)),
+            "a page that is pinned is not the one that is mapped"
+        );
+        assert_eq!(m.memory[pinned as usize].load(Relaxed), written, "a write is lost");
+        m.exit();
+    });
+}
+
+// catches: pin_narrows_without_flush
+#[test]
+fn r12_pin_against_stale_write_main_0() {
+    pin_against_stale_write(0);
+}
+// catches: pin_narrows_without_flush
+#[test]
+fn r12_pin_against_stale_write_main_1() {
+    pin_against_stale_write(1);
+}
+
+/// What a fork does with entries, when the child's mappings are made.
+fn copy_to_child(m: &'static Machine) {
+    let (parent, child) = (m.process(), m.whole.children.lock().unwrap()[1].shared.clone());
+    let hold = |hold: bool| {
+        let each = |vma: &Vma<Machine>| if hold { vma.retire() } else { vma.resume() };
+        parent.tree.overlapping(EVERYTHING).for_each(|vma| each(&vma));
+    };
+    let copied = held_up(parent.page_table(), hold, |gather| {
+        let mut copier = Copier::new(&child.table, child.root().name(), Payer::Caller);
+        copier.copy(parent.page_table(), VirtRange::page_of(at(PAGE)), gather)
+    });
+    assert!(copied.is_ok());
+}
+
+/// The program forks meanwhile: what the child shares is not written to any more when the fork is done.
+fn fork_of_what_a_pin_narrows(main: usize) {
+    let fork: Role = |m| {
+        copy_to_child(m);
+        m.memory[m.huge_page().0 as usize + PAGE as usize].load(Relaxed)
+    };
+    check(2, main, shared_in_part, [fork, pin, write], |m, [seen, _, _]| {
+        let shared = m.memory[m.huge_page().0 as usize + PAGE as usize].load(Relaxed);
+        assert_eq!(shared, seen, "a page that is shared was written to");
+        m.exit();
+    });
+}
+
+// catches: fork_ignores_unflushed
+#[test]
+fn r12_fork_of_what_a_pin_narrows_main_0() {
+    fork_of_what_a_pin_narrows(0);
+}
+// catches: fork_ignores_unflushed
+#[test]
+fn r12_fork_of_what_a_pin_narrows_main_1() {
+    fork_of_what_a_pin_narrows(1);
+}
+// catches: fork_ignores_unflushed
+#[test]
+fn r12_fork_of_what_a_pin_narrows_main_2() {
+    fork_of_what_a_pin_narrows(2);
+}
