@@ -10,6 +10,7 @@ use pagefirst::space::AddressSpace;
 use pagefirst::types::{Pfn, VirtAddr};
 use pagefirst_machine::{Late, Machine, MachineFile, Vcpu};
 use pagefirst_stress::{FileKind, FileOf, Host, Quiet};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -27,7 +28,10 @@ impl Bench {
     /// Files with a thread of their own.
     pub const LATE_FILES: usize = 2;
 
+    /// Threads of the machine are interrupted by chance from now on, also in the middle of what the library does: the host
+    /// does that too seldom for others to come between.
     pub fn new(machine: &'static Machine) -> Self {
+        machine.hook_interrupt(interrupt);
         Bench { machine, quiet: AtomicBool::new(false), over: AtomicBool::new(false) }
     }
 
@@ -39,6 +43,21 @@ impl Bench {
         {
             self.machine.relax();
         }
+    }
+}
+
+/// At each note of the library: mostly nothing, now and then others come first, seldom they get far.
+fn interrupt() {
+    thread_local!(static NEXT: Cell<u32> = const { Cell::new(1) });
+    // Xorshift (Marsaglia, 2003).
+    let mut n = NEXT.get() ^ NEXT.get() << 13;
+    n ^= n >> 17;
+    n ^= n << 5;
+    NEXT.set(n);
+    match n % 4096 {
+        0 => std::thread::sleep(Duration::from_micros(50)),
+        1..64 => std::thread::yield_now(),
+        _ => {}
     }
 }
 
