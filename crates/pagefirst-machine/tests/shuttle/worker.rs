@@ -5,6 +5,7 @@ use super::scheduler::Dice;
 use super::world::{KEPT, MEMORY, PAGES, RW, STORED, Space, World};
 use pagefirst::arch::Format;
 use pagefirst::fault::{Bus, FaultError, Segv};
+use pagefirst::platform::Platform as _;
 use pagefirst::space::{Advice, Backing, MapError, Pinned, RemapTo, VmaFlags, Why};
 use pagefirst::sync::epoch::Pin;
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtRange};
@@ -12,6 +13,7 @@ use pagefirst_machine::{Machine, Vcpu};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// What a page of the thread's own is.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -31,6 +33,13 @@ struct View<F: Format> {
     snapshot: BTreeMap<(u64, usize), u64>,
 }
 
+/// A page that a device may use.
+struct Held<F: Format> {
+    pinned: Pinned<Machine<F>>,
+    /// Private memory of the thread's own, which it is still mapped as, in this space.
+    of: Option<(usize, u64)>,
+}
+
 /// What a thread leaves.
 pub struct Left<F: Format> {
     views: Vec<View<F>>,
@@ -48,7 +57,7 @@ pub struct Worker<'w, F: Format> {
     at: usize,
     /// What it wrote to pages of the kept file.
     kept: BTreeMap<u64, u64>,
-    pins: Vec<Pinned<Machine<F>>>,
+    pins: Vec<Held<F>>,
 }
 
 fn has_no_memory(error: FaultError) -> bool {
@@ -80,6 +89,7 @@ impl<'w, F: Format> Worker<'w, F> {
     }
     pub fn work(mut self, steps: u64) -> Left<F> {
         for _ in 0..steps {
+            self.check_pins();
             self.enter();
             match self.dice.below(16) {
                 0..=5 => self.own_step(),
@@ -167,6 +177,20 @@ impl<'w, F: Format> Worker<'w, F> {
             }
         }
     }
+    /// A device finds in a page that is pinned what the program wrote there.
+    fn check_pins(&self) {
+        for Held { pinned, of } in &self.pins {
+            let Some((at, page)) = *of else { continue };
+            // A tiny table has few words.
+            let cells = self.world.machine.cells(pinned.first());
+            if let (Some(Own::Private(word, _)), Some(cell)) =
+                (self.views[at].own.get(&page), cells.get(self.me))
+            {
+                let found = cell.load(Relaxed);
+                assert_eq!(found, *word, "the frame that holds page {page} of space {at} pinned");
+            }
+        }
+    }
     /// By the program, or by the kernel for it.
     fn read(&mut self, page: u64, owner: usize) -> Result<u64, FaultError> {
         let at = self.world.place(page, owner);
@@ -187,19 +211,23 @@ impl<'w, F: Format> Worker<'w, F> {
         }
         self.cpu.store_u64(at, word).map_err(|trap| trap.error)
     }
-    /// A copy by the kernel, as often as it has to wait.
+    /// A copy by the kernel, as often as it has to wait. It keeps the ticket until it has tried again: an error is told then.
     fn copy<'a>(&self, mut copy: impl FnMut() -> Result<(), Why<'a, Machine<F>>>) -> Result<(), FaultError>
     where
         F: 'a,
     {
+        let mut waited = None;
         loop {
-            match copy() {
+            let done = copy();
+            drop(waited.take());
+            match done {
                 Ok(()) => return Ok(()),
                 Err(Why::Error(error)) => return Err(error),
                 Err(Why::Blocked(ticket)) => {
                     while !ticket.is_ready() {
                         shuttle::thread::yield_now();
                     }
+                    waited = Some(ticket);
                 }
                 Err(Why::Misaligned) => unreachable!("words are aligned"),
             }
@@ -214,7 +242,8 @@ impl<'w, F: Format> Worker<'w, F> {
         };
         let (space, at, own) = (self.space(), self.world.at(page), self.views[self.at].own[&page]);
         let prot = self.prot();
-        let kind = self.dice.below(16);
+        let kind = self.dice.below(20);
+        let kept = &self.world.files[KEPT];
         let (done, then) = match kind {
             0..=5 => return self.store_own(page),
             6..=8 => {
@@ -256,10 +285,22 @@ impl<'w, F: Format> Worker<'w, F> {
                 }
                 (moved.map(drop), Own::Gone)
             }
-            _ => return self.pin(page),
+            15 => return self.pin(page),
+            16 | 17 => {
+                kept.evict_range(0..PAGES);
+                return;
+            }
+            18 => {
+                // An error is told by memory that is short.
+                let _ = kept.write_back(self.world.machine);
+                return;
+            }
+            _ => return self.load_own(page, self.me),
         };
         self.tell(|| format!("own page {page}, {own:x?}, call {kind}: {done:?}, then {then:x?}"));
-        self.forget(&(page..page + 1));
+        if !matches!(kind, 12 | 13) || !prot.contains(Prot::READ) {
+            self.forget(&(page..page + 1));
+        }
         match done {
             Ok(()) => {
                 assert!(
@@ -272,9 +313,13 @@ impl<'w, F: Format> Worker<'w, F> {
             Err(error) => assert!(self.may_fail(error), "page {page}: {error}"),
         }
     }
-    /// What a child had in pages is no longer.
+    /// What was in pages is no longer: what a child had, and what is pinned.
     fn forget(&mut self, pages: &Range<u64>) {
-        self.views[self.at].snapshot.retain(|(page, _), _| !pages.contains(page));
+        let at = self.at;
+        self.views[at].snapshot.retain(|(page, _), _| !pages.contains(page));
+        for held in &mut self.pins {
+            held.of = held.of.filter(|(space, page)| *space != at || !pages.contains(page));
+        }
     }
     fn prot(&mut self) -> Prot {
         match self.dice.below(6) {
@@ -290,10 +335,11 @@ impl<'w, F: Format> Worker<'w, F> {
         }
         let write = self.dice.one_in(2);
         let space = self.space();
+        let is_own = write && matches!(self.views[self.at].own.get(&page), Some(Own::Private(..)));
         if let Ok(pinned) = space.pin(VirtRange::page_of(self.world.at(page)), write) {
-            self.pins.push(pinned);
+            self.tell(|| format!("page {page} pinned: {pinned:?}"));
+            self.pins.push(Held { pinned, of: is_own.then_some((self.at, page)) });
         }
-        self.tell(|| format!("page {page} pinned"));
     }
 
     /// Something done to pages that are everybody's.
@@ -362,9 +408,10 @@ impl<'w, F: Format> Worker<'w, F> {
     fn file_step(&mut self) {
         let (machine, which) = (self.world.machine, self.dice.below(2) as usize);
         let file = &self.world.files[which];
+        let any = &self.world.files[self.dice.below(3) as usize];
         let (from, to) = (self.dice.below(PAGES), self.dice.below(PAGES));
         let kind = self.dice.below(12);
-        let place = |page| page * PAGE_SIZE + 512 * self.me as u64;
+        let place = |page| page * PAGE_SIZE + 8 * self.me as u64;
         let some = self.dice.below(2) * 100;
         self.tell(|| format!("file {which}, call {kind}, pages {from} and {to}"));
         let sizes = &self.world.sizes[which];
@@ -386,8 +433,8 @@ impl<'w, F: Format> Worker<'w, F> {
                     self.require_gone(which, place(hole.start));
                 }
             }
-            5 => drop(file.evict(machine)),
-            6 => drop(file.write_back(machine)),
+            5 => drop(any.evict(machine)),
+            6 => drop(any.write_back(machine)),
             7 => {
                 let _alone = sizes.lock();
                 drop(file.write_at(machine, place(from), &self.world.count(self.me).to_le_bytes()));
@@ -455,10 +502,9 @@ impl<'w, F: Format> Worker<'w, F> {
         self.views.push(View { space: child, own, snapshot: BTreeMap::new() });
         self.at = self.views.len() - 1;
         self.enter();
-        for _ in 0..4 {
-            let Some(&page) = private.get(self.dice.below(private.len() as u64) as usize) else { break };
-            let owner = self.dice.below(self.world.threads as u64) as usize;
-            if owner == self.me {
+        for _ in 0..6 {
+            let (page, owner) = self.world.any_word(&mut self.dice);
+            if owner == self.me || !private.contains(&page) {
                 continue;
             }
             if let Ok(found) = self.cpu.load_u64(self.world.place(page, owner)) {

@@ -3,7 +3,7 @@
 
 use super::run::tell;
 use super::scheduler::Dice;
-use super::worker::{Left, Worker};
+use super::worker::Worker;
 use pagefirst::arch::{Format, Tiny};
 use pagefirst::file::{FileCache, ShmemHuge};
 use pagefirst::frame::FrameFlags;
@@ -30,10 +30,13 @@ pub const RW: Prot = Prot::READ.union(Prot::WRITE);
 pub const PAGES: u64 = 16;
 /// The most threads there are.
 pub const MOST: usize = 8;
-/// The files: one that is stored, one that is memory, and one whose pages are a thread's each.
+/// The files: one that is stored, one that is memory, and one of either kind whose pages are a thread's each.
 pub const STORED: usize = 0;
 pub const MEMORY: usize = 1;
 pub const KEPT: usize = 2;
+
+/// log2 of the pages in a folio of a file: those of a huge page of the tiny format.
+const FOLIOS: u8 = 2;
 
 /// The byte that fills a page of the stored file.
 pub fn mark(index: u64) -> u8 {
@@ -84,8 +87,16 @@ fn hardware<F: Format>(dice: &mut Dice) -> Config {
     }
 }
 
+/// A file that is stored, by chance with folios, and reads and writes that end later.
+fn of_a_disk(file: MachineFile, dice: &mut Dice) -> MachineFile {
+    let file = file.with_tracking(dice.one_in(2));
+    let file = if dice.one_in(2) { file.with_folios(FOLIOS) } else { file };
+    let file = if dice.one_in(2) { file.late(Late::Held) } else { file };
+    if dice.one_in(4) { file.late_writes() } else { file }
+}
+
 impl<F: Format> World<F> {
-    fn new(dice: &mut Dice, threads: usize) -> (Self, MachineFile) {
+    fn new(dice: &mut Dice, threads: usize) -> (Self, [MachineFile; 2]) {
         // One more for the main thread, one for the device.
         let config = Config { memory: 320 * PAGE_SIZE, cpus: threads + 2, ..hardware::<F>(dice) };
         let machine = Machine::<F>::new(config);
@@ -106,17 +117,16 @@ impl<F: Format> World<F> {
         let around = PAGE_SIZE << dice.below(5);
         let policy = policy.with_fault_around(around).expect("a power of two");
         let space = Arc::new(AddressSpace::new(machine, policy).expect("memory for a space"));
-        let order = if is_tiny { 2 } else { 0 };
-        let stored = MachineFile::pattern(|at| mark(at / PAGE_SIZE)).with_tracking(dice.one_in(2));
-        let stored = if dice.one_in(2) { stored.with_folios(order) } else { stored };
-        let stored = if dice.one_in(2) { stored.late(Late::Held) } else { stored };
-        let stored = if dice.one_in(4) { stored.late_writes() } else { stored };
-        let memory = |huge| MachineFile::shmem(huge).with_folios(order);
-        let files = [
-            stored.clone(),
-            memory(if dice.one_in(2) { ShmemHuge::Always } else { ShmemHuge::WithinSize }),
-            memory(ShmemHuge::Never),
-        ];
+        let stored = of_a_disk(MachineFile::pattern(|at| mark(at / PAGE_SIZE)), dice);
+        let huge = if dice.one_in(2) { ShmemHuge::Always } else { ShmemHuge::WithinSize };
+        let memory = MachineFile::shmem(huge).with_folios(FOLIOS);
+        let kept = if dice.one_in(2) {
+            of_a_disk(MachineFile::zeros(), dice)
+        } else {
+            MachineFile::shmem(ShmemHuge::Never)
+        };
+        let disks = [stored.clone(), kept.clone()];
+        let files = [stored, memory, kept];
         let files =
             files.map(|file| FileCache::new(machine, file, PAGES * PAGE_SIZE).expect("memory for a file"));
         // A tiny space is no larger, and its first page cannot be mapped; otherwise across two tables of each level.
@@ -129,7 +139,7 @@ impl<F: Format> World<F> {
         let sizes = [Mutex::new(()), Mutex::new(())];
         (
             World { machine, space, files, sizes, base, owners, counts, threads, is_short: dice.one_in(6) },
-            stored,
+            disks,
         )
     }
 
@@ -138,7 +148,7 @@ impl<F: Format> World<F> {
     }
     /// Where in a page, or a file, the word of an owner lies.
     pub fn place(&self, page: u64, owner: usize) -> VirtAddr {
-        VirtAddr(self.at(page).0 + 512 * owner as u64)
+        VirtAddr(self.at(page).0 + 8 * owner as u64)
     }
     /// The page of an address.
     pub fn page(&self, at: VirtAddr) -> u64 {
@@ -156,6 +166,12 @@ impl<F: Format> World<F> {
         // Often all there are.
         let n = if dice.one_in(3) { most } else { 1 + dice.below(most) };
         Some(first..first + n)
+    }
+    /// Somebody's word somewhere: that of the page's owner, if it has one.
+    pub fn any_word(&self, dice: &mut Dice) -> (u64, usize) {
+        let page = 1 + dice.below(PAGES - 1);
+        let anybody = dice.below(self.threads as u64) as usize;
+        (page, self.owners[page as usize].unwrap_or(anybody))
     }
     /// The next number of an owner.
     pub fn count(&self, owner: usize) -> u64 {
@@ -187,7 +203,7 @@ impl<F: Format> World<F> {
 
 /// Runs threads of the number that is given, each of which does something or other, and looks at all that is left.
 pub fn run<F: Format>(dice: &mut Dice, threads: usize) {
-    let (world, stored) = World::<F>::new(dice, threads);
+    let (world, disks) = World::<F>::new(dice, threads);
     let machine = world.machine;
     let limit =
         Limit::new(machine, None, if dice.one_in(8) { 12 } else { 10_000 }).expect("memory for a limit");
@@ -205,14 +221,14 @@ pub fn run<F: Format>(dice: &mut Dice, threads: usize) {
     let device = {
         let over = over.clone();
         thread::spawn(move || {
-            while !over.load(Acquire) || !stored.pending().is_empty() {
-                if !stored.finish_one() {
+            while !over.load(Acquire) || disks.iter().any(|file| !file.pending().is_empty()) {
+                if disks.iter().all(|file| !file.finish_one()) {
                     thread::yield_now();
                 }
             }
         })
     };
-    let steps = 2 + dice.below(40 / threads as u64);
+    let steps = 2 + dice.below(60 / threads as u64);
     let workers: Vec<_> = (0..threads)
         .map(|me| {
             let (world, dice) = (world.clone(), Dice::new(dice.next()));
@@ -220,24 +236,28 @@ pub fn run<F: Format>(dice: &mut Dice, threads: usize) {
         })
         .collect();
     let left: Vec<_> = workers.into_iter().map(|worker| worker.join().expect("it ends")).collect();
-    over.store(true, Release);
-    device.join().expect("it ends");
-    drop(taken);
     let world = Arc::into_inner(world).expect("all threads have ended");
-    finish(world, left, &limit);
-    drop(limit);
-    machine.nothing_left().unwrap_or_else(|what| panic!("{what}"));
-}
-
-/// Contents, counts and charges are what they must be.
-fn finish<F: Format>(world: World<F>, left: Vec<Left<F>>, limit: &Shared<Machine<F>, Limit<Machine<F>>>) {
-    let machine = world.machine;
     let mut spaces = vec![world.space.clone()];
     for (owner, left) in left.into_iter().enumerate() {
         let mut worker = Worker::again(&world, owner, left);
         worker.check_own();
         spaces.extend(worker.into_children());
     }
+    over.store(true, Release);
+    device.join().expect("it ends");
+    drop(taken);
+    finish(world, spaces, &limit);
+    drop(limit);
+    machine.nothing_left().unwrap_or_else(|what| panic!("{what}"));
+}
+
+/// Counts and charges are what they must be.
+fn finish<F: Format>(
+    world: World<F>,
+    mut spaces: Vec<Space<F>>,
+    limit: &Shared<Machine<F>, Limit<Machine<F>>>,
+) {
+    let machine = world.machine;
     let mut maps: BTreeMap<u32, u32> = BTreeMap::new();
     for space in &spaces {
         space.quiesce();
