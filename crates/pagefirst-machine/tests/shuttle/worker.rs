@@ -7,7 +7,6 @@ use pagefirst::arch::Format;
 use pagefirst::fault::{Bus, FaultError, Segv};
 use pagefirst::platform::Platform as _;
 use pagefirst::space::{Advice, Backing, MapError, Pinned, RemapTo, VmaFlags, Why};
-use pagefirst::sync::epoch::Pin;
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtRange};
 use pagefirst_machine::{Machine, Vcpu};
 use std::collections::BTreeMap;
@@ -26,8 +25,8 @@ enum Own {
 }
 
 /// A space as the thread knows it: the one that is everybody's, or a child that is its own.
-struct View<F: Format> {
-    space: Space<F>,
+pub struct View<F: Format> {
+    pub space: Space<F>,
     own: BTreeMap<u64, Own>,
     /// Words of others in a child's private memory: they stay as they were.
     snapshot: BTreeMap<(u64, usize), u64>,
@@ -47,12 +46,12 @@ pub struct Left<F: Format> {
 }
 
 pub struct Worker<'w, F: Format> {
-    world: &'w World<F>,
-    me: usize,
+    pub world: &'w World<F>,
+    pub me: usize,
     cpu: Vcpu<F>,
-    dice: Dice,
+    pub dice: Dice,
     /// The space that is everybody's, then children.
-    views: Vec<View<F>>,
+    pub views: Vec<View<F>>,
     /// The one that it works in.
     at: usize,
     /// What it wrote to pages of the kept file.
@@ -105,7 +104,7 @@ impl<'w, F: Format> Worker<'w, F> {
         self.views.drain(1..).map(|view| view.space).collect()
     }
 
-    fn tell(&self, what: impl FnOnce() -> String) {
+    pub fn tell(&self, what: impl FnOnce() -> String) {
         tell(|| format!("thread {} in space {}: {}", self.me, self.at, what()));
     }
     fn space(&self) -> Space<F> {
@@ -260,9 +259,10 @@ impl<'w, F: Format> Worker<'w, F> {
             ),
             10 => {
                 let is_file = self.dice.one_in(2);
-                let backing = if is_file { self.world.file(KEPT, page) } else { Backing::Anonymous };
+                let index = pages[self.dice.below(pages.len() as u64) as usize];
+                let backing = if is_file { self.world.file(KEPT, index) } else { Backing::Anonymous };
                 let done = space.map(self.world.map(&(page..page + 1), backing, prot, is_file)).map(drop);
-                (done, if is_file { Own::File(page, prot) } else { Own::Private(0, prot) })
+                (done, if is_file { Own::File(index, prot) } else { Own::Private(0, prot) })
             }
             11 => (space.unmap(at, PAGE_SIZE), Own::Gone),
             12 | 13 => (
@@ -295,7 +295,15 @@ impl<'w, F: Format> Worker<'w, F> {
                 let _ = kept.write_back(self.world.machine);
                 return;
             }
-            _ => return self.load_own(page, self.me),
+            _ => {
+                // What stands in its page of the file is there when it comes back.
+                if let Own::File(index, _) = own
+                    && space.discard(at, PAGE_SIZE).is_ok()
+                {
+                    kept.evict_range(index..index + 1);
+                }
+                return self.load_own(page, self.me);
+            }
         };
         self.tell(|| format!("own page {page}, {own:x?}, call {kind}: {done:?}, then {then:x?}"));
         if !matches!(kind, 12 | 13) || !prot.contains(Prot::READ) {
@@ -404,77 +412,6 @@ impl<'w, F: Format> Worker<'w, F> {
             Err(error) => assert!(self.may_fail(error), "pages {range:?}: {error}"),
         }
     }
-    /// Something done to a file that is everybody's.
-    fn file_step(&mut self) {
-        let (machine, which) = (self.world.machine, self.dice.below(2) as usize);
-        let file = &self.world.files[which];
-        let any = &self.world.files[self.dice.below(3) as usize];
-        let (from, to) = (self.dice.below(PAGES), self.dice.below(PAGES));
-        let kind = self.dice.below(12);
-        let place = |page| page * PAGE_SIZE + 8 * self.me as u64;
-        let some = self.dice.below(2) * 100;
-        self.tell(|| format!("file {which}, call {kind}, pages {from} and {to}"));
-        let sizes = &self.world.sizes[which];
-        match kind {
-            0..=2 => {
-                let _alone = sizes.lock();
-                let end = from * PAGE_SIZE + some;
-                file.set_size(machine, end);
-                self.require_nothing_beyond(which, end.div_ceil(PAGE_SIZE));
-                if self.dice.one_in(2) {
-                    file.set_size(machine, PAGES * PAGE_SIZE);
-                    self.require_gone(which, place(from + (to + 1) % (PAGES - from)).max(end));
-                }
-            }
-            3 | 4 => {
-                let hole = from.min(to)..from.max(to);
-                file.punch(machine, hole.start * PAGE_SIZE..hole.end * PAGE_SIZE + some);
-                if !hole.is_empty() {
-                    self.require_gone(which, place(hole.start));
-                }
-            }
-            5 => drop(any.evict(machine)),
-            6 => drop(any.write_back(machine)),
-            7 => {
-                let _alone = sizes.lock();
-                drop(file.write_at(machine, place(from), &self.world.count(self.me).to_le_bytes()));
-            }
-            8 => file.file().fail_reads(from, some > 0),
-            _ => {
-                let mut bytes = [0; 8];
-                if file.read_at(machine, place(from), &mut bytes).is_ok() {
-                    self.world.require_word(u64::from_le_bytes(bytes), self.me);
-                }
-            }
-        }
-    }
-    /// Of a file that has just shrunk nothing is mapped beyond its end: not in children, in which nobody else works.
-    fn require_nothing_beyond(&self, which: usize, end: u64) {
-        for view in &self.views[1..] {
-            let mut beyond = Vec::new();
-            view.space.for_each_vma(|vma| {
-                if let Backing::File { file, first } = &vma.backing
-                    && file.same(&self.world.files[which])
-                {
-                    let pages = self.world.page(vma.range.start)..self.world.page(vma.range.end);
-                    beyond.extend(pages.clone().filter(|page| page - pages.start + first >= end));
-                }
-            });
-            for page in beyond {
-                let table = view.space.page_table();
-                let found = table.translate(&Pin::new(self.world.machine), self.world.at(page));
-                assert!(found.is_none(), "page {page} is mapped, of file {which} beyond page {end}");
-            }
-        }
-    }
-    /// A word of its own that was taken out of a file is 0: nobody else writes it.
-    fn require_gone(&self, which: usize, place: u64) {
-        let mut bytes = [0; 8];
-        if self.world.files[which].read_at(self.world.machine, place, &mut bytes).is_ok() {
-            assert_eq!(u64::from_le_bytes(bytes), 0, "file {which} at {place:#x}: it was taken out");
-        }
-    }
-
     /// Something done to whole spaces.
     fn space_step(&mut self) {
         match self.dice.below(4) {
