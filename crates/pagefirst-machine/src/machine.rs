@@ -18,9 +18,9 @@ use pagefirst::mem::Shared;
 use pagefirst::platform::MAX_CPUS;
 use pagefirst::types::Pfn;
 use pagefirst::{Held, Local, Vm};
-use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{OnceLock, PoisonError};
 
 /// One CPU: what it has cached, its counters.
 pub(crate) struct Cpu {
@@ -56,6 +56,9 @@ pub struct Machine<F: Format = X86_64> {
     pub(crate) interrupt: OnceLock<Interrupt>,
     failed: AtomicBool,
 }
+
+/// All machines, of whatever format, which live for ever: what nobody leads to is a leak, to Miri.
+static MACHINES: std::sync::Mutex<Vec<&(dyn Send + Sync)>> = std::sync::Mutex::new(Vec::new());
 
 /// What an interrupt does.
 pub(crate) type Interrupt = Box<dyn Fn() + Send + Sync>;
@@ -94,6 +97,7 @@ impl<F: Format> Machine<F> {
             failed: AtomicBool::new(false),
             config,
         }));
+        MACHINES.lock().unwrap_or_else(PoisonError::into_inner).push(machine);
         let boot = || machine.vm.init(machine, &[machine.arena.region()]);
         let booted = match machine.config.plant {
             Some(Mistake::BootWithoutMemory) => machine.refusing(Refuse::One(0), boot).0,

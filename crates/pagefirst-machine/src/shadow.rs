@@ -73,14 +73,14 @@ impl Shadow {
                 self.synced[pfn.0 as usize].store(false, Relaxed);
                 match self.go(pfn, &[FRESH, FREE], OWNED, "allocated")? {
                     FREE => is_poisoned(arena, pfn)?,
-                    _ => poison(arena, pfn),
+                    _ => arena.fill(pfn, POISON),
                 }
                 self.no_translation(pfn, "allocated")
             }),
             Note::FrameFreed(first, order) => block(first, order).try_for_each(|pfn| {
                 self.no_translation(pfn, "freed")?;
                 self.go(pfn, &[OWNED, CACHED], FREE, "freed")?;
-                poison(arena, pfn);
+                arena.fill(pfn, POISON);
                 Ok(())
             }),
             Note::TableAllocated(pfn) => {
@@ -171,24 +171,16 @@ fn block(first: Pfn, order: u8) -> impl Iterator<Item = Pfn> {
     (0..1 << order).map(move |i| first.add(i))
 }
 
-fn poison(arena: &Arena, pfn: Pfn) {
-    arena.words(pfn).iter().for_each(|w| w.store(POISON, Relaxed));
-}
-
 fn is_poisoned(arena: &Arena, pfn: Pfn) -> Result<(), String> {
-    let bad = arena.words(pfn).iter().position(|w| w.load(Relaxed) != POISON);
-    bad.map_or(Ok(()), |i| {
-        let word = arena.words(pfn)[i].load(Relaxed);
+    arena.differs(pfn, POISON).map_or(Ok(()), |(i, word)| {
         Err(format!("{pfn:?} was written to while it was free: {word:#x} at offset {:#x}", i * 8))
     })
 }
 
 fn is_zero(arena: &Arena, pfn: Pfn, what: &str) -> Result<(), String> {
-    let bad = arena.words(pfn).iter().position(|w| w.load(Relaxed) != 0);
-    bad.map_or(Ok(()), |i| {
-        let word = arena.words(pfn)[i].load(Relaxed);
-        Err(format!("table {pfn:?} is {what} with entry {i} in it: {word:#x}"))
-    })
+    arena
+        .differs(pfn, 0)
+        .map_or(Ok(()), |(i, word)| Err(format!("table {pfn:?} is {what} with entry {i} in it: {word:#x}")))
 }
 
 #[cfg(test)]
@@ -202,7 +194,7 @@ mod tests {
         (arena, shadow)
     }
     fn zero(arena: &Arena, pfn: Pfn) {
-        arena.words(pfn).iter().for_each(|w| w.store(0, Relaxed));
+        arena.fill(pfn, 0);
     }
 
     #[test]
