@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{Result, cmd, conformance, deps, fuzz, kernel, mmu, model, no_alloc, oom, plants, shuttle};
+use crate::{Result, cmd, conformance, deps, fuzz, kernel, miri, mmu, model, no_alloc, oom, plants, shuttle};
 
 /// How long everything may take on two CPUs.
 const LIMIT: Duration = Duration::from_secs(25 * 60);
@@ -10,7 +10,7 @@ const LIMIT: Duration = Duration::from_secs(25 * 60);
 /// A step's name and what it does.
 type Step = (&'static str, fn() -> Result);
 
-const STEPS: [Step; 14] = [
+const STEPS: [Step; 15] = [
     ("fmt", fmt),
     ("deps", deps::run),
     ("conformance --check", conformance::check),
@@ -20,6 +20,7 @@ const STEPS: [Step; 14] = [
     ("test", || test(&[])),
     ("fuzz-corpus", fuzz::corpus),
     ("harsh", || harsh("1")),
+    ("miri", || miri::run(false)),
     ("mmu", mmu::run),
     ("kernel", || kernel::run(&[])),
     ("shuttle", || shuttle::run(&[])),

@@ -10,6 +10,7 @@ mod fuzz;
 mod kernel;
 mod licence;
 mod metadata;
+mod miri;
 mod mmu;
 mod model;
 mod no_alloc;
@@ -44,6 +45,7 @@ Usage: cargo xtask TASK
   shuttle [OPTIONS] [TEST]
                          random schedules of the whole stack; --seed S runs one again, --runs N, --minutes N, --threads N;
                          --mutants [FILTER] for the mistakes that must be found, and found again by their seeds
+  miri [--long]          tests of the library, and whole lives on the machine, under Miri; --long for an hour
   oracle --minutes N     random sequences at fresh seeds against the oracle of the tests, for so long
   fuzz --minutes N       the fuzz targets, each for so long, with a nightly compiler and cargo-fuzz;
                          --target space|recording|formats, --keep to make fuzz/corpus anew
@@ -83,6 +85,8 @@ fn run(args: &[String]) -> Result {
         ("no-alloc", []) => no_alloc::run(),
         ("mmu", []) => mmu::run(),
         ("model", args) => model::run(args),
+        ("miri", []) => miri::run(false),
+        ("miri", ["--long"]) => miri::run(true),
         ("oom", []) => oom::run(),
         ("shuttle", args) => shuttle::run(args),
         ("oracle", ["--minutes", minutes]) => oracle::run(minutes),
