@@ -283,6 +283,11 @@ impl<'w, F: Format> Worker<'w, F> {
                     self.views[self.at].own.insert(to, own);
                     self.forget(&(to..to + 1));
                 }
+                if moved.is_ok() && self.dice.one_in(2) {
+                    self.views[self.at].own.insert(page, Own::Gone);
+                    self.forget(&(page..page + 1));
+                    return self.lose(to);
+                }
                 (moved.map(drop), Own::Gone)
             }
             15 => return self.pin(page),
@@ -296,13 +301,12 @@ impl<'w, F: Format> Worker<'w, F> {
                 return;
             }
             _ => {
-                // What stands in its page of the file is there when it comes back.
-                if let Own::File(index, _) = own
-                    && space.discard(at, PAGE_SIZE).is_ok()
-                {
-                    kept.evict_range(index..index + 1);
+                // The page becomes dirty anew, perhaps in its entry alone.
+                if self.dice.one_in(2) {
+                    let _ = kept.write_back(self.world.machine);
+                    self.store_own(page);
                 }
-                return self.load_own(page, self.me);
+                return self.lose(page);
             }
         };
         self.tell(|| format!("own page {page}, {own:x?}, call {kind}: {done:?}, then {then:x?}"));
@@ -328,6 +332,15 @@ impl<'w, F: Format> Worker<'w, F> {
         for held in &mut self.pins {
             held.of = held.of.filter(|(space, page)| *space != at || !pages.contains(page));
         }
+    }
+    /// A page of its own is mapped no more, nor in memory if it is a file's; and is there again.
+    fn lose(&mut self, page: u64) {
+        if let Own::File(index, _) = self.views[self.at].own[&page]
+            && self.space().discard(self.world.at(page), PAGE_SIZE).is_ok()
+        {
+            self.world.files[KEPT].evict_range(index..index + 1);
+        }
+        self.load_own(page, self.me);
     }
     fn prot(&mut self) -> Prot {
         match self.dice.below(6) {
