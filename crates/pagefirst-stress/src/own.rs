@@ -3,23 +3,22 @@
 //! It lies among the stretches of others: in one leaf table, next to their mappings, and merged with them where both are
 //! alike.
 
+mod forks;
+mod pins;
+
+use crate::Host;
 use crate::files::Kind;
 use crate::layout::{Area, OWN_PAGES, place_of};
 use crate::tally::Op;
 use crate::worker::{Tag, Word, Worker, is_short};
-use crate::{Cpu, Host};
 use core::ops::Range;
-use core::sync::atomic::Ordering::{Relaxed, Release};
-use pagefirst::Poisoned;
 use pagefirst::fault::{Bus, FaultError, Segv};
 use pagefirst::platform::Platform;
-use pagefirst::space::{AddressSpace, Advice, Backing, Map, MapError, PinError, Pinned, Place, RemapTo};
+use pagefirst::space::{AddressSpace, Advice, Backing, Map, MapError, Pinned, Place, RemapTo};
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
 
 const RW: Prot = Prot::READ.union(Prot::WRITE);
 const LOST: FaultError = FaultError::Bus(Bus::Poison);
-/// Pages that are lost at most in a run: nobody gets them any more.
-const MOST_LOST: u32 = 64;
 /// Pages that may be pinned at a time.
 const PINS: usize = 4;
 
@@ -32,8 +31,8 @@ enum What {
     Still(u64),
     /// A copy of one.
     Copied(u64),
-    /// Private memory that is lost: hardware reported an error in it.
-    Lost,
+    /// Private memory that is lost, for hardware reported an error in it: it was a copy of this page of that file, or of none.
+    Lost(Option<u64>),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -117,7 +116,7 @@ impl<H: Host> Worker<'_, '_, H> {
             _ if !page.prot.allows(access) => Err(FaultError::Segv(Segv::Access)),
             What::Anonymous | What::Copied(_) => Ok(page.word),
             What::Still(index) => Ok(self.word_of_still(index)),
-            What::Lost => Err(LOST),
+            What::Lost(_) => Err(LOST),
         }
     }
     fn word_of_still(&self, index: u64) -> u64 {
@@ -156,7 +155,7 @@ impl<H: Host> Worker<'_, '_, H> {
 
     fn is_lost(&self, at: VirtAddr) -> bool {
         let page = self.own.area.index_of(at).map(|i| self.own.pages[i as usize]);
-        page.is_some_and(|page| page.what == What::Lost)
+        page.is_some_and(|page| matches!(page.what, What::Lost(_)))
     }
 
     fn touch_own(&mut self, space: &H::Space, cpu: &mut H::Cpu, access: Access) {
@@ -246,7 +245,7 @@ impl<H: Host> Worker<'_, '_, H> {
         self.begin(Op::Populate);
         let (range, at, len) = self.range();
         let prot = self.own.pages[range.start].prot;
-        let is_other = |page: &Page| matches!(page.what, What::Nothing | What::Lost) || page.prot != prot;
+        let is_other = |page: &Page| matches!(page.what, What::Nothing | What::Lost(_)) || page.prot != prot;
         if self.own.pages[range.clone()].iter().any(is_other) {
             return;
         }
@@ -318,8 +317,8 @@ impl<H: Host> Worker<'_, '_, H> {
             self.own.each(range, |page| {
                 page.word = 0;
                 page.what = match page.what {
-                    What::Copied(index) => What::Still(index),
-                    What::Lost => What::Anonymous,
+                    What::Copied(index) | What::Lost(Some(index)) => What::Still(index),
+                    What::Lost(None) => What::Anonymous,
                     what => what,
                 };
             });
@@ -333,7 +332,8 @@ impl<H: Host> Worker<'_, '_, H> {
         let all =
             [Huge, NoHuge, DontFork, DoFork, WipeOnFork, KeepOnFork, Normal, Sequential, Random, WillNeed];
         let advice = all[self.dice.roll(all.len() as u64) as usize];
-        let of_file = |page: &Page| matches!(page.what, What::Still(_) | What::Copied(_));
+        let of_file =
+            |page: &Page| matches!(page.what, What::Still(_) | What::Copied(_) | What::Lost(Some(_)));
         let done = space.advise(at, len, advice);
         if advice == WipeOnFork
             && self.own.is_mapped(range.clone())
@@ -390,72 +390,6 @@ impl<H: Host> Worker<'_, '_, H> {
         }
     }
 
-    fn pin_own(&mut self, space: &H::Space) {
-        self.begin(Op::Pin);
-        let i = self.dice.roll(OWN_PAGES) as usize;
-        let place = self.dice.roll(PINS as u64) as usize;
-        let page = self.own.pages[i];
-        if matches!(page.what, What::Still(_)) {
-            return;
-        }
-        if let Some(pinned) = self.pin_page(space, i) {
-            self.own.pins[place] = Some((i, pinned));
-        }
-    }
-
-    fn pin_page(&mut self, space: &H::Space, i: usize) -> Option<Pinned<H::Platform>> {
-        let page = self.own.pages[i];
-        let at = self.own.area.page(i as u64);
-        let mut kept = None;
-        let expected = self.answer(&page, Access::Write);
-        loop {
-            let pinned = space.pin(VirtRange::page_of(at), true);
-            drop(kept.take());
-            match pinned {
-                Ok(pinned) => {
-                    self.compare(at, Ok(page.word), expected);
-                    return Some(pinned);
-                }
-                Err(PinError::Fault(error)) => {
-                    self.compare(at, Err(error), expected);
-                    return None;
-                }
-                Err(PinError::Blocked(ticket)) => {
-                    self.p.wait(&ticket);
-                    kept = Some(ticket);
-                }
-                Err(error) => self.violation(format_args!("at {at}: {error}")),
-            }
-        }
-    }
-
-    /// Hardware reports an error in a page.
-    fn lose_own(&mut self, space: &H::Space) {
-        let i = self.dice.roll(OWN_PAGES) as usize;
-        let is_private = matches!(self.own.pages[i].what, What::Anonymous | What::Copied(_));
-        if !is_private || self.stress.board.poisoned.fetch_add(1, Relaxed) >= MOST_LOST {
-            return;
-        }
-        // Pinned, it is nobody else's.
-        let Some(page) = self.pin_page(space, i).map(|pinned| pinned.first()) else { return };
-        self.begin(Op::Poison);
-        self.own.gone(&(i..i + 1));
-        match self.p.vm().poison(self.p, page) {
-            Poisoned::Private { huge: false } => self.own.pages[i].what = What::Lost,
-            other => self.violation(format_args!("an error in page {i} of the stretch: {other:?}")),
-        }
-    }
-
-    /// A device writes to a page that is pinned.
-    fn device_writes(&mut self) {
-        self.begin(Op::Device);
-        let place = self.dice.roll(PINS as u64) as usize;
-        let Some((i, pfn)) = self.own.pins[place].as_ref().map(|(i, pin)| (*i, pin.first())) else { return };
-        let word = self.new_word(Tag::Own, i as u64);
-        self.p.cells(pfn)[place_of(self.me) as usize / 8].store(word, Release);
-        self.wrote(i, word);
-    }
-
     /// Looks at every page of the stretch.
     pub fn verify_own(&mut self, cpu: Option<&mut H::Cpu>) {
         let stress = self.stress;
@@ -479,39 +413,6 @@ impl<H: Host> Worker<'_, '_, H> {
             let found = self.load(space, cpu.as_deref_mut(), at);
             self.compare(at, found, self.answer(page, Access::Read));
         }
-    }
-
-    /// Forks, and sees that neither sees what the other writes. The child becomes a guest.
-    fn fork_own(&mut self, space: &H::Space, cpu: &mut H::Cpu) {
-        self.begin(Op::Fork);
-        let child = match space.fork() {
-            Ok(child) => self.stress.host.share(child),
-            Err(error) => return self.expect_short(error),
-        };
-        let pages = self.own.pages.map(|page| match page.forks {
-            Forks::AsItIs => page,
-            Forks::Wiped => Page { what: What::Anonymous, word: 0, ..page },
-            Forks::Not => NOTHING,
-        });
-        cpu.enter(&child);
-        self.verify_pages(&child, Some(cpu), &pages);
-        let mut own = core::mem::replace(&mut self.own.pages, pages);
-        for _ in 0..4 {
-            self.touch_own(&child, cpu, Access::Write);
-        }
-        core::mem::swap(&mut own, &mut self.own.pages);
-        let childs = own;
-        cpu.enter(space);
-        for _ in 0..4 {
-            self.touch_own(space, cpu, Access::Write);
-        }
-        self.device_writes();
-        let pages = self.own.pages;
-        self.verify_pages(space, Some(cpu), &pages);
-        cpu.enter(&child);
-        self.verify_pages(&child, Some(cpu), &childs);
-        cpu.enter(space);
-        self.put_up(child);
     }
 
     /// Maps where the library finds room, writes, moves to where there is more, reads, and unmaps.

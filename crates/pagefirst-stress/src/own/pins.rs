@@ -1,0 +1,87 @@
+//! Pages of the stretch that are pinned: a device writes to them, or hardware reports an error in one.
+
+use super::{PINS, What};
+use crate::Host;
+use crate::layout::{OWN_PAGES, place_of};
+use crate::tally::Op;
+use crate::worker::{Tag, Worker};
+use core::sync::atomic::Ordering::{Relaxed, Release};
+use pagefirst::Poisoned;
+use pagefirst::platform::Platform;
+use pagefirst::space::{PinError, Pinned};
+use pagefirst::types::{Access, VirtRange};
+
+/// Pages that are lost at most in a run: nobody gets them any more.
+const MOST_LOST: u32 = 64;
+
+impl<H: Host> Worker<'_, '_, H> {
+    pub(super) fn pin_own(&mut self, space: &H::Space) {
+        self.begin(Op::Pin);
+        let i = self.dice.roll(OWN_PAGES) as usize;
+        let place = self.dice.roll(PINS as u64) as usize;
+        let page = self.own.pages[i];
+        if matches!(page.what, What::Still(_)) {
+            return;
+        }
+        if let Some(pinned) = self.pin_page(space, i) {
+            self.own.pins[place] = Some((i, pinned));
+        }
+    }
+
+    fn pin_page(&mut self, space: &H::Space, i: usize) -> Option<Pinned<H::Platform>> {
+        let page = self.own.pages[i];
+        let at = self.own.area.page(i as u64);
+        let mut kept = None;
+        let expected = self.answer(&page, Access::Write);
+        loop {
+            let pinned = space.pin(VirtRange::page_of(at), true);
+            drop(kept.take());
+            match pinned {
+                Ok(pinned) => {
+                    self.compare(at, Ok(page.word), expected);
+                    return Some(pinned);
+                }
+                Err(PinError::Fault(error)) => {
+                    self.compare(at, Err(error), expected);
+                    return None;
+                }
+                Err(PinError::Blocked(ticket)) => {
+                    self.p.wait(&ticket);
+                    kept = Some(ticket);
+                }
+                Err(error) => self.violation(format_args!("at {at}: {error}")),
+            }
+        }
+    }
+
+    /// Hardware reports an error in a page.
+    pub(super) fn lose_own(&mut self, space: &H::Space) {
+        let i = self.dice.roll(OWN_PAGES) as usize;
+        let lost = match self.own.pages[i].what {
+            What::Anonymous => What::Lost(None),
+            What::Copied(index) => What::Lost(Some(index)),
+            _ => return,
+        };
+        if self.stress.board.poisoned.fetch_add(1, Relaxed) >= MOST_LOST {
+            return;
+        }
+        // Pinned, it is nobody else's.
+        let Some(page) = self.pin_page(space, i).map(|pinned| pinned.first()) else { return };
+        self.begin(Op::Poison);
+        self.own.gone(&(i..i + 1));
+        match self.p.vm().poison(self.p, page) {
+            Poisoned::Private { huge: false } => self.own.pages[i].what = lost,
+            other => self.violation(format_args!("an error in page {i} of the stretch: {other:?}")),
+        }
+    }
+
+    /// A device writes to a page that is pinned.
+    pub(super) fn device_writes(&mut self) {
+        self.begin(Op::Device);
+        let place = self.dice.roll(PINS as u64) as usize;
+        let Some((i, pfn)) = self.own.pins[place].as_ref().map(|(i, pin)| (*i, pin.first())) else { return };
+        let word = self.new_word(Tag::Own, i as u64);
+        self.p.cells(pfn)[place_of(self.me) as usize / 8].store(word, Release);
+        self.wrote(i, word);
+    }
+}
