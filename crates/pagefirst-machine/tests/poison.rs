@@ -14,6 +14,7 @@ use pagefirst::space::{PinError, RemapTo};
 use pagefirst::types::{Access, PAGE_SIZE, Pfn, VirtAddr, VirtRange};
 use pagefirst_machine::{Machine, MachineFile};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 
 const AT: VirtAddr = VirtAddr(1 << 30);
@@ -130,6 +131,59 @@ fn c47_a_bad_page_is_not_mapped() -> Result {
     machine.nothing_left()?;
     assert!(!all(machine).contains(&bad));
     assert_eq!(machine.vm().frames.bad_frames(), 2);
+    Ok(())
+}
+
+/// Nobody who touches, copies or writes a page of which nothing is lost is told that something is, while it is reported again
+/// and again; nor is a write lost that came before or after.
+#[test]
+fn nothing_is_lost_with_a_clean_page_while_others_touch_it() -> Result {
+    for tracks in [false, true] {
+        let machine = machine();
+        let file = marked().with_tracking(tracks);
+        let (c, s) = (cache(machine, &file, 1)?, space(machine)?);
+        s.map(at(AT, shared(&c, 0, 1, R)))?;
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for who in 0..3 {
+                let (s, c, over) = (&s, &c, &over);
+                scope.spawn(move || {
+                    let mut cpu = machine.vcpu();
+                    cpu.switch_to(s);
+                    let mut byte = [0];
+                    while !over.load(SeqCst) {
+                        match who {
+                            0 => byte = [cpu.load_u8(AT).expect("nothing is lost")],
+                            1 => {
+                                while let Err(stopped) = s.copy_in(AT, &mut byte) {
+                                    assert_eq!(stopped.why.error(), None, "it has to wait");
+                                }
+                            }
+                            _ => {
+                                while let Err(error) = c.read_at(machine, 0, &mut byte) {
+                                    assert!(matches!(error, ReadError::Blocked(_)), "{error}");
+                                }
+                            }
+                        }
+                        assert_eq!(byte, [mark(0)]);
+                    }
+                });
+            }
+            let mut reported = 0;
+            while reported < 40 {
+                let _ = fault(&s, AT, Access::Read);
+                let Some(bad) = frame(&s, AT) else { continue };
+                if poison(machine, bad) == (Poisoned::File { lost: false }) {
+                    reported += 1;
+                }
+            }
+            over.store(true, SeqCst);
+        });
+        check(&s);
+        drop((s, c));
+        machine.nothing_left()?;
+        assert!(machine.vm().frames.bad_frames() > 1);
+    }
     Ok(())
 }
 

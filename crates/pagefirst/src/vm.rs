@@ -82,7 +82,7 @@ pub enum Poisoned {
     /// Nobody. It is never handed out.
     Free,
     /// A file. Nobody has the page mapped any more. Who wants it next has it read anew, to another frame, if it is a folio by
-    /// itself that nobody holds, and gets SIGBUS else.
+    /// itself that nobody has pinned, and gets SIGBUS else.
     File {
         /// It was written and is not stored: that is lost, and who wants it gets SIGBUS until the page is removed.
         lost: bool,

@@ -23,6 +23,7 @@ use super::cache::{FileCache, Lookup, Outs, pages_of};
 use super::error::{IoError, ReadError};
 use super::index::{Found, Nodes, Short};
 use super::making::Making;
+use super::poison::Bad;
 use super::{File as _, Io};
 use crate::fault::Ticket;
 use crate::frame::{Filling, Frame, FrameFlags, Part};
@@ -197,10 +198,14 @@ impl<P: Platform> FileCache<P> {
                 }
                 Lookup::Removing(turn) => return Err(ReadError::Removing(turn)),
                 Lookup::Poisoned => {
-                    // What is stored is the same: it is read anew, elsewhere.
-                    if self.evict_range(index..index + 1) == 0 {
-                        return Err(ReadError::Poisoned);
+                    match self.drop_bad(index) {
+                        Bad::Gone => {}
+                        Bad::Lost => return Err(ReadError::Poisoned),
+                        Bad::Removing(turn) => return Err(ReadError::Removing(turn)),
+                        Bad::Stored(page) => return Err(ReadError::Blocked(Ticket::for_store(page))),
+                        Bad::Marked => p.relax(),
                     }
+                    continue;
                 }
                 Lookup::BeyondEnd => return Err(ReadError::BeyondEnd),
                 Lookup::Missing => {}

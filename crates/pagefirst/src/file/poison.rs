@@ -2,15 +2,20 @@
 //!
 //! It is marked (`frame/poison.rs`), so nobody maps it any more, nor looks it up; then its mappings are taken away, as for a
 //! removal, but for one page. A large folio is never mapped by a huge entry again; its other pages are used as before. The
-//! page stays in the cache. Whoever asks for it next drops it, if what is stored is the same, and reads it anew, to another
-//! frame; it has to be a folio by itself that nobody refers to. Else he gets SIGBUS, until the page is removed. If it was
+//! page stays in the cache. Whoever asks for it next takes it out, if what is stored is the same, and reads it anew, to another
+//! frame; it has to be a folio by itself that nobody has pinned. Else he gets SIGBUS, until the page is removed. If it was
 //! written and not stored, that is lost, and stays so: the page is dirty for ever, and storing it fails.
+//!
+//! Who takes it out says so first (`GOING`), and then asks whether it is dirty; who writes to it by `write_at` says that it is
+//! dirty, and then asks whether it is still the file's. So what is written is lost with it and that is seen, or is written again.
 
 use super::FileCache;
-use super::truncate::Removal;
-use crate::frame::{FrameFlags, Part, with_file};
+use super::cache::Outs;
+use super::truncate::{Removal, storing};
+use crate::frame::{Frame, FrameFlags, Part, with_file};
 use crate::platform::Platform;
 use crate::space::Backing;
+use crate::sync::atomic::{Acquire, fence};
 use crate::types::Pfn;
 
 /// Takes the mappings of a marked page away; tells whether something that was not stored is lost with it. Called unpinned,
@@ -27,6 +32,20 @@ pub(crate) fn lose<P: Platform>(p: &'static P, page: &Part<P>) -> bool {
     page.meta().flags().contains(FrameFlags::DIRTY)
 }
 
+/// What came of a bad page.
+pub(super) enum Bad<P: Platform> {
+    /// It is the file's no longer.
+    Gone,
+    /// It stays: its contents are nowhere else, or somebody has it pinned, or it is part of a larger folio.
+    Lost,
+    /// A removal is at work, perhaps its own, in this turn of the file.
+    Removing(u64),
+    /// It is being stored.
+    Stored(Frame<P>),
+    /// It is marked, and mapped still: look again.
+    Marked,
+}
+
 impl<P: Platform> FileCache<P> {
     /// As a removal: it waits for mapping calls that have the page's entries in hand.
     fn lose(&self, page: &Part<P>, index: u64) {
@@ -35,6 +54,35 @@ impl<P: Platform> FileCache<P> {
         self.begin_removal(&mut self.writer.lock(self.p), &removal);
         self.unmap(&removal);
         self.end_removal(self.p);
+    }
+    /// Takes the page at `index` out, which was found to be bad, if nothing is lost with it. Called unpinned, with no lock held.
+    pub(super) fn drop_bad(&self, index: u64) -> Bad<P> {
+        let (p, mut outs) = (self.p, Outs::new());
+        let mut w = self.writer.lock(p);
+        let Some(found) = self.index.get(&w, index).filter(|found| self.is_bad(found.pfn)) else {
+            return Bad::Gone;
+        };
+        let meta = p.meta(found.folio());
+        if found.order > 0 || meta.pins() > 0 || meta.flags().contains(FrameFlags::DIRTY) {
+            return Bad::Lost;
+        }
+        if let Some(page) = storing(p, found.folio()) {
+            return Bad::Stored(page);
+        }
+        let turn = self.turn();
+        if !turn.is_multiple_of(2) {
+            return Bad::Removing(turn);
+        }
+        fence(Acquire); // a pin that has ended has said that the page is dirty
+        meta.set(FrameFlags::GOING);
+        // Who reported the error has yet to take its mappings away.
+        let is_mapped = meta.maps_ordered() > 0;
+        if is_mapped || meta.flags().contains(FrameFlags::DIRTY) {
+            meta.clear(FrameFlags::GOING);
+            return if is_mapped { Bad::Marked } else { Bad::Lost };
+        }
+        self.detach(&mut w, index, meta, &mut outs);
+        Bad::Gone
     }
     /// Whether hardware reported an error in the frame.
     pub(super) fn is_bad(&self, pfn: Pfn) -> bool {

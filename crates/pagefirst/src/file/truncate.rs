@@ -440,7 +440,7 @@ enum Left<P: Platform> {
 }
 
 /// The folio, if it is being stored. Called with the cache's lock held, by which it is the cache's.
-fn storing<P: Platform>(p: &'static P, folio: Pfn) -> Option<Frame<P>> {
+pub(super) fn storing<P: Platform>(p: &'static P, folio: Pfn) -> Option<Frame<P>> {
     p.meta(folio).flags().contains(FrameFlags::STORING).then(|| Frame::try_get(p, folio)).flatten()
 }
 

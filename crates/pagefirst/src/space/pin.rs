@@ -228,7 +228,9 @@ impl<P: Platform> AddressSpace<P> {
         }
         let Some(part) = Part::try_get(p, page, 0) else { return Look::Again };
         if p.meta(first).flags().contains(FrameFlags::POISON) {
-            return Look::Lost;
+            // A file's page is about to be unmapped: the next fault is told whether anything is lost.
+            let is_file = part.meta().flags().contains(FrameFlags::FILE);
+            return if is_file { Look::Again } else { Look::Lost };
         }
         let meta = part.meta();
         let flags = meta.flags();

@@ -4,7 +4,7 @@ use super::PageTable;
 use super::record::{Counted, FaultKind};
 use super::slot::{Locked, Seen, Slot, Walk};
 use crate::arch::{Attrs, Format};
-use crate::frame::{FrameFlags, WORDS, words};
+use crate::frame::{FrameFlags, WORDS, head_of, words};
 use crate::platform::Platform;
 use crate::sync::atomic::plain::AtomicU64;
 use crate::sync::epoch::Pin;
@@ -135,7 +135,10 @@ impl<P: Platform> PageTable<P> {
                     return Accessed::NotMemory;
                 }
             } else if self.p.meta(pfn).flags().contains(FrameFlags::POISON) {
-                return Accessed::Lost;
+                // A file's page is about to be unmapped: the next fault is told whether anything is lost.
+                let folio = self.p.meta(head_of(self.p, pfn));
+                let is_file = folio.flags().contains(FrameFlags::FILE);
+                return if is_file { Accessed::Faults } else { Accessed::Lost };
             }
             let done = f(words(self.p, pfn));
             slot.widen(mark);

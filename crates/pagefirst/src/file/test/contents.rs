@@ -123,9 +123,18 @@ fn c47_lookup_skips_pages_not_up_to_date() {
     assert_eq!(around(p, &cache, 0, 10), []);
     assert!(!cache.is_attached(page.pfn(), page.pfn(), 5));
     assert!(matches!(look(p, &cache, 5), Lookup::Poisoned));
+    page.meta().set(FrameFlags::DIRTY);
     assert!(matches!(cache.read(p, 5), Err(ReadError::Poisoned)));
-    drop(page);
-    assert_eq!(cache.evict(p), 1, "its frame is used no more");
+    page.meta().clear(FrameFlags::DIRTY);
+    page.meta().try_pin().unwrap();
+    assert!(matches!(cache.read(p, 5), Err(ReadError::Poisoned)));
+    page.meta().unpin();
+    // Nothing is lost with it, so it is read anew, though somebody refers to it: its frame is used no more.
+    disk.no_hook();
+    let anew = cache.read(p, 5).unwrap();
+    assert!(anew.pfn() != page.pfn() && page.meta().owner().is_null());
+    drop((page, anew));
+    assert_eq!(cache.evict(p), 1);
     disk.no_hook();
     drop(cache);
     p.assert_empty();
