@@ -171,7 +171,9 @@ impl<P: Platform> AddressSpace<P> {
                 None => self.look(addr, access, hand),
             };
         };
-        self.platform().note(Note::FaultLooked(looks));
+        if looks > 1 {
+            self.platform().note(Note::FaultLooked(looks));
+        }
         end
     }
 
