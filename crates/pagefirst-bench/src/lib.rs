@@ -6,5 +6,5 @@ pub mod measure;
 mod platform;
 mod random;
 
-pub use platform::Bench;
+pub use platform::{Bench, Cpus};
 pub use random::Random;

@@ -119,7 +119,8 @@ pub fn compare<S>(title: &str, rounds: usize, stage: &S, contenders: &[Contender
     }
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+/// The middle one of some values.
+pub fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

@@ -1,4 +1,4 @@
-//! A platform for measuring: one CPU, memory, and no more.
+//! A platform for measuring: memory, one CPU or more, and nothing else.
 //!
 //! Nothing is counted or checked, frames are found by one addition, and a flush does nothing: there is no hardware
 //! that walks these tables, and the peers flush nothing either.
@@ -12,31 +12,39 @@ use pagefirst::tlb::Flush;
 use pagefirst::types::{PAGE_SIZE, Pfn, VirtAddr};
 use pagefirst::{Local, Vm};
 use pagefirst_machine::MachineFile;
+use std::cell::Cell;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-/// Memory and one CPU.
-pub struct Bench {
+/// Memory and one CPU: the thread that made it.
+pub type Bench = Cpus<1>;
+
+/// Memory and `N` CPUs. Where there is more than one, threads are CPUs while they say so ([`Cpus::be`]).
+pub struct Cpus<const N: usize> {
     base: NonNull<u8>,
-    vm: Vm<Bench>,
-    local: Local<Bench>,
+    vm: Vm<Cpus<N>>,
+    locals: [Local<Cpus<N>>; N],
+    taken: [AtomicBool; N],
     random: AtomicU64,
     _map: MmapMut,
 }
 
 // SAFETY: the library's part is `Sync` by itself, and the memory is used through it.
-unsafe impl Sync for Bench {}
+unsafe impl<const N: usize> Sync for Cpus<N> {}
 
 static MADE: AtomicBool = AtomicBool::new(false);
 
-impl Bench {
-    /// The platform, with so many bytes of memory, all touched. There is one, for the thread that made it.
+const NONE: usize = usize::MAX;
+thread_local!(static CPU: Cell<usize> = const { Cell::new(NONE) });
+
+impl<const N: usize> Cpus<N> {
+    /// The platform, with so many bytes of memory, all touched. There is one.
     ///
     /// # Panics
     /// When it was made before, or the host has no memory.
-    pub fn new(bytes: usize) -> &'static Bench {
-        assert!(!MADE.swap(true, Relaxed), "there is one platform, for one thread");
+    pub fn new(bytes: usize) -> &'static Self {
+        assert!(!MADE.swap(true, Relaxed), "there is one platform");
         let mut map = MmapOptions::new().len(bytes).map_anon().expect("memory for the benchmark");
         // A host without huge pages does without.
         let _ = map.advise(Advice::HugePage);
@@ -46,15 +54,29 @@ impl Bench {
         };
         // Touched, but for the metadata, which must be zero.
         map[region.meta_frames() as usize * PAGE_SIZE as usize..].fill(0xa5);
-        let bench: &'static Bench = Box::leak(Box::new(Bench {
+        let bench: &'static Self = Box::leak(Box::new(Cpus {
             base: NonNull::new(map.as_mut_ptr()).expect("a mapping is never at address 0"),
             vm: Vm::new(),
-            local: Local::new(),
+            locals: std::array::from_fn(|_| Local::new()),
+            taken: [const { AtomicBool::new(false) }; N],
             random: AtomicU64::new(1),
             _map: map,
         }));
-        bench.vm.init(bench, &[region]).expect("memory for the zero page");
+        bench.be(0, || bench.vm.init(bench, &[region])).expect("memory for the zero page");
         bench
+    }
+
+    /// Runs `f` as this CPU.
+    ///
+    /// # Panics
+    /// When there is no such CPU, or another thread is it, or this thread is one already.
+    pub fn be<R>(&self, cpu: usize, f: impl FnOnce() -> R) -> R {
+        assert!(!self.taken[cpu].swap(true, Acquire), "two threads on CPU {cpu}");
+        assert_eq!(CPU.replace(cpu), NONE, "a thread on two CPUs");
+        let result = f();
+        CPU.set(NONE);
+        self.taken[cpu].store(false, Release);
+        result
     }
 
     /// Where physical address 0 is mapped.
@@ -70,10 +92,11 @@ impl Bench {
 }
 
 // SAFETY: frames and metadata are answered from one mapping that lives for ever, each at one address. There is one
-// platform, and its maker's thread is the only CPU: `&'static Bench` could be sent to another thread, but nothing in
-// this crate starts one. No hardware caches translations. There is no user code, and on one thread nobody writes to a
-// page while it is copied.
-unsafe impl Platform for Bench {
+// platform. With one CPU its maker's thread is that: `&'static Bench` could be sent to another thread, but no benchmark
+// that has a `Bench` starts one. With more, a thread is the CPU that it took in `be`, and no other thread is; without,
+// there is no CPU of its number, and the library panics. No hardware caches translations. There is no user code, and
+// nobody writes to a page while it is copied.
+unsafe impl<const N: usize> Platform for Cpus<N> {
     type Format = X86_64;
     type File = MachineFile;
     type SpinLock = Flag;
@@ -84,16 +107,16 @@ unsafe impl Platform for Bench {
         &self.vm
     }
     #[inline]
-    fn local(&'static self, _: usize) -> &'static Local<Self> {
-        &self.local
+    fn local(&'static self, cpu: usize) -> &'static Local<Self> {
+        if N == 1 { &self.locals[0] } else { &self.locals[cpu] }
     }
     #[inline]
     fn cpus(&'static self) -> usize {
-        1
+        N
     }
     #[inline]
     fn cpu(&'static self) -> usize {
-        0
+        if N == 1 { 0 } else { CPU.get() }
     }
     #[inline]
     fn cells(&'static self, pfn: Pfn) -> &'static [AtomicU64] {
@@ -132,19 +155,19 @@ pub struct Flag(AtomicBool);
 
 // SAFETY: the flag is set by one swap that found it clear, and cleared by who set it; Acquire and Release order what
 // is written under it.
-unsafe impl RawLock<Bench> for Flag {
+unsafe impl<const N: usize> RawLock<Cpus<N>> for Flag {
     #[inline]
-    fn lock(&self, p: &'static Bench) {
+    fn lock(&self, p: &'static Cpus<N>) {
         while !self.try_lock(p) {
             p.relax();
         }
     }
     #[inline]
-    fn try_lock(&self, _: &'static Bench) -> bool {
+    fn try_lock(&self, _: &'static Cpus<N>) -> bool {
         !self.0.swap(true, Acquire)
     }
     #[inline]
-    unsafe fn unlock(&self, _: &'static Bench) {
+    unsafe fn unlock(&self, _: &'static Cpus<N>) {
         self.0.store(false, Release);
     }
 }

@@ -105,5 +105,22 @@ void start(long cpu, long cpus) {
     }
     mark(0);
     meet(cpu);
+
+    CASE("12 apart: faults while the other maps, touches, unmaps");
+    p = part(cpu, READ | WRITE, PRIVATE | ANONYMOUS, -1);
+    warm();
+    meet(cpu);
+    mark(12);
+    for (long i = 0; i < N; i++) {
+        if (cpu == 0) {
+            *(volatile long *)(p + i * PAGE) = i;
+        } else {
+            char *other = memory(PAGE);
+            *other = 1;
+            CHECK(unmap(other, PAGE) == 0);
+        }
+    }
+    mark(0);
+    meet(cpu);
     exit(0);
 }
