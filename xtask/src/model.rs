@@ -73,7 +73,7 @@ impl<'a> Options<'a> {
     }
     /// How long one model may run.
     fn limit(&self) -> Duration {
-        Duration::from_secs(if self.deep { 3600 } else { 90 })
+        Duration::from_secs(if self.deep { 3600 } else { 200 })
     }
 }
 

@@ -85,12 +85,12 @@ fn fault_against_removal(main: usize) {
         assert!(!(mapped && taken_out), "a page is mapped that the file has no longer");
     });
 }
-// catches: remove_without_going, validate_before_count, maps_read_plainly
+// catches: maps_read_plainly, remove_without_going, validate_before_count
 #[test]
 fn r05_fault_against_removal_main_0() {
     fault_against_removal(0);
 }
-// catches: remove_without_going, validate_before_count, maps_read_plainly
+// catches: maps_read_plainly, remove_without_going, validate_before_count
 #[test]
 fn r05_fault_against_removal_main_1() {
     fault_against_removal(1);
@@ -120,12 +120,12 @@ fn write_back_against_growth(main: usize) {
         );
     });
 }
-// catches: size_before_cleaning, clean_after_reading
+// catches: clean_after_reading, size_before_cleaning
 #[test]
 fn x12_write_back_against_growth_main_0() {
     write_back_against_growth(0);
 }
-// catches: size_before_cleaning, clean_after_reading
+// catches: clean_after_reading, size_before_cleaning
 #[test]
 fn x12_write_back_against_growth_main_1() {
     write_back_against_growth(1);

@@ -36,12 +36,12 @@ fn faulting_page_alone(main: usize) {
     );
 }
 
-// catches: around_needs_all, around_overwrites
+// catches: around_needs_all, around_overwrites, install_overwrites, publish_relaxed, unlock_forgets_dead
 #[test]
 fn r08_all_but_the_faulting_page_main_0() {
     faulting_page_alone(0);
 }
-// catches: around_needs_all, around_overwrites
+// catches: around_needs_all, around_overwrites, install_overwrites, publish_relaxed, unlock_forgets_dead
 #[test]
 fn r08_all_but_the_faulting_page_main_1() {
     faulting_page_alone(1);
@@ -74,12 +74,12 @@ impl Machine {
     }
 }
 
-// catches: file_without_validation
+// catches: around_overwrites, file_without_validation, unlock_forgets_dead
 #[test]
 fn r09_cut_window_against_truncate_main_0() {
     cut_window(0);
 }
-// catches: file_without_validation
+// catches: around_overwrites, file_without_validation, unlock_forgets_dead
 #[test]
 fn r09_cut_window_against_truncate_main_1() {
     cut_window(1);

@@ -39,12 +39,14 @@ fn blocked_against_unmap(main: usize) {
     });
 }
 
-// catches: install_without_validation, zap_skips_empty
+// catches: around_overwrites, epoch_ignores_pins, install_without_validation, pin_without_fence, publish_relaxed
+// catches: unlock_forgets_dead, zap_skips_empty
 #[test]
 fn r07_blocked_fault_against_unmap_main_0() {
     blocked_against_unmap(0);
 }
-// catches: install_without_validation, zap_skips_empty
+// catches: around_overwrites, epoch_ignores_pins, install_without_validation, publish_relaxed, unlock_forgets_dead
+// catches: zap_skips_empty
 #[test]
 fn r07_blocked_fault_against_unmap_main_1() {
     blocked_against_unmap(1);

@@ -41,12 +41,12 @@ fn discard(main: usize) {
     });
 }
 
-// catches: free_before_flush, install_over_unflushed, zap_huge_untold
+// catches: free_before_flush, install_over_unflushed, unlock_forgets_dead, zap_huge_untold
 #[test]
 fn r04_fault_against_discard_of_huge_page_main_0() {
     discard(0);
 }
-// catches: free_before_flush, install_over_unflushed, zap_huge_untold
+// catches: free_before_flush, install_over_unflushed, unlock_forgets_dead, zap_huge_untold
 #[test]
 fn r04_fault_against_discard_of_huge_page_main_1() {
     discard(1);
@@ -64,12 +64,12 @@ fn split_against_fault(main: usize) {
     });
 }
 
-// catches: split_leaves_hole
+// catches: split_leaves_hole, unlock_forgets_dead
 #[test]
 fn r15_split_against_fault_main_0() {
     split_against_fault(0);
 }
-// catches: split_leaves_hole
+// catches: split_leaves_hole, unlock_forgets_dead
 #[test]
 fn r15_split_against_fault_main_1() {
     split_against_fault(1);

@@ -13,7 +13,8 @@
 //! | `r15_…` | `huge` | a split against a fault: nobody takes what is split for nothing |
 //!
 //! Loops that wait for somebody by spinning have no end for loom. So waiting sleeps here ([`Platform::wait`]), and where the
-//! library looks again and again, a removal until nobody maps a page, a model does it once.
+//! library looks again and again, a removal until nobody maps a page, a model does it once. The longest models have two
+//! preemptions, by which their mistakes die in every rotation; `--deep` allows a third.
 
 extern crate std;
 

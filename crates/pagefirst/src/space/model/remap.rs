@@ -22,7 +22,7 @@ fn fault_in_source(main: usize) {
         assert_eq!(m.fault(1, Access::Write), MAPPED);
         m
     };
-    check(3, main, setup, [relocate, |m| m.fault(0, Access::Write)], |m, [_, said]| {
+    check(2, main, setup, [relocate, |m| m.fault(0, Access::Write)], |m, [_, said]| {
         let pages: Vec<u64> = m.mapped().iter().map(|(page, _)| *page).collect();
         match said {
             MAPPED => assert_eq!(pages, [TO, TO + 1], "a page that came in time was lost"),
@@ -33,12 +33,13 @@ fn fault_in_source(main: usize) {
     });
 }
 
-// catches: install_without_validation, move_unannounced
+// catches: install_never_short, install_without_validation, move_unannounced, unlock_forgets_dead
 #[test]
 fn r14_move_against_fault_in_source_main_0() {
     fault_in_source(0);
 }
-// catches: install_without_validation, move_unannounced
+// catches: install_never_short, install_without_validation, move_unannounced, retire_without_grace
+// catches: unlock_forgets_dead
 #[test]
 fn r14_move_against_fault_in_source_main_1() {
     fault_in_source(1);
@@ -65,12 +66,12 @@ fn fault_in_destination(main: usize) {
     });
 }
 
-// catches: install_without_validation, move_unannounced, zap_skips_empty
+// catches: install_never_short, install_without_validation, move_unannounced, unlock_forgets_dead, zap_skips_empty
 #[test]
 fn r14_move_against_fault_in_destination_main_0() {
     fault_in_destination(0);
 }
-// catches: install_without_validation, move_unannounced, zap_skips_empty
+// catches: install_never_short, install_without_validation, move_unannounced, unlock_forgets_dead, zap_skips_empty
 #[test]
 fn r14_move_against_fault_in_destination_main_1() {
     fault_in_destination(1);
@@ -103,7 +104,7 @@ fn truncate(main: usize) {
         let ranges = [pages(0, TO), pages(TO, 2 * TO)];
         m.take_away(m.process().page_table(), m.first_frame(), &ranges).into()
     };
-    check(3, main, setup, [carry, cut], |m, [_, is_free]| {
+    check(2, main, setup, [carry, cut], |m, [_, is_free]| {
         // What it does not find it looks for again: it is on its way, and arrives only if it was there before.
         assert!(is_free == 0 || m.mapped().is_empty(), "a page is mapped that the file has no longer");
         m.file().set_size(m, 0);
@@ -112,12 +113,14 @@ fn truncate(main: usize) {
     });
 }
 
-// catches: move_before_flush, remove_without_going
+// catches: move_before_flush, remove_without_going, retire_without_grace, unlink_counted_by_finder
+// catches: unlock_forgets_dead, zap_skips_empty
 #[test]
 fn r14_move_against_truncate_main_0() {
     truncate(0);
 }
-// catches: move_before_flush, remove_without_going
+// catches: move_before_flush, remove_without_going, retire_without_grace, unlink_counted_by_finder
+// catches: unlock_forgets_dead, zap_skips_empty
 #[test]
 fn r14_move_against_truncate_main_1() {
     truncate(1);

@@ -37,12 +37,12 @@ fn pin_against_retire(main: usize) {
     check(6, main, machine, [read, |m| reclaim(m, 2)], |_, _| {});
 }
 
-// catches: pin_without_fence, epoch_ignores_pins, unpin_relaxed
+// catches: epoch_ignores_pins, pin_without_fence, unpin_relaxed
 #[test]
 fn epoch_pin_against_retire_main_0() {
     pin_against_retire(0);
 }
-// catches: pin_without_fence, epoch_ignores_pins, unpin_relaxed
+// catches: epoch_ignores_pins, pin_without_fence, unpin_relaxed
 #[test]
 fn epoch_pin_against_retire_main_1() {
     pin_against_retire(1);
@@ -53,12 +53,12 @@ fn pin_twice(main: usize) {
     check(6, main, machine, [|m| read(m) + read(m), |m| reclaim(m, 2)], |_, _| {});
 }
 
-// catches: repin_relaxed
+// catches: epoch_ignores_pins, pin_without_fence, repin_relaxed, unpin_relaxed
 #[test]
 fn epoch_pinned_again_main_0() {
     pin_twice(0);
 }
-// catches: repin_relaxed
+// catches: epoch_ignores_pins, pin_without_fence, repin_relaxed, unpin_relaxed
 #[test]
 fn epoch_pinned_again_main_1() {
     pin_twice(1);
@@ -73,12 +73,12 @@ fn reader_advances(main: usize) {
     check(6, main, machine, [reader, |m| reclaim(m, 1)], |_, _| {});
 }
 
-// catches: advance_relaxed
+// catches: advance_relaxed, advance_without_fence
 #[test]
 fn epoch_advanced_by_another_main_0() {
     reader_advances(0);
 }
-// catches: advance_relaxed
+// catches: advance_relaxed, advance_without_fence
 #[test]
 fn epoch_advanced_by_another_main_1() {
     reader_advances(1);
@@ -93,12 +93,12 @@ fn tag_against_pin(main: usize) {
     check(6, main, machine, [reader, |m| reclaim(m, 1)], |_, _| {});
 }
 
-// catches: retire_without_fence
+// catches: pin_without_fence, retire_without_fence
 #[test]
 fn epoch_tag_is_never_too_old_main_0() {
     tag_against_pin(0);
 }
-// catches: retire_without_fence
+// catches: pin_without_fence, retire_without_fence
 #[test]
 fn epoch_tag_is_never_too_old_main_1() {
     tag_against_pin(1);
@@ -109,17 +109,19 @@ fn third_advances(main: usize) {
     check(3, main, machine, [read, |m| reclaim(m, 1), |m| advance(m, 2)], |_, _| {});
 }
 
-// catches: advance_without_fence, pin_without_fence, unpin_relaxed
+// catches: advance_relaxed, advance_without_fence, epoch_ignores_pins, pin_without_fence, retire_without_fence
+// catches: unpin_relaxed
 #[test]
 fn epoch_three_threads_main_0() {
     third_advances(0);
 }
-// catches: advance_without_fence, pin_without_fence, unpin_relaxed
+// catches: advance_relaxed, advance_without_fence, epoch_ignores_pins, pin_without_fence, unpin_relaxed
 #[test]
 fn epoch_three_threads_main_1() {
     third_advances(1);
 }
-// catches: advance_without_fence, pin_without_fence, unpin_relaxed
+// catches: advance_relaxed, advance_without_fence, epoch_ignores_pins, pin_without_fence, retire_without_fence
+// catches: unpin_relaxed
 #[test]
 fn epoch_three_threads_main_2() {
     third_advances(2);
@@ -145,12 +147,12 @@ fn link(main: usize) {
     check(4, main, setup, [read, replace], |m, said| assert_eq!(m.items.in_limbo() as u64, 1 - said[1]));
 }
 
-// catches: pin_without_fence, epoch_ignores_pins
+// catches: epoch_ignores_pins, pin_without_fence, unpin_relaxed
 #[test]
 fn link_against_replace_main_0() {
     link(0);
 }
-// catches: pin_without_fence, epoch_ignores_pins
+// catches: epoch_ignores_pins, pin_without_fence, unpin_relaxed
 #[test]
 fn link_against_replace_main_1() {
     link(1);
@@ -183,12 +185,12 @@ fn linked_and_below(main: usize) {
     });
 }
 
-// catches: end_what_was_linked
+// catches: end_what_was_linked, epoch_ignores_pins, pin_without_fence, unpin_relaxed
 #[test]
 fn linked_and_below_main_0() {
     linked_and_below(0);
 }
-// catches: end_what_was_linked
+// catches: end_what_was_linked, epoch_ignores_pins, pin_without_fence, unpin_relaxed
 #[test]
 fn linked_and_below_main_1() {
     linked_and_below(1);
@@ -223,12 +225,12 @@ fn shared_link(main: usize) {
     });
 }
 
-// catches: pin_without_fence, epoch_ignores_pins
+// catches: epoch_ignores_pins, pin_without_fence, unpin_relaxed
 #[test]
 fn link_to_what_is_shared_main_0() {
     shared_link(0);
 }
-// catches: pin_without_fence, epoch_ignores_pins
+// catches: epoch_ignores_pins, pin_without_fence, unpin_relaxed
 #[test]
 fn link_to_what_is_shared_main_1() {
     shared_link(1);

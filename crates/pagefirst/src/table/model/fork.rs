@@ -142,12 +142,12 @@ fn fork_against_pin(main: usize) {
     });
 }
 
-// catches: fork_shares_pinned
+// catches: fork_keeps_exclusive, fork_shares_pinned
 #[test]
 fn r12_fork_against_pin_main_0() {
     fork_against_pin(0);
 }
-// catches: fork_shares_pinned
+// catches: fork_keeps_exclusive, fork_shares_pinned
 #[test]
 fn r12_fork_against_pin_main_1() {
     fork_against_pin(1);
@@ -175,12 +175,12 @@ fn fork_against_pin_of_another_part(main: usize) {
     });
 }
 
-// catches: fork_looks_for_pins_once, pin_looks_once
+// catches: fork_keeps_exclusive, fork_looks_for_pins_once, pin_looks_once
 #[test]
 fn r12_fork_against_pin_of_another_part_main_0() {
     fork_against_pin_of_another_part(0);
 }
-// catches: fork_looks_for_pins_once, pin_looks_once
+// catches: fork_keeps_exclusive, fork_looks_for_pins_once, pin_looks_once
 #[test]
 fn r12_fork_against_pin_of_another_part_main_1() {
     fork_against_pin_of_another_part(1);

@@ -121,12 +121,12 @@ fn huge_over_dead_table(main: usize) {
     });
 }
 
-// catches: install_over_unflushed
+// catches: install_over_unflushed, retire_without_grace, unlock_forgets_dead
 #[test]
 fn huge_page_over_a_dead_table_main_0() {
     huge_over_dead_table(0);
 }
-// catches: install_over_unflushed
+// catches: install_over_unflushed, retire_without_grace, unlock_forgets_dead
 #[test]
 fn huge_page_over_a_dead_table_main_1() {
     huge_over_dead_table(1);
@@ -200,12 +200,12 @@ fn split_against_hardware(main: usize) {
     });
 }
 
-// catches: split_reads_before_swap
+// catches: split_leaves_hole, split_reads_before_swap
 #[test]
 fn r15_split_against_hardware_main_0() {
     split_against_hardware(0);
 }
-// catches: split_reads_before_swap
+// catches: split_leaves_hole, split_reads_before_swap
 #[test]
 fn r15_split_against_hardware_main_1() {
     split_against_hardware(1);

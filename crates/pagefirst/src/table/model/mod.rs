@@ -41,7 +41,7 @@
 //! | slabs | objects are boxed here | Miri; the machine's tests of the slabs as they are |
 //! | interrupts on the CPU that is at work | a role is a CPU | tests that complete reads from interrupts; debug builds refuse locks there (`sync::held`) |
 //!
-//! A [`Watch`] stands beside every table. It is a cell that loom checks for data races, and says whether the table is
+//! A [`Watch`](machine::Watch) stands beside every table. It is a cell that loom checks for data races, and says whether the table is
 //! anybody's: a touch of a freed table panics, and so does one that is not ordered against the table's next owner,
 //! even where the value read would have been the right one. (This is stronger than poison in the entries, and costs
 //! no atomic operations.)
