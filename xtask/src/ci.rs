@@ -68,7 +68,10 @@ pub(crate) fn clippy() -> Result {
         cmd::check(command.args(args).args(["--", "-D", "warnings"]))
     };
     clippy(&["--workspace", "--all-targets"])?;
-    clippy(&["--package", "tiny-kernel", "--features", "boot", "--profile", "kernel"])
+    for features in ["boot", "boot,stress"] {
+        clippy(&["--package", "tiny-kernel", "--features", features, "--profile", "kernel"])?;
+    }
+    Ok(())
 }
 
 /// Builds the documentation.

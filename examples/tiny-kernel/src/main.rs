@@ -17,6 +17,7 @@
 mod cpu;
 mod platform;
 mod program;
+#[cfg(feature = "stress")]
 mod stress;
 mod trap;
 
@@ -43,7 +44,6 @@ unsafe extern "C" fn kernel_main(start_info: u64) -> ! {
     };
     let mut words = mode.to_str().unwrap_or("?").split_whitespace();
     let mode = words.next().unwrap_or("?");
-    let [seed, seconds] = [(); 2].map(|()| words.next().and_then(|word| word.parse().ok()).unwrap_or(1));
     let ram = map.iter().find(|m| m[2] as u32 == 1 && m[0] <= 1 << 20 && 1 << 20 < m[0] + m[1]);
     let [start, len, _] = ram.expect("there is memory at 1 MiB");
     // SAFETY: COM1 is there; this is called once, and alone; the memory behind the kernel is nobody's.
@@ -76,10 +76,12 @@ unsafe extern "C" fn kernel_main(start_info: u64) -> ! {
     for (_, name, image) in PROGRAMS.iter().filter(|program| program.0 == mode) {
         run(name, &|| Task::load(image).unwrap_or_else(|why| panic!("{name}: {why}")).run_on_all());
     }
+    #[cfg(feature = "stress")]
     if mode == "stress" {
+        let [seed, seconds] = [(); 2].map(|()| words.next().and_then(|word| word.parse().ok()).unwrap_or(1));
         run(mode, &|| stress::run(seed, seconds));
     }
-    assert!(ran > 0, "`-append {mode}`: not one of test, count, lines, stress");
+    assert!(ran > 0, "`-append {mode}`: not one of test, count, lines, or not in this image");
     exit(0x10)
 }
 

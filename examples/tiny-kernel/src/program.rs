@@ -1,7 +1,7 @@
 //! Files, and programs: mapped, run, ended.
 
 use crate::platform::{Kernel, kernel};
-use crate::{cpu::boot_root, print, stress, trap::enter_user};
+use crate::{cpu::boot_root, print, trap::enter_user};
 use core::ptr::from_ref;
 use core::sync::atomic::Ordering::*;
 use elf::abi::{PF_W, PF_X, PT_LOAD};
@@ -25,6 +25,7 @@ pub struct File {
 
 impl File {
     /// A file for the stress: zero until it is written.
+    #[cfg(feature = "stress")]
     pub fn zeros(number: u64, tracks_writes: bool, huge: bool) -> Self {
         File { id: 5 + number, tracks_writes, huge }
     }
@@ -70,6 +71,7 @@ impl Task {
         let open = |id, size| FileCache::new(p, File { id, tracks_writes: id == 2, huge: id == 4 }, size);
         let files = [open(1, 4 << 20), open(2, 4 << 20), open(3, 6000), open(4, 16 << 20)];
         let [Ok(a), Ok(b), Ok(c), Ok(d)] = files else { return Err("no memory for files") };
+        #[cfg(feature = "stress")]
         if image.is_empty() {
             return Ok(Task { space, files: [a, b, c, d], entry: 0 });
         }
@@ -88,7 +90,8 @@ impl Task {
         Ok(Task { space, files: [a, b, c, d], entry: elf.ehdr.e_entry })
     }
 
-    /// The same, in another space.
+    /// The same in another space, for the stress.
+    #[cfg(feature = "stress")]
     pub fn with(&self, space: AddressSpace<Kernel>) -> Task {
         Task { space, files: self.files.clone(), entry: self.entry }
     }
@@ -113,8 +116,9 @@ impl Task {
 
     /// Runs it on this CPU.
     pub fn run(&self, number: usize) {
+        #[cfg(feature = "stress")]
         if self.entry == 0 {
-            return stress::work(number);
+            return crate::stress::work(number);
         }
         let stack = self.space.map(Map::anonymous(64 << 10, Prot::READ | Prot::WRITE));
         let top = stack.expect("room for a stack").range.end.0;

@@ -1,7 +1,7 @@
 //! Into the kernel: page faults, which the library answers; system calls; interrupts from the other CPU.
 
 use crate::platform::{Kernel, kernel};
-use crate::{cpu, program::Task, stress};
+use crate::{cpu, program::Task};
 use core::{arch::global_asm, sync::atomic::Ordering::Relaxed};
 use pagefirst::fault::{FaultError, Outcome, Segv};
 use pagefirst::platform::Platform;
@@ -57,7 +57,9 @@ pub fn gate(vector: usize, code: u16) -> u128 {
 extern "C" fn trap(frame: &mut Frame) {
     let user = frame.cs & 3 == 3;
     match frame.vector {
-        PAGE_FAULT if user || stress::touches_there(frame.rip) => page_fault(frame),
+        PAGE_FAULT if user => page_fault(frame),
+        #[cfg(feature = "stress")]
+        PAGE_FAULT if crate::stress::touches_there(frame.rip) => page_fault(frame),
         SYSTEM_CALL => system_call(frame),
         IPI => {
             cpu::local_apic(0xb0, 0); // end of interrupt: the next one may come

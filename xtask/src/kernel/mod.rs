@@ -65,7 +65,7 @@ pub(crate) fn run(args: &[&str]) -> Result {
             Some(run::Repeat::Boots(_)) => return Err("the stress runs for `--minutes`".into()),
             None => SHORT,
         };
-        run::stress(&built, options.is_kvm, options.seed.unwrap_or(1), seconds)?;
+        run::stress(&run::build("boot,stress")?, options.is_kvm, options.seed.unwrap_or(1), seconds)?;
     }
     Ok(())
 }
