@@ -29,12 +29,16 @@ struct Job {
 }
 
 const LIB: Job = Job { package: "pagefirst", program: &["--lib"], tests: &QUICK, seeds: 1, aliasing: TREE };
-const LIVES: Job =
-    Job { package: "pagefirst-machine", program: &["--test", "lives"], tests: &[], seeds: 2, aliasing: TREE };
+const LIVES: Job = Job {
+    package: "pagefirst-machine",
+    program: &["--test", "lives"],
+    tests: &[],
+    seeds: 64,
+    aliasing: TREE,
+};
 
-const SHORT: [Job; 2] = [LIB, LIVES];
-const LONG: [Job; 3] =
-    [Job { seeds: 4, ..LIB }, Job { seeds: 64, ..LIVES }, Job { seeds: 4, aliasing: STACKED, ..LIVES }];
+const SHORT: [Job; 2] = [LIB, Job { seeds: 1, tests: &LIVELY, ..LIVES }];
+const LONG: [Job; 3] = [Job { seeds: 4, ..LIB }, LIVES, Job { seeds: 4, aliasing: STACKED, ..LIVES }];
 
 /// Tests of the library that touch memory by pointers and take no time.
 const QUICK: [&str; 8] = [
@@ -47,6 +51,10 @@ const QUICK: [&str; 8] = [
     "pages_survive_their_cache_while_they_are_held",
     "r13_what_is_read_while_the_file_shrinks_is_not_seen",
 ];
+
+/// Lives that take a few seconds each, and those in which CPUs race.
+const LIVELY: [&str; 7] =
+    ["private_memory_x86_64", "a_file", "pages_that_come_late", "r04_", "r05_", "r12_", "r14_"];
 
 /// Runs the short form, of two minutes, or the long one, of about an hour.
 pub(crate) fn run(is_long: bool) -> Result {

@@ -21,7 +21,10 @@ fn holds(arguments: &[&str]) -> String {
 #[test]
 fn many_threads_on_two_cpus() {
     let said = holds(&["--threads", "16", "--for", "6s", "--seed", "1"]);
-    let zero = |line: &&str| line.split_whitespace().rev().nth(3) == Some("0");
+    // Errors of hardware are rare: it may be that none came in so short a time.
+    let zero = |line: &&str| {
+        line.split_whitespace().rev().nth(3) == Some("0") && !line.trim_start().starts_with("poison")
+    };
     let undone: Vec<&str> = said.lines().filter(zero).collect();
     assert!(undone.is_empty(), "{undone:#?}");
 }

@@ -13,8 +13,10 @@ use crate::tally::Op;
 use crate::worker::{Tag, Word, Worker, is_short};
 use core::ops::Range;
 use pagefirst::fault::{Bus, FaultError, Segv};
+use pagefirst::frame::FrameFlags;
 use pagefirst::platform::Platform;
 use pagefirst::space::{AddressSpace, Advice, Backing, Map, MapError, Pinned, Place, RemapTo};
+use pagefirst::sync::epoch::Pin;
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
 
 const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -174,6 +176,8 @@ impl<H: Host> Worker<'_, '_, H> {
         };
         if self.compare(at, stored, expected) {
             self.wrote(i, word);
+        } else if expected.is_ok() {
+            self.tried(space, i);
         }
     }
 
@@ -188,6 +192,19 @@ impl<H: Host> Worker<'_, '_, H> {
             Err(why) => Err(pagefirst::space::Stopped { done: 0, why }),
         })?;
         found.or_else(|there| self.violation(format_args!("at {at}: {} was there", Word::of(there))))
+    }
+
+    /// A write to the page came to nothing, for want of memory. It may have had a copy, and wanted another: somebody looked at
+    /// the first while it waited to be made writable.
+    fn tried(&mut self, space: &H::Space, i: usize) {
+        let there = space.page_table().translate(&Pin::new(self.p), self.own.area.page(i as u64));
+        let is_copy = there.is_some_and(|there| self.p.meta(there.pfn).flags().contains(FrameFlags::ANON));
+        if let What::Still(index) = self.own.pages[i].what
+            && is_copy
+        {
+            self.own.pages[i].word = self.word_of_still(index);
+            self.own.pages[i].what = What::Copied(index);
+        }
     }
 
     fn wrote(&mut self, i: usize, word: u64) {
@@ -222,6 +239,9 @@ impl<H: Host> Worker<'_, '_, H> {
                 }
                 if populate {
                     self.populated(range.start..stopped.map_or(range.end, |i| range.start + i));
+                    if let Some(i) = stopped {
+                        self.tried(space, range.start + i);
+                    }
                 }
             }
             Err(error) => self.expect_short(error),
@@ -266,8 +286,9 @@ impl<H: Host> Worker<'_, '_, H> {
                         }
                         pagefirst::space::Why::Error(error) if is_short(error) => {
                             self.tally().short();
-                            let done = ((start.0 - at.0) / PAGE_SIZE) as usize;
-                            return self.populated(range.start..range.start + done);
+                            let done = range.start + ((start.0 - at.0) / PAGE_SIZE) as usize;
+                            self.populated(range.start..done);
+                            return self.tried(space, done);
                         }
                         why => self.violation(format_args!("at {start}: {why}")),
                     }
