@@ -12,7 +12,7 @@
 //! changed what is there each time: a mapping call, a removal, another fault, a flush that others made necessary since. When it
 //! has looked that often it ends as [`Outcome::Spurious`], with what was in hand given back, and the access is tried again: so
 //! whoever the fault is for can be interrupted between. How often it looked, the platform is told
-//! ([`Note::FaultLooked`](crate::platform::Note::FaultLooked)). A look itself ends:
+//! ([`Note::FaultLooked`]). A look itself ends:
 //!
 //! | loop | why it ends |
 //! |---|---|
