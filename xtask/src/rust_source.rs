@@ -122,7 +122,7 @@ impl Source {
         words
     }
 
-    /// Mentions of `std` and `alloc` as crates in code that is compiled without `test` and `loom`; also the files
+    /// Mentions of `std` and `alloc` as crates in code that is compiled without `test`, `loom` and `shuttle`; also the files
     /// (without `.rs`) of modules that are declared only under these.
     pub(crate) fn std_mentions(&self) -> (Vec<Mention>, Vec<PathBuf>) {
         let mut found = Found { mentions: Vec::new(), skipped: Vec::new(), own_alloc: false };
@@ -260,12 +260,12 @@ fn is_gated(attribute: &TokenStream) -> bool {
     }
 }
 
-/// Whether a condition can only hold under `test` or `loom`: `any` needs all its parts to say so, `not` never does.
+/// Whether a condition can only hold under `test`, `loom` or `shuttle`: `any` needs all its parts to say so, `not` never does.
 fn needs_test(condition: TokenStream) -> bool {
     let tokens: Vec<TokenTree> = condition.into_iter().collect();
     let mut parts = tokens.split(|token| matches!(token, TokenTree::Punct(p) if p.as_char() == ','));
     parts.any(|part| match part {
-        [TokenTree::Ident(name)] => name == "test" || name == "loom",
+        [TokenTree::Ident(name)] => name == "test" || name == "loom" || name == "shuttle",
         [TokenTree::Ident(name), TokenTree::Group(inner)] if name == "all" => needs_test(inner.stream()),
         [TokenTree::Ident(name), TokenTree::Group(inner)] if name == "any" => {
             let tokens: Vec<TokenTree> = inner.stream().into_iter().collect();
