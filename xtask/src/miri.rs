@@ -52,9 +52,8 @@ const QUICK: [&str; 8] = [
     "r13_what_is_read_while_the_file_shrinks_is_not_seen",
 ];
 
-/// Lives that take a few seconds each, and those in which CPUs race.
-const LIVELY: [&str; 7] =
-    ["private_memory_x86_64", "a_file", "pages_that_come_late", "r04_", "r05_", "r12_", "r14_"];
+/// Lives of both kinds of memory, and races.
+const LIVELY: [&str; 5] = ["private_memory_x86_64", "a_file", "r04_", "r05_", "r12_"];
 
 /// Runs the short form, of two minutes, or the long one, of about an hour.
 pub(crate) fn run(is_long: bool) -> Result {
