@@ -55,7 +55,7 @@ const QUICK: [&str; 8] = [
 /// Lives of both kinds of memory, and races.
 const LIVELY: [&str; 5] = ["private_memory_x86_64", "a_file", "r04_", "r05_", "r12_"];
 
-/// Runs the short form, of two minutes, or the long one, of about an hour.
+/// Runs the short form, of a minute, or the long one, of about an hour.
 pub(crate) fn run(is_long: bool) -> Result {
     let version = cmd::capture(&mut miri(&["--version"]), None);
     if !version.is_ok_and(|version| version.success()) {

@@ -44,7 +44,7 @@ const BUDGET: Duration = Duration::from_secs(240);
 /// How many models run at a time.
 const RUNNERS: usize = 2;
 /// Names the mistake to make to the library's test program.
-const MUTANT: &str = "PAGEFIRST_MUTANT";
+pub(crate) const MUTANT: &str = "PAGEFIRST_MUTANT";
 /// Says there how many preemptions more are allowed.
 const DEEPER: &str = "PAGEFIRST_DEEPER";
 
@@ -106,7 +106,9 @@ pub(crate) fn run(args: &[&str]) -> Result {
     let start = Instant::now();
     let mut plan = Plan::of(&sources()?, plants::caught()?);
     let program = compile(true)?;
-    plan.keep_existing(&list(&program)?, options.filter)?;
+    let mut models = list(test_program(&program, None))?;
+    models.retain(|path| path.contains("model"));
+    plan.keep_existing(&models, options.filter)?;
     println!("compiled the models in {:.1} s", start.elapsed().as_secs_f64());
 
     let mut problems = plan.problems();
@@ -207,12 +209,11 @@ pub(crate) fn executable(messages: &str) -> Option<PathBuf> {
     messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).next_back()
 }
 
-/// The paths of the models in a test program.
-fn list(program: &Path) -> Result<Vec<String>> {
-    let text = cmd::capture(test_program(program, None).arg("--list"), Some(Duration::from_secs(60)))?
-        .into_stdout("listing the models")?;
-    let tests = text.lines().filter_map(|line| line.strip_suffix(": test"));
-    Ok(tests.filter(|path| path.contains("model")).map(str::to_owned).collect())
+/// The paths of the tests in a test program, which this command runs.
+pub(crate) fn list(mut program: Command) -> Result<Vec<String>> {
+    let text = cmd::capture(program.arg("--list"), Some(Duration::from_secs(60)))?
+        .into_stdout("listing the tests")?;
+    Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
 }
 
 /// A command that runs a test program with a mistake or without, and without what a person may have set for loom.

@@ -76,7 +76,7 @@ pub(crate) fn run(args: &[&str]) -> Result {
     }
     let options = Options::parse(args)?;
     let program = compile()?;
-    let mut tests = list(&program)?;
+    let mut tests = model::list(Command::new(&program))?;
     if let Some(test) = &options.test {
         tests.retain(|name| name == test);
     }
@@ -177,13 +177,6 @@ fn compile() -> Result<PathBuf> {
     let messages = cmd::capture(&mut command, None)?.into_stdout(what)?;
     println!("compiled the tests in {:.1} s", start.elapsed().as_secs_f64());
     model::executable(&messages).ok_or_else(|| format!("{what}: cargo named no test program"))
-}
-
-/// The tests in the program.
-fn list(program: &Path) -> Result<Vec<String>> {
-    let text =
-        cmd::capture(Command::new(program).arg("--list"), Some(LIMIT))?.into_stdout("listing the tests")?;
-    Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
 }
 
 #[cfg(test)]

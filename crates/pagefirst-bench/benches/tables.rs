@@ -53,7 +53,7 @@ impl Stage {
     fn new() -> Self {
         let platform = Bench::new(288 << 20);
         peers::take_memory(platform);
-        let mut random = Random(1);
+        let mut random = Random::new(1);
         let mut dense: Vec<u64> = (0..GIB / KIB4).map(|i| BASE + i * KIB4).collect();
         random.shuffle(&mut dense);
         let mut sparse: Vec<u64> = (0..RANDOM).map(|_| BASE + random.below(64 * GIB / KIB4) * KIB4).collect();

@@ -64,7 +64,7 @@ fn find(path: &Path, test: &str, mutant: &str) -> Result {
 
 fn fails(path: &Path, test: &str, mutant: &str, seed: u64, runs: u64) -> Result<Option<Failure>> {
     let mut command = program(path, test, seed, runs);
-    let output = cmd::capture(command.env("PAGEFIRST_MUTANT", mutant), Some(LIMIT))?;
+    let output = cmd::capture(command.env(model::MUTANT, mutant), Some(LIMIT))?;
     if output.success() {
         return Ok(None);
     }

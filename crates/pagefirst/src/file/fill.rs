@@ -23,7 +23,6 @@ use super::cache::{FileCache, Lookup, Outs, pages_of};
 use super::error::{IoError, ReadError};
 use super::index::{Found, Nodes, Short};
 use super::making::Making;
-use super::poison::Bad;
 use super::{File as _, Io};
 use crate::fault::Ticket;
 use crate::frame::{Filling, Frame, FrameFlags, Part};
@@ -198,13 +197,8 @@ impl<P: Platform> FileCache<P> {
                 }
                 Lookup::Removing(turn) => return Err(ReadError::Removing(turn)),
                 Lookup::Poisoned => {
-                    match self.drop_bad(index) {
-                        Bad::Gone => {}
-                        Bad::Lost => return Err(ReadError::Poisoned),
-                        Bad::Removing(turn) => return Err(ReadError::Removing(turn)),
-                        Bad::Stored(page) => return Err(ReadError::Blocked(Ticket::for_store(page))),
-                        Bad::Marked => p.relax(),
-                    }
+                    self.drop_bad(index)?;
+                    p.relax();
                     continue;
                 }
                 Lookup::BeyondEnd => return Err(ReadError::BeyondEnd),

@@ -11,8 +11,10 @@
 
 use super::FileCache;
 use super::cache::Outs;
+use super::error::ReadError;
 use super::truncate::{Removal, storing};
-use crate::frame::{Frame, FrameFlags, Part, with_file};
+use crate::fault::Ticket;
+use crate::frame::{FrameFlags, Part, with_file};
 use crate::platform::Platform;
 use crate::space::Backing;
 use crate::sync::atomic::{Acquire, fence};
@@ -32,20 +34,6 @@ pub(crate) fn lose<P: Platform>(p: &'static P, page: &Part<P>) -> bool {
     page.meta().flags().contains(FrameFlags::DIRTY)
 }
 
-/// What came of a bad page.
-pub(super) enum Bad<P: Platform> {
-    /// It is the file's no longer.
-    Gone,
-    /// It stays: its contents are nowhere else, or somebody has it pinned, or it is part of a larger folio.
-    Lost,
-    /// A removal is at work, perhaps its own, in this turn of the file.
-    Removing(u64),
-    /// It is being stored.
-    Stored(Frame<P>),
-    /// It is marked, and mapped still: look again.
-    Marked,
-}
-
 impl<P: Platform> FileCache<P> {
     /// As a removal: it waits for mapping calls that have the page's entries in hand.
     fn lose(&self, page: &Part<P>, index: u64) {
@@ -56,33 +44,38 @@ impl<P: Platform> FileCache<P> {
         self.end_removal(self.p);
     }
     /// Takes the page at `index` out, which was found to be bad, if nothing is lost with it. Called unpinned, with no lock held.
-    pub(super) fn drop_bad(&self, index: u64) -> Bad<P> {
+    /// Who is told nothing looks again: it is the file's no longer, or whoever reported the error has yet to unmap it.
+    ///
+    /// # Errors
+    /// [`ReadError::Poisoned`]: its contents are nowhere else, or somebody has it pinned, or it is part of a larger folio.
+    /// Others, for what has to come first: a store, or a removal, perhaps its own.
+    pub(super) fn drop_bad(&self, index: u64) -> Result<(), ReadError<P>> {
         let (p, mut outs) = (self.p, Outs::new());
         let mut w = self.writer.lock(p);
         let Some(found) = self.index.get(&w, index).filter(|found| self.is_bad(found.pfn)) else {
-            return Bad::Gone;
+            return Ok(());
         };
         let meta = p.meta(found.folio());
-        if found.order > 0 || meta.pins() > 0 || meta.flags().contains(FrameFlags::DIRTY) {
-            return Bad::Lost;
+        let is_dirty = || meta.flags().contains(FrameFlags::DIRTY);
+        if found.order > 0 || meta.pins() > 0 || is_dirty() {
+            return Err(ReadError::Poisoned);
         }
         if let Some(page) = storing(p, found.folio()) {
-            return Bad::Stored(page);
+            return Err(ReadError::Blocked(Ticket::for_store(page)));
         }
         let turn = self.turn();
         if !turn.is_multiple_of(2) {
-            return Bad::Removing(turn);
+            return Err(ReadError::Removing(turn));
         }
         fence(Acquire); // a pin that has ended has said that the page is dirty
         meta.set(FrameFlags::GOING);
-        // Who reported the error has yet to take its mappings away.
         let is_mapped = meta.maps_ordered() > 0;
-        if is_mapped || meta.flags().contains(FrameFlags::DIRTY) {
+        if is_mapped || is_dirty() {
             meta.clear(FrameFlags::GOING);
-            return if is_mapped { Bad::Marked } else { Bad::Lost };
+            return if is_mapped { Ok(()) } else { Err(ReadError::Poisoned) };
         }
         self.detach(&mut w, index, meta, &mut outs);
-        Bad::Gone
+        Ok(())
     }
     /// Whether hardware reported an error in the frame.
     pub(super) fn is_bad(&self, pfn: Pfn) -> bool {
