@@ -10,13 +10,22 @@
 //! ```
 //!
 //! First every model must pass. Then each must fail with each mistake that it names: a model and the same model with its
-//! roles rotated are two tests, and both must catch it (loom may never show a new value to one of the threads). A model that
-//! names nothing, and a mistake that nobody names, models or `cargo xtask plants`, fail the task. The library is compiled
-//! once: all mistakes are in its test program, and one is chosen when it runs (`pagefirst::planted`).
+//! roles rotated are two tests, and both must catch it (loom may never show a new value to one of the threads). A model fails
+//! by a check of its own, or because loom saw two accesses race or all threads wait. If it dies otherwise (the library panics,
+//! a loop has no end for loom, the process is killed), that is no catch, and is told.
 //!
-//! `--mutants` asks besides what each mistake that models name does to the others. It must live in all of them: so a mistake
-//! whose models are taken away is found by none, and what a model names is all that it catches. Whether the library's plain
-//! tests find it as well is said, and is no failure: they run one schedule, and a model all.
+//! What a model names it must catch because its roles race. So each is run once more, with its roles played in turn and the
+//! mistake made, and a mistake that shows in all rotations then is one that a plain test finds. A few are named all the same,
+//! by a line of their own (`// catches in turn: NAME`): those that leave out a whole step.
+//!
+//! A model that names nothing, and a mistake that nobody names, models or `cargo xtask plants`, fail the task; so does one
+//! that runs all models and takes more than four minutes for them. The library is compiled once: all mistakes are in its test
+//! program, and one is chosen when it runs (`pagefirst::planted`).
+//!
+//! `--mutants` asks besides what each mistake that models name does to the others. It must live in all of them, unless it
+//! shows in turn: so a mistake whose models are taken away is found by none, and what a model names is all that its race
+//! catches. A model that never comes to the place of a mistake is not run with it: it would do what it does without. Whether
+//! the library's plain tests find a mistake as well is said, and is no failure: they run one schedule, and a model all.
 //!
 //! `--deep` lets each model preempt its threads once more often, and gives it more time. It is not part of CI.
 
@@ -26,8 +35,9 @@ pub(crate) use plan::reason;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -39,7 +49,7 @@ use crate::plants;
 use crate::rust_source::{Source, rust_files};
 use plan::Plan;
 
-/// How long the short form should take at most.
+/// How long all models may take, each with the mistakes that it names.
 const BUDGET: Duration = Duration::from_secs(240);
 /// How many models run at a time.
 const RUNNERS: usize = 2;
@@ -47,6 +57,11 @@ const RUNNERS: usize = 2;
 pub(crate) const MUTANT: &str = "PAGEFIRST_MUTANT";
 /// Says there how many preemptions more are allowed.
 const DEEPER: &str = "PAGEFIRST_DEEPER";
+/// Asks there for the roles to be played in turn.
+const IN_TURN: &str = "PAGEFIRST_IN_TURN";
+/// Asks there which mistakes could have been made, each told in a line that begins so.
+const TELL: &str = "PAGEFIRST_TELL_MUTANTS";
+const TOLD: &str = "a place for ";
 
 /// What was asked for.
 #[derive(Default, PartialEq, Eq, Debug)]
@@ -78,25 +93,33 @@ impl<'a> Options<'a> {
 }
 
 /// What happened to one model.
+#[derive(Debug)]
 enum Verdict {
     Passed,
-    /// Why, in one line.
-    Failed(String),
+    /// A check of the model, or loom's of its accesses, failed: which, in one line.
+    Caught(String),
+    /// It ended by anything else.
+    Died(String),
     TimedOut,
 }
 
 /// A model to run, with a planted mistake or none.
+#[derive(Clone)]
 struct Job {
     model: String,
     mutant: Option<String>,
     /// The model says that it catches the mistake.
     must_fail: bool,
+    /// Its roles do not race.
+    in_turn: bool,
 }
 
 /// One that ran.
 struct Run {
     job: Job,
     verdict: Verdict,
+    /// The mistakes whose places it came to, if it ran without one.
+    passed: BTreeSet<String>,
     time: Duration,
 }
 
@@ -111,16 +134,20 @@ pub(crate) fn run(args: &[&str]) -> Result {
     plan.keep_existing(&models, options.filter)?;
     println!("compiled the models in {:.1} s", start.elapsed().as_secs_f64());
 
+    let start = Instant::now();
+    let mut runs = run_jobs(plain_jobs(&plan), &program, &options)?;
+    runs.extend(run_jobs(mutant_jobs(&plan, &runs, options.mutants), &program, &options)?);
+    let in_turn = run_jobs(jobs_in_turn(&plan, &runs), &program, &options)?;
+    let time = start.elapsed();
+
     let mut problems = plan.problems();
-    let runs = run_jobs(jobs(&plan, options.mutants), &program, &options)?;
-    report(&plan, &runs, &mut problems);
+    report(&plan, &runs, &in_turn, &mut problems);
     if options.mutants {
         report_plain_tests(&plan, &options)?;
     }
-    let time = start.elapsed();
     println!("{:.0} s", time.as_secs_f64());
-    if time > BUDGET && !options.mutants && !options.deep {
-        println!("that is more than the {} s that models may take", BUDGET.as_secs());
+    if time > BUDGET && options == Options::default() {
+        problems.push(format!("all took {} s, and may take {}", time.as_secs(), BUDGET.as_secs()));
     }
     if problems.is_empty() { Ok(()) } else { Err(format!("model:\n  {}", problems.join("\n  "))) }
 }
@@ -135,17 +162,39 @@ pub(crate) fn planted() -> Result<BTreeSet<String>> {
     Ok(sources()?.iter().flat_map(Source::mutants).collect())
 }
 
-/// All models without a mistake, and each with those that it names; if asked for, with all others as well.
-fn jobs(plan: &Plan, all: bool) -> Vec<Job> {
-    let plain = plan.models().into_iter().map(|model| Job { model, mutant: None, must_fail: false });
-    let with = plan.by_mutant().into_iter().flat_map(|(mutant, catching)| {
-        let models = plan.models().into_iter().filter_map(move |model| {
-            let must_fail = catching.contains(&model);
-            (must_fail || all).then(|| Job { model, mutant: Some(mutant.to_owned()), must_fail })
-        });
-        models.collect::<Vec<_>>()
-    });
-    plain.chain(with).collect()
+/// All models without a mistake.
+fn plain_jobs(plan: &Plan) -> Vec<Job> {
+    let job = |model| Job { model, mutant: None, must_fail: false, in_turn: false };
+    plan.models().into_iter().map(job).collect()
+}
+
+/// Each model with the mistakes that it names; if asked for, with all others as well to whose places it came in `plain` runs.
+fn mutant_jobs(plan: &Plan, plain: &[Run], all: bool) -> Vec<Job> {
+    let mut jobs = Vec::new();
+    for mutant in plan.by_mutant().keys() {
+        for Run { job: Job { model, .. }, passed, .. } in plain {
+            let must_fail = plan.catches(model).contains(mutant);
+            if must_fail || all && passed.contains(*mutant) {
+                let (model, mutant) = (model.clone(), Some((*mutant).to_owned()));
+                jobs.push(Job { model, mutant, must_fail, in_turn: false });
+            }
+        }
+    }
+    jobs
+}
+
+/// All rotations of the models that failed with a mistake or should have, with their roles in turn.
+fn jobs_in_turn(plan: &Plan, runs: &[Run]) -> Vec<Job> {
+    let mut pairs = BTreeSet::new();
+    for Run { job, verdict, .. } in runs {
+        if let Some(mutant) = &job.mutant
+            && (job.must_fail || !matches!(verdict, Verdict::Passed))
+        {
+            pairs.extend(plan.rotations(&job.model).iter().map(|model| (model.clone(), mutant.clone())));
+        }
+    }
+    let job = |(model, mutant)| Job { model, mutant: Some(mutant), must_fail: false, in_turn: true };
+    pairs.into_iter().map(job).collect()
 }
 
 /// Runs the jobs, some at a time.
@@ -155,8 +204,9 @@ fn run_jobs(jobs: Vec<Job>, program: &Path, options: &Options<'_>) -> Result<Vec
         let mut runs = Vec::new();
         while let Some(job) = queue.lock().ok().and_then(|mut queue| queue.next()) {
             let start = Instant::now();
-            let verdict = judge(&job, program, options).unwrap_or_else(Verdict::Failed);
-            runs.push(Run { job, verdict, time: start.elapsed() });
+            let (verdict, passed) =
+                judge(&job, program, options).unwrap_or_else(|why| (Verdict::Died(why), BTreeSet::new()));
+            runs.push(Run { job, verdict, passed, time: start.elapsed() });
         }
         runs
     };
@@ -168,17 +218,42 @@ fn run_jobs(jobs: Vec<Job>, program: &Path, options: &Options<'_>) -> Result<Vec
     })
 }
 
-fn judge(job: &Job, program: &Path, options: &Options<'_>) -> Result<Verdict> {
+/// Runs one; tells as well to the places of which mistakes it came, if it makes none.
+fn judge(job: &Job, program: &Path, options: &Options<'_>) -> Result<(Verdict, BTreeSet<String>)> {
     let mut command = test_program(program, job.mutant.as_deref());
     if options.deep {
         command.env(DEEPER, "1");
     }
+    if job.in_turn {
+        command.env(IN_TURN, "1");
+    }
+    if job.mutant.is_none() {
+        command.env(TELL, "1");
+    }
     let output = cmd::capture(command.args(["--exact", &job.model, "--nocapture"]), Some(options.limit()))?;
-    Ok(match output.end {
+    // Behind what the test program itself has begun to say in that line.
+    let told = |line: &str| line.split_once(TOLD).map(|(_, mutant)| mutant.to_owned());
+    let verdict = match output.end {
         End::TimedOut => Verdict::TimedOut,
-        End::Exited(status) if status.success() => Verdict::Passed,
-        End::Exited(status) => Verdict::Failed(reason(&output.stderr).unwrap_or_else(|| status.to_string())),
-    })
+        End::Exited(status) => verdict(status, &output.stderr),
+    };
+    Ok((verdict, output.stdout.lines().filter_map(told).collect()))
+}
+
+fn verdict(status: ExitStatus, stderr: &str) -> Verdict {
+    const FAILED: i32 = 101;
+    /// The signal by which a process ends that panics while it unwinds.
+    const ABORTED: i32 = 6;
+    if status.success() {
+        return Verdict::Passed;
+    }
+    let ended = status.code() == Some(FAILED) || status.signal() == Some(ABORTED);
+    let why = plan::reason(stderr);
+    match why {
+        Some(why) if ended && plan::is_meant(stderr) => Verdict::Caught(why),
+        Some(why) if ended => Verdict::Died(why),
+        _ => Verdict::Died(status.to_string()),
+    }
 }
 
 /// Compiles the library's tests, the models or the plain ones.
@@ -232,18 +307,29 @@ fn test_program(program: &Path, mutant: Option<&str>) -> Command {
 }
 
 /// Prints what each model did, and adds what was wrong to `problems`.
-fn report(plan: &Plan, runs: &[Run], problems: &mut Vec<String>) {
+fn report(plan: &Plan, runs: &[Run], in_turn: &[Run], problems: &mut Vec<String>) {
     let mut by_model: BTreeMap<&str, Vec<&Run>> = BTreeMap::new();
     for run in runs {
         by_model.entry(&run.job.model).or_default().push(run);
-        problems.extend(problem(run));
+        problems.extend(problem(
+            run,
+            run.job
+                .mutant
+                .as_deref()
+                .is_some_and(|mutant| needs_no_race(plan.rotations(&run.job.model), mutant, in_turn)),
+        ));
+        problems.extend(problem_in_turn(plan, &run.job, in_turn));
     }
     let width = by_model.keys().map(|model| model.len()).max().unwrap_or(0);
     for (model, runs) in &by_model {
         let plain = runs.iter().find(|run| run.job.mutant.is_none());
         let time = plain.map_or(0.0, |run| run.time.as_secs_f64());
         let caught: Vec<_> = runs.iter().filter_map(|run| run.catch()).collect();
-        println!("{model:width$}  {time:6.1} s  {} of {} caught", caught.len(), plan.catches(model).len());
+        println!(
+            "{model:width$}  {time:6.1} s  {} of {} caught",
+            caught.len(),
+            plan.catches(model).all().count()
+        );
         for (mutant, why, time) in caught {
             println!("    {mutant} ({:.1} s): {why}", time.as_secs_f64());
         }
@@ -284,26 +370,58 @@ impl Run {
     /// The mistake that was caught, how, and when.
     fn catch(&self) -> Option<(&str, &str, Duration)> {
         match (&self.job.mutant, &self.verdict) {
-            (Some(mutant), Verdict::Failed(why)) => Some((mutant, why, self.time)),
+            (Some(mutant), Verdict::Caught(why)) => Some((mutant, why, self.time)),
             _ => None,
         }
     }
 }
 
-fn problem(Run { job: Job { model, mutant, must_fail }, verdict, time }: &Run) -> Option<String> {
+/// Whether a mistake shows in every rotation of a model with its roles in turn.
+fn needs_no_race(rotations: &[String], mutant: &str, in_turn: &[Run]) -> bool {
+    rotations.iter().all(|model| {
+        in_turn.iter().any(|Run { job, verdict, .. }| {
+            job.model == *model
+                && job.mutant.as_deref() == Some(mutant)
+                && !matches!(verdict, Verdict::Passed)
+        })
+    })
+}
+
+/// What is wrong with one that ran, with a mistake that needs no race or that does.
+fn problem(
+    Run { job: Job { model, mutant, must_fail, .. }, verdict, time, .. }: &Run,
+    no_race: bool,
+) -> Option<String> {
     let limit = time.as_secs();
     match (mutant, verdict) {
-        (None, Verdict::Failed(why)) => Some(format!("{model} fails: {why}")),
+        (None, Verdict::Caught(why) | Verdict::Died(why)) => Some(format!("{model} fails: {why}")),
         (None, Verdict::TimedOut) => Some(format!("{model} was stopped after {limit} s")),
         (Some(mutant), Verdict::Passed) if *must_fail => Some(format!("{model} does not catch `{mutant}`")),
-        (Some(mutant), Verdict::Failed(why)) if !must_fail => {
-            Some(format!("{model} catches `{mutant}` and does not say so: {why}"))
+        (Some(mutant), Verdict::Died(why)) if *must_fail => {
+            Some(format!("{model} dies with `{mutant}`, and not by a check of its own: {why}"))
         }
-        (Some(mutant), Verdict::TimedOut) => {
+        (Some(mutant), Verdict::TimedOut) if *must_fail || !no_race => {
             Some(format!("{model} with `{mutant}` was stopped after {limit} s"))
         }
-        (_, Verdict::Passed) | (Some(_), Verdict::Failed(_)) => None,
+        (Some(mutant), Verdict::Caught(why) | Verdict::Died(why)) if !must_fail && !no_race => {
+            Some(format!("{model} catches `{mutant}` and does not say so: {why}"))
+        }
+        (_, Verdict::Passed) | (Some(_), Verdict::Caught(_) | Verdict::Died(_) | Verdict::TimedOut) => None,
     }
+}
+
+/// Whether a mistake that a model names shows in turn, and it says so, or does not, and it says that.
+fn problem_in_turn(plan: &Plan, job: &Job, in_turn: &[Run]) -> Option<String> {
+    let (model, mutant) = (&job.model, job.mutant.as_deref()?);
+    let shows = needs_no_race(plan.rotations(model), mutant, in_turn);
+    let catches = plan.catches(model);
+    if catches.racing.contains(mutant) && shows {
+        return Some(format!(
+            "{model} catches `{mutant}` without a race, in all rotations (`catches in turn`?)"
+        ));
+    }
+    (catches.in_turn.contains(mutant) && !shows)
+        .then(|| format!("{model} with `{mutant}` passes in turn, and says that it does not"))
 }
 
 #[cfg(test)]
@@ -318,24 +436,64 @@ mod tests {
         assert_eq!(executable(""), None);
     }
 
+    fn ran(model: &str, mutant: Option<&str>, must_fail: bool, verdict: Verdict) -> Run {
+        let mutant = mutant.map(str::to_owned);
+        let job = Job { model: model.into(), mutant, must_fail, in_turn: false };
+        Run { job, verdict, passed: BTreeSet::new(), time: Duration::from_secs(1) }
+    }
+
     #[test]
     fn a_named_mistake_must_fail_and_nothing_else_may() {
-        let run = |mutant: Option<&str>, must_fail, verdict| {
-            let job = Job { model: "m".into(), mutant: mutant.map(str::to_owned), must_fail };
-            problem(&Run { job, verdict, time: Duration::from_secs(1) })
-        };
-        let failed = || Verdict::Failed("why".into());
+        let run = |mutant, must_fail, verdict| problem(&ran("m", mutant, must_fail, verdict), false);
+        let caught = || Verdict::Caught("why".into());
+        let died = || Verdict::Died("why".into());
         assert_eq!(run(None, false, Verdict::Passed), None);
-        assert_eq!(run(Some("x"), true, failed()), None);
+        assert_eq!(run(Some("x"), true, caught()), None);
         assert_eq!(run(Some("x"), false, Verdict::Passed), None);
         assert_eq!(run(Some("x"), true, Verdict::Passed).as_deref(), Some("m does not catch `x`"));
         assert_eq!(
-            run(Some("x"), false, failed()).as_deref(),
+            run(Some("x"), false, caught()).as_deref(),
             Some("m catches `x` and does not say so: why")
         );
-        assert_eq!(run(None, false, failed()).as_deref(), Some("m fails: why"));
+        assert_eq!(
+            run(Some("x"), true, died()).as_deref(),
+            Some("m dies with `x`, and not by a check of its own: why")
+        );
+        assert!(run(Some("x"), false, died()).is_some());
+        assert_eq!(run(None, false, caught()).as_deref(), Some("m fails: why"));
+        assert_eq!(run(None, false, died()).as_deref(), Some("m fails: why"));
         assert!(run(None, false, Verdict::TimedOut).is_some());
         assert!(run(Some("x"), true, Verdict::TimedOut).is_some());
+    }
+
+    #[test]
+    fn a_mistake_that_needs_no_race_need_not_be_named() {
+        let in_turn = |verdict| {
+            [
+                ran("m_main_0", Some("x"), false, Verdict::Caught("why".into())),
+                ran("m_main_1", Some("x"), false, verdict),
+            ]
+        };
+        let rotations = ["m_main_0".to_owned(), "m_main_1".to_owned()];
+        assert!(needs_no_race(&rotations, "x", &in_turn(Verdict::Died("why".into()))));
+        assert!(!needs_no_race(&rotations, "x", &in_turn(Verdict::Passed)));
+        assert!(!needs_no_race(&rotations, "y", &in_turn(Verdict::Died("why".into()))));
+        let caught = |must_fail| ran("m_main_0", Some("x"), must_fail, Verdict::Died("why".into()));
+        assert_eq!(problem(&caught(false), true), None);
+        assert!(problem(&caught(true), true).is_some());
+    }
+
+    #[test]
+    fn only_the_models_own_word_is_a_catch() {
+        let status = |raw| ExitStatus::from_raw(raw);
+        let meant = "thread 'a' panicked at crates/pagefirst/src/table/model/huge.rs:1:2:\na page is lost\n";
+        let limit = "thread 'a' panicked at x/loom-0.7.3/src/rt/path.rs:1:2:\nModel exceeded\n";
+        assert!(matches!(verdict(status(0), ""), Verdict::Passed));
+        assert!(matches!(verdict(status(101 << 8), meant), Verdict::Caught(_)));
+        assert!(matches!(verdict(status(6), meant), Verdict::Caught(_)));
+        assert!(matches!(verdict(status(101 << 8), limit), Verdict::Died(_)));
+        assert!(matches!(verdict(status(11), meant), Verdict::Died(_)));
+        assert!(matches!(verdict(status(11), ""), Verdict::Died(_)));
     }
 
     #[test]

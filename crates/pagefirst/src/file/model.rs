@@ -6,7 +6,7 @@ extern crate std;
 
 use super::{Entries, clean_then_read};
 use crate::frame::{FrameFlags, FrameMeta};
-use crate::table::model::preemptions;
+use crate::table::model::{is_in_turn, preemptions};
 use loom::sync::{Arc, Mutex};
 
 type Role = fn(&FrameMeta) -> bool;
@@ -17,6 +17,11 @@ fn check(main: usize, setup: fn() -> FrameMeta, roles: [Role; 2], end: fn(&Frame
     model.preemption_bound = Some(preemptions(4));
     model.check(move || {
         let (meta, gate) = (Arc::new(setup()), Arc::new(Mutex::new(())));
+        if is_in_turn() {
+            let mut said = [false; 2];
+            [main, 1 - main].into_iter().for_each(|role| said[role] = roles[role](&meta));
+            return end(&meta, said);
+        }
         let other = {
             let (meta, gate) = (meta.clone(), gate.clone());
             loom::thread::spawn(move || {

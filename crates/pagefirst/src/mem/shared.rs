@@ -37,7 +37,25 @@ struct Object<P: Platform, T: 'static> {
     linked: AtomicU32,
     pool: &'static Pool<P, T>,
     next: Cell<Option<NonNull<Object<P, T>>>>,
+    life: Life,
     value: ManuallyDrop<T>,
+}
+
+/// Watched by loom: who reads an object does so before its value ends. In other builds it is nothing.
+#[cfg(loom)]
+use crate::table::model::Watch as Life;
+
+#[cfg(not(loom))]
+struct Life;
+#[cfg(not(loom))]
+impl Life {
+    fn new() -> Self {
+        Life
+    }
+    #[inline(always)]
+    fn touch(&self) {}
+    #[inline(always)]
+    fn change(&self, _to: bool) {}
 }
 
 /// A count that reached this says no more how many references there are: the object is never freed. It is set back to the
@@ -179,6 +197,8 @@ impl<P: Platform, T: Pooled> Pool<P, T> {
         for at in objects {
             // SAFETY: the object is alive; shared still, for who comes by ways of his own (`Pooled::ending`).
             unsafe { at.as_ref() }.value.ending();
+            // SAFETY: as above.
+            unsafe { at.as_ref() }.life.change(false);
             // SAFETY: the caller's promise, and what `ending` has seen to.
             let value = unsafe { &mut (*at.as_ptr()).value };
             value.end(past);
@@ -242,6 +262,7 @@ impl<P: Platform, T: 'static> Reserved<P, T> {
             linked: AtomicU32::new(0),
             pool: this.pool,
             next: Cell::new(None),
+            life: Life::new(),
             value: ManuallyDrop::new(value),
         };
         // SAFETY: the slot is ours, uninitialised, of this type's size and alignment.
@@ -338,7 +359,9 @@ impl<P: Platform, T: 'static> Clone for Shared<P, T> {
 impl<P: Platform, T: 'static> Deref for Shared<P, T> {
     type Target = T;
     fn deref(&self) -> &T {
-        &self.object().value
+        let object = self.object();
+        object.life.touch();
+        &object.value
     }
 }
 
@@ -367,6 +390,20 @@ unsafe impl<P: Platform, T: Send + Sync> Send for Link<P, T> {}
 // SAFETY: as above.
 unsafe impl<P: Platform, T: Send + Sync> Sync for Link<P, T> {}
 
+/// The value of an object that a link led to.
+///
+/// # Safety
+/// It does not end while the value is borrowed.
+#[inline(always)]
+unsafe fn read<'e, P: Platform, T>(at: NonNull<Object<P, T>>) -> &'e T {
+    let at = at.as_ptr();
+    // SAFETY: the caller's promise. Others may be at work on the fields beside.
+    unsafe {
+        (*at).life.touch();
+        &*(&raw const (*at).value).cast::<T>()
+    }
+}
+
 impl<P: Platform, T: 'static> Link<P, T> {
     fn raw(to: Option<Shared<P, T>>) -> *mut Object<P, T> {
         let Some(to) = to else { return core::ptr::null_mut() };
@@ -386,8 +423,7 @@ impl<P: Platform, T: 'static> Link<P, T> {
     pub fn load<'e>(&self, _pin: &'e Pin<P>) -> Option<&'e T> {
         // SAFETY: whoever unlinks the object retires it after this pin was taken or before this load saw it; in the
         // first case its memory stays until the pin is gone (`sync::epoch`), the second cannot yield it.
-        NonNull::new(self.at.load(Acquire))
-            .map(|at| unsafe { &*(&raw const (*at.as_ptr()).value).cast::<T>() })
+        NonNull::new(self.at.load(Acquire)).map(|at| unsafe { read(at) })
     }
     /// Whether it links to nothing.
     #[inline]
@@ -403,8 +439,7 @@ impl<P: Platform, T: 'static> Link<P, T> {
     /// Borrows what it links to; for writers, who alone replace it.
     pub(crate) fn get(&self) -> Option<&T> {
         // SAFETY: the link owns a count, and only the writer, who is the caller, could take it away.
-        NonNull::new(self.at.load(Acquire))
-            .map(|at| unsafe { &*(&raw const (*at.as_ptr()).value).cast::<T>() })
+        NonNull::new(self.at.load(Acquire)).map(|at| unsafe { read(at) })
     }
     /// Puts `to` in place and returns what was there; readers see one or the other.
     pub fn replace(&self, to: Option<Shared<P, T>>) -> Option<Shared<P, T>> {

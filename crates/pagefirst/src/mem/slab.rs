@@ -2,7 +2,8 @@
 //!
 //! A slab is one frame: a header, then the slots. Free slots are threaded by index through their first bytes.
 //! Slabs with a free slot stand on one list; those wholly free are given back by [`Slab::trim`].
-//! Under loom every slot is an object of its own, poisoned when freed: otherwise a model could not see reuse.
+//! Under loom every slot is an object of its own, and none is used twice: who comes too late finds the end marked there
+//! (`shared::Life`), and not another's value.
 
 use crate::platform::Platform;
 use crate::sync::atomic::Relaxed;
@@ -161,13 +162,22 @@ mod store {
     use super::*;
     extern crate std;
     use std::alloc::{Layout, alloc, dealloc};
+    use std::sync::Mutex;
+    use std::vec::Vec;
 
-    /// Boxed objects, overwritten when freed.
-    pub struct Store<P, T>(PhantomData<fn(P, T)>);
+    /// Boxed objects. Their memory stays until the store goes.
+    pub struct Store<P, T> {
+        freed: Mutex<Vec<NonNull<T>>>,
+        of: PhantomData<fn(P, T)>,
+    }
+    // SAFETY: what was freed is not touched before the store is dropped.
+    unsafe impl<P: Platform, T> Send for Store<P, T> {}
+    // SAFETY: as above.
+    unsafe impl<P: Platform, T> Sync for Store<P, T> {}
 
     impl<P: Platform, T> Store<P, T> {
         pub fn new() -> Self {
-            Store(PhantomData)
+            Store { freed: Mutex::new(Vec::new()), of: PhantomData }
         }
         pub fn take(
             &self,
@@ -184,16 +194,19 @@ mod store {
         /// # Safety
         /// As for the other back end.
         pub unsafe fn give(&self, _: &'static P, slots: &[NonNull<T>]) {
-            for at in slots {
-                // SAFETY: allocated by `take` with this layout, no longer used. Poisoned first.
-                unsafe {
-                    at.as_ptr().cast::<u8>().write_bytes(0xa5, size_of::<T>());
-                    dealloc(at.as_ptr().cast(), Layout::new::<T>());
-                }
-            }
+            self.freed.lock().unwrap().extend(slots);
         }
         pub fn trim(&self, _: &'static P) -> usize {
             0
+        }
+    }
+
+    impl<P, T> Drop for Store<P, T> {
+        fn drop(&mut self) {
+            for at in self.freed.get_mut().unwrap().drain(..) {
+                // SAFETY: allocated by `take` with this layout, and given back; nobody uses the store any more.
+                unsafe { dealloc(at.as_ptr().cast(), Layout::new::<T>()) };
+            }
         }
     }
 }

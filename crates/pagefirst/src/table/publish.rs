@@ -128,9 +128,11 @@ pub(crate) fn install<'e, P: Platform, B: Batch>(
     reserve: &mut Reserve<P>,
     gather: &mut Gather<'_, P>,
 ) -> Result<Installed, Refused> {
+    let first = slot.level();
     loop {
-        let Some(missing) = slot.level().checked_sub(batch.level()) else { return Err(Refused::Raced) };
-        if reserve.len() < missing && !cfg!(mutant = "install_never_short") {
+        let level = if cfg!(mutant = "install_counts_levels_once") { first } else { slot.level() };
+        let Some(missing) = level.checked_sub(batch.level()) else { return Err(Refused::Raced) };
+        if reserve.len() < missing {
             return Err(Refused::Short(missing));
         }
         let Some(mut guard) = slot.at.lock() else {

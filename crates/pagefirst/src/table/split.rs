@@ -108,23 +108,27 @@ fn announce<P: Platform>(space: &PageTable<P>, at: VirtAddr, table: Pfn) -> Opti
     let mut guard = slot.at.lock()?;
     P::Format::frame(guard.entry(index), level)?;
     let before = guard.entry(index);
-    let old = match cfg!(mutant = "split_leaves_hole") {
-        true => guard.take(index)?,
-        false => guard.update(index, |_| P::Format::transit(table)),
-    };
+    let transit = if cfg!(mutant = "split_leaves_hole") { 0 } else { P::Format::transit(table) };
+    let old = guard.update(index, |_| transit);
     Some((level, if cfg!(mutant = "split_reads_before_swap") { before } else { old }))
 }
 
 /// Makes the table visible in place of `Transit`. Until then the slot is taken, so its own table lives.
 fn publish<P: Platform>(space: &PageTable<P>, at: VirtAddr, table: Pfn, counted: Counted) {
     let pin = Pin::new(space.platform());
-    let Walk::Huge(slot) = space.walk(&pin, at) else { unreachable!("what is split at {at} went away") };
-    let (level, index) = (slot.level(), slot.index());
-    let Some(mut guard) = slot.at.lock() else { unreachable!("the table of what is split at {at} died") };
+    let (parent, index) = match space.walk(&pin, at) {
+        Walk::Huge(slot) => (slot.at, slot.index()),
+        Walk::Nothing(slot) if cfg!(mutant = "split_leaves_hole") && slot.level() > 0 => {
+            (slot.at, slot.index())
+        }
+        _ if cfg!(mutant = "split_leaves_hole") => return,
+        _ => unreachable!("what is split at {at} went away"),
+    };
+    let Some(mut guard) = parent.lock() else { unreachable!("the table of what is split at {at} died") };
     let was = guard.update(index, |_| P::Format::table(table));
     debug_assert_eq!(was, P::Format::transit(table), "somebody else split what is split at {at}");
     if !cfg!(mutant = "split_counts_twice") {
         guard.count(counted, -1);
     }
-    space.count_published(level - 1, 1);
+    space.count_published(parent.level() - 1, 1);
 }

@@ -36,12 +36,14 @@ fn faulting_page_alone(main: usize) {
     );
 }
 
-// catches: around_needs_all, around_overwrites, install_overwrites, publish_relaxed, unlock_forgets_dead
+// catches: around_needs_all, install_overwrites, publish_relaxed
+// catches in turn: around_overwrites
 #[test]
 fn r08_all_but_the_faulting_page_main_0() {
     faulting_page_alone(0);
 }
-// catches: around_needs_all, around_overwrites, install_overwrites, publish_relaxed, unlock_forgets_dead
+// catches: around_needs_all, install_overwrites, publish_relaxed
+// catches in turn: around_overwrites
 #[test]
 fn r08_all_but_the_faulting_page_main_1() {
     faulting_page_alone(1);
@@ -74,12 +76,14 @@ impl Machine {
     }
 }
 
-// catches: around_overwrites, file_without_validation, unlock_forgets_dead
+// catches: file_without_validation
+// catches in turn: around_overwrites
 #[test]
 fn r09_cut_window_against_truncate_main_0() {
     cut_window(0);
 }
-// catches: around_overwrites, file_without_validation, unlock_forgets_dead
+// catches: file_without_validation
+// catches in turn: around_overwrites
 #[test]
 fn r09_cut_window_against_truncate_main_1() {
     cut_window(1);

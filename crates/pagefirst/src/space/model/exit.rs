@@ -35,12 +35,12 @@ fn against_truncate(main: usize) {
     });
 }
 
-// catches: free_before_flush, retire_without_grace, unlink_counted_by_finder, unlock_forgets_dead
+// catches: free_before_flush, retire_without_grace, unlink_counted_by_finder
 #[test]
 fn r10_exit_against_truncate_main_0() {
     against_truncate(0);
 }
-// catches: free_before_flush, retire_without_grace, unlink_counted_by_finder, unlock_forgets_dead
+// catches: free_before_flush, retire_without_grace, unlink_counted_by_finder
 #[test]
 fn r10_exit_against_truncate_main_1() {
     against_truncate(1);
@@ -73,12 +73,12 @@ fn against_poison(main: usize) {
     check(3, main, setup, [exit, report], |m, _| m.assert_nothing_left());
 }
 
-// catches: free_before_flush, retire_without_grace, unlink_counted_by_finder, unlock_forgets_dead
+// catches: free_before_flush, retire_without_grace, unlink_counted_by_finder
 #[test]
 fn r10_exit_against_poison_main_0() {
     against_poison(0);
 }
-// catches: free_before_flush, retire_without_grace, unlink_counted_by_finder, unlock_forgets_dead
+// catches: free_before_flush, retire_without_grace, unlink_counted_by_finder
 #[test]
 fn r10_exit_against_poison_main_1() {
     against_poison(1);

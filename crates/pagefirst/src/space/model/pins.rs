@@ -57,12 +57,12 @@ fn pin_against_stale_write(main: usize) {
     });
 }
 
-// catches: pin_narrows_without_flush, split_leaves_hole, unlock_forgets_dead
+// catches: pin_narrows_without_flush
 #[test]
 fn r12_pin_against_stale_write_main_0() {
     pin_against_stale_write(0);
 }
-// catches: pin_narrows_without_flush, split_leaves_hole, unlock_forgets_dead
+// catches: pin_narrows_without_flush
 #[test]
 fn r12_pin_against_stale_write_main_1() {
     pin_against_stale_write(1);
@@ -95,17 +95,17 @@ fn fork_of_what_a_pin_narrows(main: usize) {
     });
 }
 
-// catches: fork_ignores_unflushed, split_leaves_hole, unlock_forgets_dead
+// catches: fork_ignores_unflushed
 #[test]
 fn r12_fork_of_what_a_pin_narrows_main_0() {
     fork_of_what_a_pin_narrows(0);
 }
-// catches: fork_ignores_unflushed, split_leaves_hole, unlock_forgets_dead
+// catches: fork_ignores_unflushed
 #[test]
 fn r12_fork_of_what_a_pin_narrows_main_1() {
     fork_of_what_a_pin_narrows(1);
 }
-// catches: fork_ignores_unflushed, split_leaves_hole, unlock_forgets_dead
+// catches: fork_ignores_unflushed
 #[test]
 fn r12_fork_of_what_a_pin_narrows_main_2() {
     fork_of_what_a_pin_narrows(2);

@@ -121,12 +121,14 @@ fn huge_over_dead_table(main: usize) {
     });
 }
 
-// catches: install_over_unflushed, retire_without_grace, unlock_forgets_dead
+// catches: install_over_unflushed, retire_without_grace
+// catches in turn: unlock_forgets_dead
 #[test]
 fn huge_page_over_a_dead_table_main_0() {
     huge_over_dead_table(0);
 }
-// catches: install_over_unflushed, retire_without_grace, unlock_forgets_dead
+// catches: install_over_unflushed, retire_without_grace
+// catches in turn: unlock_forgets_dead
 #[test]
 fn huge_page_over_a_dead_table_main_1() {
     huge_over_dead_table(1);

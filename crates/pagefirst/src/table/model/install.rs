@@ -238,12 +238,12 @@ fn unmap_goes_on(main: usize) {
     });
 }
 
-// catches: install_without_validation, unlock_forgets_dead, zap_skips_empty
+// catches: install_without_validation, zap_skips_empty
 #[test]
 fn r11_install_against_unmap_that_goes_on_main_0() {
     unmap_goes_on(0);
 }
-// catches: install_without_validation, unlock_forgets_dead, zap_skips_empty
+// catches: install_without_validation, zap_skips_empty
 #[test]
 fn r11_install_against_unmap_that_goes_on_main_1() {
     unmap_goes_on(1);
@@ -319,12 +319,12 @@ fn short_of_tables(main: usize) {
     });
 }
 
-// catches: install_never_short, lock_ignores_dead, retire_without_grace, unlink_counted_by_finder
+// catches: install_counts_levels_once, lock_ignores_dead, retire_without_grace, unlink_counted_by_finder
 #[test]
 fn r06_short_of_tables_against_retire_main_0() {
     short_of_tables(0);
 }
-// catches: install_never_short, lock_ignores_dead, retire_without_grace, unlink_counted_by_finder
+// catches: install_counts_levels_once, lock_ignores_dead, retire_without_grace, unlink_counted_by_finder
 #[test]
 fn r06_short_of_tables_against_retire_main_1() {
     short_of_tables(1);
@@ -352,14 +352,14 @@ fn dead_table(main: usize) {
     });
 }
 
-// catches: install_without_validation, lock_ignores_dead, retire_without_grace, unlink_counted_by_finder
-// catches: unlock_forgets_dead, zap_skips_empty
+// catches: install_without_validation, retire_without_grace, unlink_counted_by_finder, zap_skips_empty
+// catches in turn: lock_ignores_dead, unlock_forgets_dead
 #[test]
 fn dead_table_hides_no_install_main_0() {
     dead_table(0);
 }
-// catches: install_without_validation, lock_ignores_dead, retire_without_grace, unlink_counted_by_finder
-// catches: unlock_forgets_dead, zap_skips_empty
+// catches: install_without_validation, retire_without_grace, unlink_counted_by_finder, zap_skips_empty
+// catches in turn: lock_ignores_dead, unlock_forgets_dead
 #[test]
 fn dead_table_hides_no_install_main_1() {
     dead_table(1);
@@ -380,14 +380,14 @@ fn zap_and_touch(main: usize) {
     });
 }
 
-// catches: install_without_validation, retire_without_grace, unlink_counted_by_finder, unlock_forgets_dead
-// catches: zap_skips_empty
+// catches: install_without_validation, retire_without_grace, unlink_counted_by_finder, zap_skips_empty
+// catches in turn: unlock_forgets_dead
 #[test]
 fn dead_table_hides_no_later_touch_main_0() {
     zap_and_touch(0);
 }
-// catches: install_without_validation, retire_without_grace, unlink_counted_by_finder, unlock_forgets_dead
-// catches: zap_skips_empty
+// catches: install_without_validation, retire_without_grace, unlink_counted_by_finder, zap_skips_empty
+// catches in turn: unlock_forgets_dead
 #[test]
 fn dead_table_hides_no_later_touch_main_1() {
     zap_and_touch(1);

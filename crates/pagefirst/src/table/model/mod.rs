@@ -55,7 +55,7 @@ mod machine;
 mod reuse;
 mod take;
 
-pub(crate) use machine::{Item, KEPT, Machine, Zeros, become_cpu};
+pub(crate) use machine::{Item, KEPT, Machine, Watch, Zeros, become_cpu};
 
 use crate::arch::{Attrs, Format, Tiny};
 use crate::sync::atomic::Relaxed;
@@ -81,6 +81,11 @@ pub(crate) fn preemptions(bound: usize) -> usize {
     bound.saturating_add_signed(more.unwrap_or(0))
 }
 
+/// Whether the roles are played one after another, from the one numbered `main` on: what shows then needs no race.
+pub(crate) fn is_in_turn() -> bool {
+    std::env::var_os("PAGEFIRST_IN_TURN").is_some()
+}
+
 /// Runs a model: `setup`, all roles at once, `end`. The role numbered `main` runs on loom's first thread.
 #[track_caller]
 pub(crate) fn check<const N: usize>(
@@ -99,6 +104,15 @@ pub(crate) fn check<const N: usize>(
     model.check(move || {
         count.fetch_add(1, Relaxed);
         let m = setup();
+        if is_in_turn() {
+            let mut results = [0; N];
+            for role in (0..N).map(|i| (main + i) % N) {
+                become_cpu(role);
+                results[role] = roles[role](m);
+            }
+            become_cpu(0);
+            return end(m, results);
+        }
         let gate = loom::sync::Arc::new(Mutex::new(()));
         let start = |gate: &Mutex<()>, role: usize| {
             drop(gate.lock().unwrap());

@@ -40,12 +40,14 @@ fn walk_against_reuse(main: usize) {
     });
 }
 
-// catches: epoch_ignores_pins, pin_without_fence, retire_without_grace, unlock_forgets_dead, unpin_relaxed
+// catches: epoch_ignores_pins, pin_without_fence, retire_without_grace, unpin_relaxed
+// catches in turn: unlock_forgets_dead
 #[test]
 fn c06_walk_against_retire_and_reuse_main_0() {
     walk_against_reuse(0);
 }
-// catches: epoch_ignores_pins, pin_without_fence, retire_without_grace, unlock_forgets_dead, unpin_relaxed
+// catches: epoch_ignores_pins, pin_without_fence, retire_without_grace, unpin_relaxed
+// catches in turn: unlock_forgets_dead
 #[test]
 fn c06_walk_against_retire_and_reuse_main_1() {
     walk_against_reuse(1);
@@ -76,12 +78,14 @@ fn late_retire(main: usize) {
     check(4, main, two_tables, [|m| (retire(m, Unlinked::one(X)), 0).1, reader], |_, _| {});
 }
 
-// catches: retire_tag_early, retire_without_grace
+// catches: retire_tag_early
+// catches in turn: retire_without_grace
 #[test]
 fn retire_tags_in_order_main_0() {
     late_retire(0);
 }
-// catches: retire_tag_early, retire_without_grace
+// catches: retire_tag_early
+// catches in turn: retire_without_grace
 #[test]
 fn retire_tags_in_order_main_1() {
     late_retire(1);
