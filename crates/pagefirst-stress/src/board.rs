@@ -1,6 +1,7 @@
 //! What workers tell each other, without locks.
 
 use crate::SPACES;
+use crate::cuts::Cuts;
 use crate::files::Kind;
 use crate::layout::PAGES;
 use crate::tally::{Sums, Tally};
@@ -10,14 +11,25 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 /// The most workers: as many as have a word of their own in a page, on a line of its own.
 pub const MAX_WORKERS: usize = 64;
 
+/// A write that was seen: it was there at some time after so many cuts of the file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen {
+    pub write: u32,
+    pub cuts: u32,
+}
+
 /// What workers tell each other. Large, so it is made where it stays.
 pub struct Board {
     /// By worker, the number of the last write that was begun.
     begun: [AtomicU32; MAX_WORKERS],
-    /// By file, page and worker, the newest write of that worker that anybody has seen there.
-    newest: [[[AtomicU32; MAX_WORKERS]; PAGES as usize]; Kind::COUNT],
+    /// By file, page and worker, the newest write of that worker that anybody has seen there ([`Seen`]).
+    newest: [[[AtomicU64; MAX_WORKERS]; PAGES as usize]; Kind::COUNT],
+    /// By file.
+    pub(crate) cuts: [Cuts; Kind::COUNT],
     /// By space, the address that somebody is about to touch.
     pub(crate) aims: [AtomicU64; SPACES],
+    /// Quiet points so far.
+    pub(crate) rounds: AtomicU32,
     /// Pages in which an error was reported.
     pub(crate) poisoned: AtomicU32,
     pub(crate) tallies: [Tally; MAX_WORKERS],
@@ -32,9 +44,11 @@ impl Board {
     pub const fn new() -> Self {
         Board {
             begun: [const { AtomicU32::new(0) }; MAX_WORKERS],
-            newest: [const { [const { [const { AtomicU32::new(0) }; MAX_WORKERS] }; PAGES as usize] };
+            newest: [const { [const { [const { AtomicU64::new(0) }; MAX_WORKERS] }; PAGES as usize] };
                 Kind::COUNT],
+            cuts: [const { Cuts::new() }; Kind::COUNT],
             aims: [const { AtomicU64::new(0) }; SPACES],
+            rounds: AtomicU32::new(0),
             poisoned: AtomicU32::new(0),
             tallies: [const { Tally::new() }; MAX_WORKERS],
             parked: AtomicU32::new(0),
@@ -47,11 +61,16 @@ impl Board {
     pub(crate) fn begun(&self, worker: usize) -> u32 {
         self.begun[worker].load(Acquire)
     }
-    pub(crate) fn newest(&self, file: Kind, page: u64, worker: usize) -> u32 {
-        self.newest[file as usize][page as usize][worker].load(Acquire)
+    pub(crate) fn all_begun(&self) -> [u32; MAX_WORKERS] {
+        self.begun.each_ref().map(|begun| begun.load(Acquire))
     }
-    pub(crate) fn seen(&self, file: Kind, page: u64, worker: usize, write: u32) {
-        self.newest[file as usize][page as usize][worker].fetch_max(write, Release);
+    pub(crate) fn newest(&self, file: Kind, page: u64, worker: usize) -> Seen {
+        let newest = self.newest[file as usize][page as usize][worker].load(Acquire);
+        Seen { write: (newest >> 32) as u32, cuts: newest as u32 }
+    }
+    pub(crate) fn seen(&self, file: Kind, page: u64, worker: usize, seen: Seen) {
+        let seen = u64::from(seen.write) << 32 | u64::from(seen.cuts);
+        self.newest[file as usize][page as usize][worker].fetch_max(seen, Release);
     }
     /// What was done so far.
     pub fn sums(&self) -> Sums {

@@ -1,5 +1,6 @@
 //! Files that all spaces share: mapped, read, written, cut, stored, and dropped from memory.
 
+use crate::board::Seen;
 use crate::layout::{Area, PAGES, place_of};
 use crate::tally::Op;
 use crate::worker::{Tag, Word, Worker, is_short};
@@ -46,13 +47,25 @@ impl Kind {
         Area::file(self as usize, which, PAGES * self.stride())
     }
     /// Where in the file this worker's word of a page is.
-    fn offset(self, page: u64, worker: usize) -> u64 {
+    pub(crate) fn offset(self, page: u64, worker: usize) -> u64 {
         page * self.stride() * PAGE_SIZE + place_of(worker)
+    }
+    /// The page, of those that are looked at, at an offset or before it.
+    pub(crate) fn index_of(self, offset: u64) -> u64 {
+        offset / (self.stride() * PAGE_SIZE)
     }
 }
 
+/// What was known before something was looked at.
+#[derive(Clone, Copy)]
+struct Before {
+    /// The newest write to the word that was seen.
+    newest: Seen,
+    cuts: u32,
+}
+
 impl<H: Host> Worker<'_, '_, H> {
-    fn file(&self, kind: Kind) -> &FileOf<H> {
+    pub fn file(&self, kind: Kind) -> &FileOf<H> {
         &self.stress.files[kind as usize]
     }
 
@@ -60,18 +73,24 @@ impl<H: Host> Worker<'_, '_, H> {
         let kind = Kind::ALL[self.dice.roll(Kind::COUNT as u64) as usize];
         match self.dice.roll(64) {
             0..38 => self.touch_file(space, cpu, kind),
-            38..42 => self.read_file(kind),
-            42..46 => self.write_file(kind),
-            46..50 => self.map_file(space, kind),
+            38..42 => {
+                let (page, writer) = (self.dice.roll(PAGES), self.somebody());
+                self.read_file(kind, page, writer);
+            }
+            42..46 => {
+                let page = self.dice.roll(PAGES);
+                self.write_file(kind, page);
+            }
+            46..50 => {
+                let which = self.dice.roll(3) as usize;
+                self.map_file(space, kind, which);
+            }
             50..57 => self.change_mapping(space, kind),
             57 if kind.is_cut() => self.resize(kind),
             58 if kind.is_cut() => self.punch(kind),
             59 => self.store_file(kind),
             60 => self.sync_file(kind),
-            61 => {
-                self.begin(Op::Evict);
-                self.file(kind).evict(self.p);
-            }
+            61 => self.evict(kind),
             _ => {
                 self.begin(Op::Ahead);
                 let (first, n) = self.dice.pages(PAGES * kind.stride());
@@ -80,13 +99,15 @@ impl<H: Host> Worker<'_, '_, H> {
         }
     }
 
-    /// Whether it was done; what did not allow it may be so.
-    fn allows<T>(&self, kind: Kind, at: VirtAddr, done: Result<T, FaultError>) -> Option<T> {
+    /// Whether it was done; what did not allow it may be so. So many cuts had been before.
+    fn allows<T>(&self, kind: Kind, at: VirtAddr, cuts: u32, done: Result<T, FaultError>) -> Option<T> {
         match done {
             Ok(done) => return Some(done),
             Err(error) if is_short(error) => self.tally().short(),
             Err(FaultError::Segv(Segv::NotMapped | Segv::Access)) => self.tally().refused(),
-            Err(FaultError::Bus(Bus::BeyondEnd)) if kind.is_cut() => self.tally().refused(),
+            Err(FaultError::Bus(Bus::BeyondEnd)) if !self.is_whole_since(kind, cuts) => {
+                self.tally().refused()
+            }
             Err(error) => self.violation(format_args!("{kind:?} at {at}: {error}")),
         }
         None
@@ -95,9 +116,12 @@ impl<H: Host> Worker<'_, '_, H> {
     fn touch_file(&mut self, space: &H::Space, cpu: &mut H::Cpu, kind: Kind) {
         let (page, which) = (self.dice.roll(PAGES), self.dice.roll(3) as usize);
         for _ in 0..self.how_often() {
-            match self.dice.once_in(2) {
+            let done = match self.dice.once_in(2) {
                 true => self.store_to_file(space, cpu, kind, page, which),
                 false => self.load_of_file(space, cpu, kind, page, which),
+            };
+            if done.is_none() && self.dice.once_in(3) {
+                self.map_file(space, kind, which);
             }
         }
     }
@@ -107,17 +131,25 @@ impl<H: Host> Worker<'_, '_, H> {
         if self.dice.once_in(12) { 30 } else { 1 }
     }
 
-    fn load_of_file(&mut self, space: &H::Space, cpu: &mut H::Cpu, kind: Kind, page: u64, which: usize) {
+    fn load_of_file(
+        &mut self,
+        space: &H::Space,
+        cpu: &mut H::Cpu,
+        kind: Kind,
+        page: u64,
+        which: usize,
+    ) -> Option<()> {
         let writer = self.somebody();
         let at = VirtAddr(kind.area(which).start.0 + kind.offset(page, writer));
-        let newest = self.stress.board.newest(kind, page, writer);
+        let before = self.look_before(kind, page, writer);
         self.aim_at(at);
         let found = self.load(space, Some(cpu), at);
-        let Some(found) = self.allows(kind, at, found) else { return };
+        let found = self.allows(kind, at, before.cuts, found)?;
         match which {
             Area::PRIVATE => self.check_private(kind, page, writer, found),
-            _ => self.check(kind, page, writer, found, newest),
+            _ => self.check(kind, page, writer, found, before),
         }
+        Some(())
     }
 
     /// This worker half of the time, or any.
@@ -129,31 +161,40 @@ impl<H: Host> Worker<'_, '_, H> {
         }
     }
 
-    /// A word of a file, of which a write was seen before it was read.
-    fn check(&mut self, kind: Kind, page: u64, writer: usize, found: u64, newest: u32) {
+    fn is_whole_since(&self, kind: Kind, cuts: u32) -> bool {
+        self.stress.board.cuts[kind as usize].is_whole_since(cuts)
+    }
+    fn look_before(&self, kind: Kind, page: u64, writer: usize) -> Before {
+        let board = self.stress.board;
+        Before { newest: board.newest(kind, page, writer), cuts: board.cuts[kind as usize].count() }
+    }
+
+    /// A word of a file, and what was known before it was read.
+    fn check(&mut self, kind: Kind, page: u64, writer: usize, found: u64, before: Before) {
         let board = self.stress.board;
         let word = Word::of(found);
+        let Before { newest, cuts } = before;
         let last = &mut self.last[kind as usize][page as usize];
+        let own_last = *last;
         let wrong = if found == 0 {
-            let lost = !kind.is_cut() && (newest > 0 || writer == self.me && *last > 0);
             *last = if writer == self.me { 0 } else { *last };
+            let lost = newest.write > 0 && self.is_whole_since(kind, newest.cuts);
             lost.then_some("what was written is lost")
         } else if !word.is(Tag::File, writer, kind.key(page)) {
             Some("it does not belong there")
         } else if word.write > board.begun(writer) {
             Some("nobody wrote it")
-        } else if word.write < newest {
+        } else if word.write < newest.write {
             Some("a newer one was seen before")
-        } else if writer == self.me && word.write != *last {
+        } else if writer == self.me && word.write != own_last {
             Some("it is not the last")
         } else {
-            board.seen(kind, page, writer, word.write);
+            board.seen(kind, page, writer, Seen { write: word.write, cuts });
             None
         };
         if let Some(wrong) = wrong {
-            let last = self.last[kind as usize][page as usize];
             self.violation(format_args!(
-                "page {page} of {kind:?}, the word of worker {writer}: {word}: {wrong} (seen {newest}, own last {last})"
+                "page {page} of {kind:?}, the word of worker {writer}: {word}: {wrong} ({newest:?}, own last {own_last}, cuts {cuts})"
             ));
         }
     }
@@ -170,25 +211,36 @@ impl<H: Host> Worker<'_, '_, H> {
         }
     }
 
-    fn store_to_file(&mut self, space: &H::Space, cpu: &mut H::Cpu, kind: Kind, page: u64, which: usize) {
+    fn store_to_file(
+        &mut self,
+        space: &H::Space,
+        cpu: &mut H::Cpu,
+        kind: Kind,
+        page: u64,
+        which: usize,
+    ) -> Option<()> {
         let at = VirtAddr(kind.area(which).start.0 + kind.offset(page, self.me));
         let tag = if which == Area::PRIVATE { Tag::Private } else { Tag::File };
         let word = self.new_word(tag, kind.key(page));
+        let Before { cuts, .. } = self.look_before(kind, page, self.me);
         self.aim_at(at);
         let stored = self.store(space, cpu, at, word);
-        if self.allows(kind, at, stored).is_some() && which != Area::PRIVATE {
-            self.wrote_to_file(kind, page, word);
+        self.allows(kind, at, cuts, stored)?;
+        if which != Area::PRIVATE {
+            self.wrote_to_file(kind, page, word, cuts);
         }
+        Some(())
     }
 
-    fn wrote_to_file(&mut self, kind: Kind, page: u64, word: u64) {
+    /// So many cuts had been before.
+    fn wrote_to_file(&mut self, kind: Kind, page: u64, word: u64, cuts: u32) {
         let write = Word::of(word).write;
         self.last[kind as usize][page as usize] = write;
-        self.stress.board.seen(kind, page, self.me, write);
+        self.stress.board.seen(kind, page, self.me, Seen { write, cuts });
     }
 
     /// Waits if that is what it takes; whether to try again.
-    fn again(&self, error: ReadError<H::Platform>) -> bool {
+    pub fn again(&self, error: ReadError<H::Platform>) -> bool {
         match error {
             ReadError::Blocked(ticket) => {
                 self.p.wait(&ticket);
@@ -200,10 +252,9 @@ impl<H: Host> Worker<'_, '_, H> {
         false
     }
 
-    fn read_file(&mut self, kind: Kind) {
+    fn read_file(&mut self, kind: Kind, page: u64, writer: usize) {
         self.begin(Op::Read);
-        let (page, writer) = (self.dice.roll(PAGES), self.somebody());
-        let newest = self.stress.board.newest(kind, page, writer);
+        let before = self.look_before(kind, page, writer);
         let mut bytes = [0; 8];
         let n = loop {
             match self.file(kind).read_at(self.p, kind.offset(page, writer), &mut bytes) {
@@ -216,19 +267,19 @@ impl<H: Host> Worker<'_, '_, H> {
             }
         };
         match n {
-            8 => self.check(kind, page, writer, u64::from_ne_bytes(bytes), newest),
-            0 if kind.is_cut() => self.tally().refused(),
+            8 => self.check(kind, page, writer, u64::from_ne_bytes(bytes), before),
+            0 if !self.is_whole_since(kind, before.cuts) => self.tally().refused(),
             n => self.violation(format_args!("{n} bytes read of page {page} of {kind:?}")),
         }
     }
 
-    fn write_file(&mut self, kind: Kind) {
+    fn write_file(&mut self, kind: Kind, page: u64) {
         self.begin(Op::Write);
-        let page = self.dice.roll(PAGES);
         let word = self.new_word(Tag::File, kind.key(page));
+        let Before { cuts, .. } = self.look_before(kind, page, self.me);
         loop {
             match self.file(kind).write_at(self.p, kind.offset(page, self.me), &word.to_ne_bytes()) {
-                Ok(8) => return self.wrote_to_file(kind, page, word),
+                Ok(8) => return self.wrote_to_file(kind, page, word, cuts),
                 Ok(n) => self.violation(format_args!("{n} bytes written to page {page} of {kind:?}")),
                 Err(WriteError::Page(error)) => {
                     if !self.again(error) {
@@ -240,8 +291,16 @@ impl<H: Host> Worker<'_, '_, H> {
         }
     }
 
-    fn map_file(&mut self, space: &H::Space, kind: Kind) {
-        let which = self.dice.roll(3) as usize;
+    /// Drops what need not be stored, and sees that a page just written, mapped nowhere perhaps, is none of that.
+    fn evict(&mut self, kind: Kind) {
+        let page = self.dice.roll(PAGES);
+        self.write_file(kind, page);
+        self.begin(Op::Evict);
+        self.file(kind).evict(self.p);
+        self.read_file(kind, page, self.me);
+    }
+
+    fn map_file(&mut self, space: &H::Space, kind: Kind, which: usize) {
         let private = which == Area::PRIVATE;
         self.begin(if private { Op::MapPrivate } else { Op::MapShared });
         let area = kind.area(which);
@@ -287,19 +346,6 @@ impl<H: Host> Worker<'_, '_, H> {
             Err(MapError::NotMapped(_)) => self.tally().refused(),
             Err(error) => self.expect_short(error),
         }
-    }
-
-    fn resize(&mut self, kind: Kind) {
-        self.begin(Op::Resize);
-        let size = if self.dice.once_in(2) { kind.size() } else { self.dice.roll(kind.size() / 64) * 64 };
-        self.file(kind).set_size(self.p, size);
-    }
-
-    fn punch(&mut self, kind: Kind) {
-        self.begin(Op::Punch);
-        let start = self.dice.roll(kind.size() / 64) * 64;
-        let len = self.dice.roll(16 * PAGE_SIZE / 64) * 64;
-        self.file(kind).punch(self.p, start..start + len);
     }
 
     fn store_file(&mut self, kind: Kind) {

@@ -66,13 +66,9 @@ impl<H: Host> Worker<'_, '_, H> {
     }
 
     fn take_from_file(&mut self, kind: Kind, offset: u64) {
-        let file = &self.stress.files[kind as usize];
         match self.dice.roll(3) {
-            0 => file.punch(self.p, offset..offset + PAGE_SIZE),
-            _ => {
-                file.set_size(self.p, offset);
-                file.set_size(self.p, kind.size());
-            }
+            0 => self.punch_out(kind, offset..offset + PAGE_SIZE),
+            _ => self.shrink(kind, offset),
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use pagefirst::types::{PAGE_SIZE, VirtAddr};
 
-/// Pages of a worker's stretch. Those of sixteen workers fill a leaf table of x86-64.
-pub(crate) const OWN_PAGES: u64 = 32;
+/// Parts of a worker's stretch. The pages of sixteen small ones fill a leaf table of x86-64.
+pub(crate) const OWN_PARTS: u64 = 32;
 /// Pages of a file, or of an area of private memory that all work on.
 pub(crate) const PAGES: u64 = 64;
 
@@ -11,6 +11,7 @@ const OWN: u64 = 0x1_0000_0000;
 /// Across the border of two leaf tables.
 const CHAOS: [u64; 2] = [0x1_4000_0000, 0x1_4020_0000 - PAGES / 2 * PAGE_SIZE];
 const HUGE: u64 = 0x1_8000_0000;
+const WIDE: u64 = 0x1_a000_0000;
 const PHYSICAL: u64 = 0x1_c000_0000;
 const FILES: u64 = 0x2_0000_0000;
 
@@ -29,7 +30,11 @@ impl Area {
         VirtAddr(self.start.0 + i * PAGE_SIZE)
     }
     pub const fn own(worker: usize) -> Self {
-        Area::new(OWN + worker as u64 * OWN_PAGES * PAGE_SIZE, OWN_PAGES)
+        Area::new(OWN + worker as u64 * OWN_PARTS * PAGE_SIZE, OWN_PARTS)
+    }
+    /// Two huge pages of one worker.
+    pub const fn wide(worker: usize) -> Self {
+        Area::new(WIDE + worker as u64 * 0x40_0000, 1024)
     }
     /// Two, between which pages move.
     pub const fn chaos(which: usize) -> Self {
@@ -55,6 +60,6 @@ impl Area {
 }
 
 /// The word of a page that this worker writes.
-pub(crate) fn place_of(worker: usize) -> u64 {
+pub(crate) const fn place_of(worker: usize) -> u64 {
     worker as u64 * 64
 }

@@ -9,7 +9,8 @@
 //! | file | what is worked on | what must hold |
 //! |---|---|---|
 //! | `own` | a stretch of private memory that one worker alone maps and touches, among the others' in the same tables | all of it: what is mapped, every answer, every word, also in the child of a fork |
-//! | `files` | pages of files, mapped shared and private in all spaces, read, written, cut, stored, dropped by all | a word is its writer's last, or newer than any that was seen; zero only if the file was cut, and then for good |
+//! | `files` | pages of files, mapped shared and private in all spaces, read, written, cut, stored, dropped by all | a word is its writer's last, or newer than any that was seen; zero only if the file was cut since, and then for good |
+//! | `cuts` | their ends, and holes in them | what was there before is gone |
 //! | `chaos` | private memory, huge pages and physical memory that all map and touch | a word belongs where it is, and was written |
 //! | `hunt` | the page that somebody else is about to touch, or just has | the same; faults come to an end |
 //!
@@ -22,6 +23,7 @@
 
 mod board;
 mod chaos;
+mod cuts;
 mod dice;
 mod files;
 mod hunt;

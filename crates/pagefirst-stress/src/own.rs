@@ -1,14 +1,17 @@
-//! A stretch of private memory that one worker alone maps and touches: every answer and every word is known.
+//! Stretches of private memory that one worker alone maps and touches: every answer and every word is known.
 //!
-//! It lies among the stretches of others: in one leaf table, next to their mappings, and merged with them where both are
-//! alike.
+//! A small one lies among those of others: in one leaf table, next to their mappings, and merged with them where both are
+//! alike. Some workers have a wide one beside it, of two huge pages.
+//!
+//! A stretch consists of parts, each mapped and unmapped as a whole, with a word in one page: a small one's of a page, a wide
+//! one's of many.
 
 mod forks;
 mod pins;
 
 use crate::Host;
 use crate::files::Kind;
-use crate::layout::{Area, OWN_PAGES, place_of};
+use crate::layout::{Area, OWN_PARTS, place_of};
 use crate::tally::Op;
 use crate::worker::{Tag, Word, Worker, is_short};
 use core::ops::Range;
@@ -24,7 +27,7 @@ const LOST: FaultError = FaultError::Bus(Bus::Poison);
 /// Pages that may be pinned at a time.
 const PINS: usize = 4;
 
-/// What a page of the stretch is.
+/// What a part of the stretch is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum What {
     Nothing,
@@ -56,18 +59,36 @@ enum Forks {
 
 const NOTHING: Page = Page { what: What::Nothing, prot: Prot::empty(), word: 0, forks: Forks::AsItIs };
 
-type Pages = [Page; OWN_PAGES as usize];
+type Pages = [Page; OWN_PARTS as usize];
 
 pub(crate) struct Stretch<P: Platform> {
     area: Area,
     pages: Pages,
+    /// Pages of a part.
+    part: u64,
     /// Pages that are pinned, for a device that writes.
     pins: [Option<(usize, Pinned<P>)>; PINS],
 }
 
 impl<P: Platform> Stretch<P> {
     pub fn new(area: Area) -> Self {
-        Stretch { area, pages: [NOTHING; OWN_PAGES as usize], pins: [const { None }; PINS] }
+        let part = area.pages / OWN_PARTS;
+        Stretch { area, pages: [NOTHING; OWN_PARTS as usize], part, pins: [const { None }; PINS] }
+    }
+    fn is_wide(&self) -> bool {
+        self.part > 1
+    }
+    /// Where part `i` begins: there its word is.
+    fn start(&self, i: usize) -> VirtAddr {
+        self.area.page(i as u64 * self.part)
+    }
+    /// Bytes of so many parts.
+    fn bytes(&self, n: usize) -> u64 {
+        n as u64 * self.part * PAGE_SIZE
+    }
+    /// Which part this address is in.
+    fn index_of(&self, at: VirtAddr) -> Option<usize> {
+        Some((self.area.index_of(at)? / self.part) as usize)
     }
     /// Gives up what is pinned.
     pub fn unpin(&mut self) {
@@ -86,9 +107,23 @@ impl<P: Platform> Stretch<P> {
 }
 
 impl<H: Host> Worker<'_, '_, H> {
+    /// Some parts; of a wide stretch often one huge page, or both.
     fn range(&mut self) -> (Range<usize>, VirtAddr, u64) {
-        let (first, n) = self.dice.pages(OWN_PAGES);
-        (first as usize..(first + n) as usize, self.own.area.page(first), n * PAGE_SIZE)
+        let half = OWN_PARTS / 2;
+        let (first, n) = match self.own.is_wide() && self.dice.once_in(3) {
+            true => [(0, half), (half, half), (0, OWN_PARTS)][self.dice.roll(3) as usize],
+            false => self.dice.pages(OWN_PARTS),
+        };
+        let range = first as usize..(first + n) as usize;
+        let (at, len) = (self.own.start(range.start), self.own.bytes(range.len()));
+        (range, at, len)
+    }
+
+    /// Works on its wide stretch as on the small one.
+    pub fn on_wide(&mut self, work: impl FnOnce(&mut Self)) {
+        core::mem::swap(&mut self.own, &mut self.wide);
+        work(self);
+        core::mem::swap(&mut self.own, &mut self.wide);
     }
 
     pub fn work_on_own(&mut self, space: &H::Space, cpu: &mut H::Cpu) {
@@ -156,13 +191,13 @@ impl<H: Host> Worker<'_, '_, H> {
     }
 
     fn is_lost(&self, at: VirtAddr) -> bool {
-        let page = self.own.area.index_of(at).map(|i| self.own.pages[i as usize]);
+        let page = self.own.index_of(at).map(|i| self.own.pages[i]);
         page.is_some_and(|page| matches!(page.what, What::Lost(_)))
     }
 
     fn touch_own(&mut self, space: &H::Space, cpu: &mut H::Cpu, access: Access) {
-        let i = self.dice.roll(OWN_PAGES) as usize;
-        let at = self.mine(self.own.area.page(i as u64));
+        let i = self.dice.roll(OWN_PARTS) as usize;
+        let at = self.mine(self.own.start(i));
         let expected = self.answer(&self.own.pages[i], access);
         if access != Access::Write {
             let found = self.load(space, Some(cpu), at);
@@ -197,7 +232,7 @@ impl<H: Host> Worker<'_, '_, H> {
     /// A write to the page came to nothing, for want of memory. It may have had a copy, and wanted another: somebody looked at
     /// the first while it waited to be made writable.
     fn tried(&mut self, space: &H::Space, i: usize) {
-        let there = space.page_table().translate(&Pin::new(self.p), self.own.area.page(i as u64));
+        let there = space.page_table().translate(&Pin::new(self.p), self.own.start(i));
         let is_copy = there.is_some_and(|there| self.p.meta(there.pfn).flags().contains(FrameFlags::ANON));
         if let What::Still(index) = self.own.pages[i].what
             && is_copy
@@ -218,7 +253,8 @@ impl<H: Host> Worker<'_, '_, H> {
     fn map_own(&mut self, space: &H::Space) {
         let (range, at, len) = self.range();
         let prot = if self.dice.once_in(4) { Prot::READ } else { RW };
-        let still = self.dice.once_in(3).then(|| self.dice.roll(crate::layout::PAGES - range.len() as u64));
+        let still = (!self.own.is_wide() && self.dice.once_in(3))
+            .then(|| self.dice.roll(crate::layout::PAGES - range.len() as u64));
         let backing = match still {
             None => Backing::Anonymous,
             Some(first) => Backing::File { file: self.stress.files[Kind::Still as usize].clone(), first },
@@ -231,17 +267,21 @@ impl<H: Host> Worker<'_, '_, H> {
                 self.violation(format_args!("mapped {:?} and not {len:#x} bytes at {at}", mapped.range))
             }
             Ok(mapped) => {
-                let stopped = mapped.unpopulated.map(|stopped| ((stopped.at.0 - at.0) / PAGE_SIZE) as usize);
+                let stopped = mapped.unpopulated.and_then(|stopped| self.own.index_of(stopped.at));
                 self.own.gone(&range);
                 for (i, page) in range.clone().enumerate() {
                     let what = still.map_or(What::Anonymous, |first| What::Still(first + i as u64));
                     self.own.pages[page] = Page { what, prot, ..NOTHING };
                 }
                 if populate {
-                    self.populated(range.start..stopped.map_or(range.end, |i| range.start + i));
+                    self.populated(range.start..stopped.unwrap_or(range.end));
                     if let Some(i) = stopped {
-                        self.tried(space, range.start + i);
+                        self.tried(space, i);
                     }
+                }
+                if self.own.is_wide() {
+                    self.begin(Op::Huge);
+                    space.advise(at, len, Advice::Huge).unwrap_or_else(|error| self.expect_short(error));
                 }
             }
             Err(error) => self.expect_short(error),
@@ -286,7 +326,7 @@ impl<H: Host> Worker<'_, '_, H> {
                         }
                         pagefirst::space::Why::Error(error) if is_short(error) => {
                             self.tally().short();
-                            let done = range.start + ((start.0 - at.0) / PAGE_SIZE) as usize;
+                            let Some(done) = self.own.index_of(start) else { return };
                             self.populated(range.start..done);
                             return self.tried(space, done);
                         }
@@ -379,16 +419,18 @@ impl<H: Host> Worker<'_, '_, H> {
 
     fn remap_own(&mut self, space: &H::Space) {
         self.begin(Op::Remap);
-        let most = if self.dice.once_in(3) { OWN_PAGES / 2 } else { 3 };
-        let n = 1 + self.dice.roll(most);
-        let from = self.dice.roll(OWN_PAGES - n + 1) as usize;
-        let to = self.dice.roll(OWN_PAGES - n + 1) as usize;
+        let most = if self.dice.once_in(3) { OWN_PARTS / 2 } else { 3 };
+        let n =
+            if self.own.is_wide() && self.dice.once_in(2) { OWN_PARTS / 2 } else { 1 + self.dice.roll(most) };
+        let from = self.dice.roll(OWN_PARTS - n + 1) as usize;
+        let to = self.dice.roll(OWN_PARTS - n + 1) as usize;
         let n = n as usize;
+        // The halves of a wide stretch are huge pages.
+        let (from, to) = if n as u64 == OWN_PARTS / 2 { [(0, n), (n, 0)][from % 2] } else { (from, to) };
         if from.abs_diff(to) < n {
             return;
         }
-        let (old, new) = (self.own.area.page(from as u64), self.own.area.page(to as u64));
-        let len = n as u64 * PAGE_SIZE;
+        let (old, new, len) = (self.own.start(from), self.own.start(to), self.own.bytes(n));
         let mapped = self.own.is_mapped(from..from + n);
         match space.remap(old, len, len, RemapTo::Fixed(new)) {
             Ok(at) if at != new || !mapped => {
@@ -411,7 +453,7 @@ impl<H: Host> Worker<'_, '_, H> {
         }
     }
 
-    /// Looks at every page of the stretch.
+    /// Looks at every part of the stretch.
     pub fn verify_own(&mut self, cpu: Option<&mut H::Cpu>) {
         let stress = self.stress;
         let home = stress.spaces[self.home()].try_read().expect("homes stay");
@@ -430,7 +472,7 @@ impl<H: Host> Worker<'_, '_, H> {
     ) {
         self.begin(Op::Verify);
         for (i, page) in pages.iter().enumerate() {
-            let at = self.mine(self.own.area.page(i as u64));
+            let at = self.mine(self.own.start(i));
             let found = self.load(space, cpu.as_deref_mut(), at);
             self.compare(at, found, self.answer(page, Access::Read));
         }

@@ -1,9 +1,9 @@
-//! Quiet points: all workers stop, and everything is looked at.
+//! Quiet points: all workers stop, and everything is looked at. So it is at the end.
 
 use crate::tally::Op;
 use crate::worker::Worker;
 use crate::{Host, Quiet, Stress};
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use pagefirst::platform::Platform;
 use pagefirst::types::PAGE_SIZE;
 
@@ -18,14 +18,14 @@ impl<H: Host> Worker<'_, '_, H> {
         let (stress, board) = (self.stress, self.stress.board);
         if self.me == 0 {
             if stress.host.is_over() {
+                self.conduct(cpu);
                 board.state.store(OVER, Release);
             } else if stress.host.is_quiet_due() {
                 self.conduct(cpu);
             }
         }
         if board.state.load(Acquire) == QUIET && self.me != 0 {
-            self.verify_own(Some(cpu));
-            self.own.unpin();
+            self.verify_all(Some(cpu));
             self.park();
             while board.state.load(Acquire) == QUIET {
                 self.p.relax();
@@ -35,20 +35,32 @@ impl<H: Host> Worker<'_, '_, H> {
         board.state.load(Acquire) != OVER
     }
 
+    /// Looks at both stretches, and gives up what is pinned of them.
+    pub fn verify_all(&mut self, mut cpu: Option<&mut H::Cpu>) {
+        self.verify_own(cpu.as_deref_mut());
+        self.own.unpin();
+        self.on_wide(|worker| {
+            worker.verify_own(cpu);
+            worker.own.unpin();
+        });
+    }
+
     pub fn park(&self) {
+        self.begin(Op::Stop);
         self.stress.board.parked.fetch_add(1, AcqRel);
     }
 
     fn conduct(&mut self, cpu: &mut H::Cpu) {
         let board = self.stress.board;
         board.state.store(QUIET, Release);
-        self.verify_own(Some(cpu));
-        self.own.unpin();
+        self.verify_all(Some(cpu));
+        self.begin(Op::Stop);
         while (board.parked.load(Acquire) as usize) < self.stress.config.workers - 1 {
             self.p.relax();
         }
         self.begin(Op::Quiet);
         self.stress.inspect();
+        board.rounds.fetch_add(1, Relaxed);
         board.state.store(0, Release);
         // Before the next, all have gone on.
         while board.parked.load(Acquire) > 0 {

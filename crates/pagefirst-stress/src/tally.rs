@@ -30,7 +30,7 @@ ops! {
     Remap "remap", Advise "advise", Huge "huge page", Pin "pin", Device "device write", Fork "fork", Space "new space",
     Exit "exit", Read "read file", Write "write file", Resize "set size", Punch "punch", Evict "evict",
     WriteBack "write back", Sync "sync", Ahead "read ahead", Limit "limit", Poison "poison", Hunt "hunt",
-    Verify "verify", Quiet "quiet point",
+    Verify "verify", Stop "stop for others", Quiet "quiet point",
 }
 
 const OPS: usize = Op::ALL.len();

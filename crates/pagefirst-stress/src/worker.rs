@@ -67,6 +67,9 @@ pub(crate) fn is_short(error: FaultError) -> bool {
     matches!(error, FaultError::NoMemory | FaultError::OverLimit(_))
 }
 
+/// So many workers have a wide stretch.
+const WIDE: usize = 6;
+
 pub(crate) struct Worker<'s, 'h, H: Host> {
     pub stress: &'s Stress<'h, H>,
     pub p: &'static H::Platform,
@@ -79,6 +82,8 @@ pub(crate) struct Worker<'s, 'h, H: Host> {
     /// Whether its CPU runs that.
     pub is_inside: bool,
     pub own: Stretch<H::Platform>,
+    /// Another one, if it is one of the first workers: it takes much memory.
+    pub wide: Stretch<H::Platform>,
     /// By file and page, the last write to it that must be there still: 0 if it reads as zero.
     pub last: [[u32; PAGES as usize]; Kind::COUNT],
 }
@@ -94,6 +99,7 @@ impl<'s, 'h, H: Host> Worker<'s, 'h, H> {
             at: me % HOMES,
             is_inside: false,
             own: Stretch::new(Area::own(me)),
+            wide: Stretch::new(Area::wide(me)),
             last: [[0; PAGES as usize]; Kind::COUNT],
         }
     }
@@ -135,8 +141,7 @@ impl<'s, 'h, H: Host> Worker<'s, 'h, H> {
         while self.goes_on(cpu) {
             self.stay(cpu);
         }
-        self.verify_own(None);
-        self.own.unpin();
+        self.verify_all(None);
         self.stress.host.charge_to(None);
         self.park();
     }
@@ -162,6 +167,9 @@ impl<'s, 'h, H: Host> Worker<'s, 'h, H> {
 
     fn operate(&mut self, space: &H::Space, cpu: &mut H::Cpu) {
         match self.dice.roll(20) {
+            0..3 if self.at == self.home() && self.me < WIDE => {
+                self.on_wide(|worker| worker.work_on_own(space, cpu));
+            }
             0..9 if self.at == self.home() => self.work_on_own(space, cpu),
             0..14 => self.work_on_file(space, cpu),
             14..19 => self.work_on_chaos(space, cpu),

@@ -15,6 +15,8 @@ use std::fmt::Write as _;
 use std::panic;
 use std::process::ExitCode;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Do all that the library does, on many CPUs at once, and verify it.
@@ -66,20 +68,28 @@ fn parse_memory(text: &str) -> Result<u64, String> {
     if fits { Ok(bytes) } else { Err(format!("{text:?} is not from 4M to 64G")) }
 }
 
-/// Runs it; the exit status is 0, or 1 when something was wrong.
+/// Whether what goes wrong is a violation.
+static RUNS: AtomicBool = AtomicBool::new(false);
+
+/// Runs it; the exit status is 0, or 1 when something was wrong: a violation, or that it could not be run.
 pub fn run(args: StressArgs) -> ExitCode {
     let seed = args.seed.unwrap_or_else(|| {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.subsec_nanos().into())
     });
     let again = command(&args, seed);
-    // A thread that finds something wrong panics. That is the end, at once: others may wait for it.
+    // A thread that finds something wrong panics. That is the end, at once: others may wait for it. Before anything runs it
+    // is the host that has not what it takes.
     let first = Mutex::new(());
     let told = again.clone();
     panic::set_hook(Box::new(move |info| {
         let _first = first.lock();
         let what = info.payload_as_str().unwrap_or("a panic without words");
         let place = info.location().map(|at| format!(" ({at})")).unwrap_or_default();
-        eprintln!("\npagefirst: stress found a violation\n{what}{place}\nagain: {told}");
+        if RUNS.load(Relaxed) {
+            eprintln!("\npagefirst: stress found a violation\n{what}{place}\nagain: {told}");
+        } else {
+            eprintln!("pagefirst: stress: {what}");
+        }
         std::process::exit(1)
     }));
     match stress(&args, seed) {
@@ -118,17 +128,23 @@ fn stress(args: &StressArgs, seed: u64) -> Result<String, String> {
     let stress = Stress::new(&bench, board, config)
         .map_err(|_| format!("{} bytes of memory are too few to start with", args.memory))?;
     let watch = watch::Watch::new(args.time);
+    RUNS.store(true, Relaxed);
     let faults = std::thread::scope(|scope| {
         let stress = &stress;
-        let workers: Vec<_> = (0..threads)
-            .map(|me| {
-                scope.spawn(move || {
-                    let mut cpu = host::Cpu(machine.vcpu());
-                    stress.work(me, &mut cpu);
-                    cpu.0.counts()
-                })
+        let work = |me| {
+            move || {
+                let mut cpu = host::Cpu(machine.vcpu());
+                stress.work(me, &mut cpu);
+                cpu.0.counts()
+            }
+        };
+        let spawn = |me| {
+            std::thread::Builder::new().spawn_scoped(scope, work(me)).unwrap_or_else(|error| {
+                eprintln!("pagefirst: stress: no thread {me}: {error}");
+                std::process::exit(1)
             })
-            .collect();
+        };
+        let workers: Vec<_> = (0..threads).map(spawn).collect();
         watch.until_all(&bench, stress, threads, || workers.iter().all(|worker| worker.is_finished()));
         workers
             .into_iter()

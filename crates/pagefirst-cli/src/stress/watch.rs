@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 const QUIET: Duration = Duration::from_secs(1);
 /// Between two lines where there is no terminal.
 const LINE: Duration = Duration::from_secs(10);
-/// Without any operation for so long, it hangs.
+/// Whoever is at one operation for so long hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
 const TICK: Duration = Duration::from_millis(50);
 
@@ -41,7 +41,7 @@ impl Watch {
     ) {
         let start = Instant::now();
         let (mut quiet, mut line) = (start, start);
-        let (mut before, mut moved) = (0, start);
+        let mut moves = vec![Move { n: 0, since: start }; workers];
         while !ended() {
             std::thread::sleep(TICK);
             let now = Instant::now();
@@ -58,10 +58,10 @@ impl Watch {
                 line = now;
                 println!("{:4} s  {}", (now - start).as_secs(), text(&sums, now - start));
             }
-            if sums.all() != before {
-                (before, moved) = (sums.all(), now);
-            } else if now - moved > PATIENCE {
-                hangs(stress, workers);
+            let hanging = hanging(&mut moves, now, |worker| stress.doing(worker));
+            if !hanging.is_empty() {
+                self.bar.finish_and_clear();
+                give_up(&hanging);
             }
         }
         self.bar.finish_and_clear();
@@ -74,12 +74,52 @@ fn text(sums: &Sums, time: Duration) -> String {
     format!("{all} operations, {rate:.0} a second, {short} without memory, {quiet} quiet points")
 }
 
-/// Nothing moves: says where everybody is, and ends the program.
-fn hangs(stress: &Stress<'_, Bench>, workers: usize) -> ! {
-    eprintln!("pagefirst: stress: nothing has moved for {} s", PATIENCE.as_secs());
-    for worker in 0..workers {
-        let (op, n) = stress.doing(worker);
-        eprintln!("worker {worker}: operation {n} ({})", op.name());
+/// The number of a worker's operation, and since when it has been that.
+#[derive(Clone, Copy, Debug)]
+struct Move {
+    n: u64,
+    since: Instant,
+}
+
+/// Who hangs, and at what; not who has stopped for the others.
+fn hanging(moves: &mut [Move], now: Instant, doing: impl Fn(usize) -> (Op, u64)) -> Vec<(usize, Op, u64)> {
+    let mut hanging = Vec::new();
+    for (worker, last) in moves.iter_mut().enumerate() {
+        let (op, n) = doing(worker);
+        if n != last.n || op == Op::Stop {
+            *last = Move { n, since: now };
+        } else if now - last.since > PATIENCE {
+            hanging.push((worker, op, n));
+        }
     }
-    std::process::exit(2)
+    hanging
+}
+
+/// Says where they are, and ends the program.
+fn give_up(hanging: &[(usize, Op, u64)]) -> ! {
+    eprintln!("pagefirst: stress found a violation");
+    for (worker, op, n) in hanging {
+        let time = PATIENCE.as_secs();
+        eprintln!("violation: worker {worker} hangs in operation {n} ({}) for {time} s", op.name());
+    }
+    std::process::exit(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_who_hangs_is_told_whatever_the_others_do() {
+        let start = Instant::now();
+        let mut moves = [Move { n: 0, since: start }; 3];
+        let mut at = |seconds, doing: [(Op, u64); 3]| {
+            hanging(&mut moves, start + Duration::from_secs(seconds), |worker| doing[worker])
+        };
+        assert_eq!(at(1, [(Op::Pin, 7), (Op::Load, 1), (Op::Stop, 5)]), []);
+        assert_eq!(at(100, [(Op::Pin, 7), (Op::Load, 2), (Op::Stop, 5)]), []);
+        assert_eq!(at(122, [(Op::Pin, 7), (Op::Load, 3), (Op::Stop, 5)]), [(0, Op::Pin, 7)]);
+        assert_eq!(at(123, [(Op::Load, 8), (Op::Load, 3), (Op::Load, 6)]), []);
+        assert_eq!(at(243, [(Op::Load, 9), (Op::Load, 3), (Op::Load, 6)]), [(1, Op::Load, 3)]);
+    }
 }

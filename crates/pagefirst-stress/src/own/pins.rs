@@ -2,7 +2,7 @@
 
 use super::{PINS, What};
 use crate::Host;
-use crate::layout::{OWN_PAGES, place_of};
+use crate::layout::{OWN_PARTS, place_of};
 use crate::tally::Op;
 use crate::worker::{Tag, Worker};
 use core::sync::atomic::Ordering::{Relaxed, Release};
@@ -17,7 +17,7 @@ const MOST_LOST: u32 = 64;
 impl<H: Host> Worker<'_, '_, H> {
     pub(super) fn pin_own(&mut self, space: &H::Space) {
         self.begin(Op::Pin);
-        let i = self.dice.roll(OWN_PAGES) as usize;
+        let i = self.dice.roll(OWN_PARTS) as usize;
         let place = self.dice.roll(PINS as u64) as usize;
         let page = self.own.pages[i];
         if matches!(page.what, What::Still(_)) {
@@ -30,7 +30,7 @@ impl<H: Host> Worker<'_, '_, H> {
 
     fn pin_page(&mut self, space: &H::Space, i: usize) -> Option<Pinned<H::Platform>> {
         let page = self.own.pages[i];
-        let at = self.own.area.page(i as u64);
+        let at = self.own.start(i);
         let mut kept = None;
         let expected = self.answer(&page, Access::Write);
         loop {
@@ -56,7 +56,7 @@ impl<H: Host> Worker<'_, '_, H> {
 
     /// Hardware reports an error in a page.
     pub(super) fn lose_own(&mut self, space: &H::Space) {
-        let i = self.dice.roll(OWN_PAGES) as usize;
+        let i = self.dice.roll(OWN_PARTS) as usize;
         let lost = match self.own.pages[i].what {
             What::Anonymous => What::Lost(None),
             What::Copied(index) => What::Lost(Some(index)),
@@ -71,6 +71,13 @@ impl<H: Host> Worker<'_, '_, H> {
         self.own.gone(&(i..i + 1));
         match self.p.vm().poison(self.p, page) {
             Poisoned::Private { huge: false } => self.own.pages[i].what = lost,
+            // Of a huge page it has to be split off. It is still there if memory is short: nothing tells then.
+            Poisoned::Private { huge: true } if self.own.is_wide() => {
+                while space.lose_poisoned().is_err() {
+                    self.p.relax();
+                }
+                self.own.pages[i].what = lost;
+            }
             other => self.violation(format_args!("an error in page {i} of the stretch: {other:?}")),
         }
     }

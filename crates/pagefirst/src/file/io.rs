@@ -248,7 +248,9 @@ impl<P: Platform> FileCache<P> {
                     return Continue(());
                 }
                 // Read only now that nobody can write to it any more. Beyond the end nothing is stored.
-                let is_dirty = meta.flags().contains(FrameFlags::DIRTY) && !cfg!(mutant = "evict_dirty");
+                let is_lost =
+                    cfg!(mutant = "evict_dirty") || cfg!(mutant = "evict_memory") && !self.file.is_stored();
+                let is_dirty = meta.flags().contains(FrameFlags::DIRTY) && !is_lost;
                 if is_dirty && indexes.start < end {
                     meta.thaw();
                     // What of it lies beyond the end goes when it is by itself.

@@ -15,11 +15,11 @@ use super::record::{Counted, Guard};
 use super::slot::Walk;
 use super::{PageTable, Stock};
 use crate::arch::{Attrs, Format};
-use crate::frame::{self, FrameFlags};
+use crate::frame::{self, FrameFlags, bytes};
 use crate::platform::Platform;
 use crate::sync::epoch::Pin;
 use crate::tlb::Gather;
-use crate::types::{Pfn, VirtAddr};
+use crate::types::{PAGE_SIZE, Pfn, VirtAddr};
 
 impl<P: Platform> PageTable<P> {
     /// Splits the huge page mapped at `at`, if there is one, with a table of `cuts`. Called by the space's writer, with no
@@ -79,6 +79,9 @@ impl Pieces {
             Counted::Anon | Counted::Nothing => {}
         }
         let lost = if cfg!(mutant = "split_loses_dirty") { Attrs::DIRTY } else { Attrs::empty() };
+        if cfg!(mutant = "split_loses_contents") && Counted::of(p, old, level) == Counted::Anon {
+            (1..=others).for_each(|i| bytes::zero(frame::words(p, page.add(i)), 0..PAGE_SIZE as usize));
+        }
         let attrs = P::Format::attrs(old) - lost;
         let is_zero = !attrs.contains(Attrs::SPECIAL) && p.meta(page).flags().contains(FrameFlags::ZERO);
         Pieces { page, attrs, level, is_zero }
