@@ -119,11 +119,16 @@ impl<H: Host> Worker<'_, '_, H> {
         (range, at, len)
     }
 
-    /// Works on its wide stretch as on the small one.
-    pub fn on_wide(&mut self, work: impl FnOnce(&mut Self)) {
-        core::mem::swap(&mut self.own, &mut self.wide);
+    /// Works on its small stretch, or on the wide one as on that.
+    pub fn on_stretch(&mut self, is_wide: bool, work: impl FnOnce(&mut Self)) {
+        let swap = |worker: &mut Self| {
+            if is_wide {
+                core::mem::swap(&mut worker.own, &mut worker.wide);
+            }
+        };
+        swap(self);
         work(self);
-        core::mem::swap(&mut self.own, &mut self.wide);
+        swap(self);
     }
 
     pub fn work_on_own(&mut self, space: &H::Space, cpu: &mut H::Cpu) {

@@ -37,12 +37,12 @@ impl<H: Host> Worker<'_, '_, H> {
 
     /// Looks at both stretches, and gives up what is pinned of them.
     pub fn verify_all(&mut self, mut cpu: Option<&mut H::Cpu>) {
-        self.verify_own(cpu.as_deref_mut());
-        self.own.unpin();
-        self.on_wide(|worker| {
-            worker.verify_own(cpu);
-            worker.own.unpin();
-        });
+        for is_wide in [false, true] {
+            self.on_stretch(is_wide, |worker| {
+                worker.verify_own(cpu.as_deref_mut());
+                worker.own.unpin();
+            });
+        }
     }
 
     pub fn park(&self) {

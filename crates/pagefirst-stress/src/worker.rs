@@ -167,10 +167,10 @@ impl<'s, 'h, H: Host> Worker<'s, 'h, H> {
 
     fn operate(&mut self, space: &H::Space, cpu: &mut H::Cpu) {
         match self.dice.roll(20) {
-            0..3 if self.at == self.home() && self.me < WIDE => {
-                self.on_wide(|worker| worker.work_on_own(space, cpu));
+            which @ 0..9 if self.at == self.home() => {
+                let is_wide = which < 3 && self.me < WIDE;
+                self.on_stretch(is_wide, |worker| worker.work_on_own(space, cpu));
             }
-            0..9 if self.at == self.home() => self.work_on_own(space, cpu),
             0..14 => self.work_on_file(space, cpu),
             14..19 => self.work_on_chaos(space, cpu),
             _ => self.work_on_spaces(),

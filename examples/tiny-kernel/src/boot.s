@@ -63,7 +63,7 @@ mov edi, ebx; test edi, edi
 movabs rsp, offset boot_stack_end
 movabs rcx, offset kernel_main
 jnz 1f
-sub rsp, 65536                  # the second CPU's stack lies below the first's
+sub rsp, 131072                 # the second CPU's stack lies below the first's
 movabs rcx, offset ap_main
 1:
 call rcx
@@ -71,7 +71,7 @@ call rcx
 .section .bss.boot_stack, "aw", @nobits
 .balign 64
 boot_stacks:
-.fill 131072
+.fill 262144
 boot_stack_end:
 
 # What `core` calls and bare hardware does not have: memcpy, memmove, memset, memcmp, bcmp, strlen (System V ABI).
