@@ -19,6 +19,7 @@ mod oracle;
 mod plants;
 mod rust_source;
 mod shuttle;
+mod tsan;
 
 use std::process::ExitCode;
 
@@ -46,6 +47,7 @@ Usage: cargo xtask TASK
                          random schedules of the whole stack; --seed S runs one again, --runs N, --minutes N, --threads N;
                          --mutants [FILTER] for the mistakes that must be found, and found again by their seeds
   miri [--long]          tests of the library, and whole lives on the machine, under Miri; --long for an hour
+  tsan --minutes N       the stress under ThreadSanitizer for so long, and mistakes that it must see; with a nightly compiler
   oracle --minutes N     random sequences at fresh seeds against the oracle of the tests, for so long
   fuzz --minutes N       the fuzz targets, each for so long, with a nightly compiler and cargo-fuzz;
                          --target space|recording|formats, --keep to make fuzz/corpus anew
@@ -87,6 +89,7 @@ fn run(args: &[String]) -> Result {
         ("model", args) => model::run(args),
         ("miri", []) => miri::run(false),
         ("miri", ["--long"]) => miri::run(true),
+        ("tsan", ["--minutes", minutes]) => tsan::run(minutes),
         ("oom", []) => oom::run(),
         ("shuttle", args) => shuttle::run(args),
         ("oracle", ["--minutes", minutes]) => oracle::run(minutes),

@@ -198,23 +198,33 @@ fn plants(program: &'static Program, source: &Source) -> Result<Vec<Plant>> {
 /// Compiles the tests on the library with a mistake or none.
 fn compile(program: &Program, mutant: Option<&str>) -> Result<PathBuf> {
     let what = format!("compiling the library with {}", mutant.unwrap_or("no mistake"));
-    let wrapper = std::env::current_exe().map_err(|e| format!("{what}: where is xtask? {e}"))?;
     let cargo = |args: &[&str]| {
         let mut command = cmd::cargo(args);
         command.env("CARGO_TARGET_DIR", cmd::target_dir().join("plants"));
-        command.env("RUSTC_WORKSPACE_WRAPPER", &wrapper).env(MUTANT, mutant.unwrap_or_default());
         command.env("CARGO_PROFILE_DEV_OPT_LEVEL", "0").env("CARGO_PROFILE_DEV_DEBUG", "0");
         command
     };
-    // Cargo does not know that the wrapper does something else each time.
-    cmd::capture(&mut cargo(&["clean", "--quiet", "--package", "pagefirst"]), None)?.into_stdout(&what)?;
-    let mut command =
-        cargo(&["test", "--no-run", "--quiet", "--package", program.package, "--test", program.name]);
+    let args = ["test", "--no-run", "--quiet", "--package", program.package, "--test", program.name];
+    let mut command = planted(mutant, cargo, &args)?;
     command.args(["--message-format", "json-render-diagnostics"]);
     let messages = cmd::capture(&mut command, None)?.into_stdout(&what)?;
     // Beside it cargo may name a program that it calls.
     let tests: Vec<&str> = messages.lines().filter(|line| line.contains(r#""kind":["test"]"#)).collect();
     model::executable(&tests.join("\n")).ok_or_else(|| format!("{what}: cargo named no test program"))
+}
+
+/// A command of cargo that compiles the library with a mistake or none.
+pub(crate) fn planted(
+    mutant: Option<&str>,
+    cargo: impl Fn(&[&str]) -> Command,
+    args: &[&str],
+) -> Result<Command> {
+    let wrapper = std::env::current_exe().map_err(|e| format!("where is xtask? {e}"))?;
+    // Cargo does not know that the wrapper does something else each time.
+    cmd::check(&mut cargo(&["clean", "--quiet", "--package", "pagefirst"]))?;
+    let mut command = cargo(args);
+    command.env("RUSTC_WORKSPACE_WRAPPER", wrapper).env(MUTANT, mutant.unwrap_or_default());
+    Ok(command)
 }
 
 /// Runs one test; what it printed if it failed.
