@@ -2,8 +2,8 @@
 //!
 //! For each access to memory the sanitizer knows which others come before it, by locks and by the orders that atomics are
 //! given, and not by what the hardware happens to do: an order that is too weak is told of on x86 as well. So it looks at
-//! what loom does not see (values that are no atomics) and Miri has no time for (many threads). It does not know fences: where the library has one and
-//! plain memory depends on it, an order of an atomic has to say the same.
+//! what loom does not see (values that are no atomics) and Miri has no time for (many threads). It does not know fences:
+//! where plain memory depends on one, an order of an atomic has to say the same.
 //!
 //! First the library must show no race. Then each of [`MISTAKES`] is made, and must show one: so nobody takes the
 //! silence of a tool that looks at nothing for an answer.

@@ -37,7 +37,7 @@
 //! | hardware that walks tables, its TLBs and caches of tables, late shootdowns | a model has at most one cached translation | the embedded machine, with all of it (`cargo xtask harsh`), and mistakes that its checks must see (`cargo xtask plants`); QEMU's MMUs (`cargo xtask mmu`, `cargo xtask kernel`) |
 //! | more than three threads, more preemptions, larger tables and trees, many calls in a row | the states would be too many | `cargo xtask model --deep`, random schedules (`cargo xtask shuttle`), `pagefirst stress` |
 //! | who waits by spinning for another thread | has no end for loom | shuttle and stress; here waiting sleeps, and a removal looks once (`space::model`) |
-//! | what the compiler reorders or takes for granted; races on plain memory: values behind locks, bytes of pages, counters that decide nothing (`atomic::plain`) | loom sees its own types alone | Miri (`cargo xtask miri`); tables and pages have a watch here |
+//! | what the compiler reorders or takes for granted; races on plain memory: values behind locks, bytes of pages, counters that decide nothing (`atomic::plain`) | loom sees its own types alone | Miri (`cargo xtask miri`), ThreadSanitizer (`cargo xtask tsan`); tables and pages have a watch here |
 //! | slabs | objects are boxed here | Miri; the machine's tests of the slabs as they are |
 //! | interrupts on the CPU that is at work | a role is a CPU | tests that complete reads from interrupts; debug builds refuse locks there (`sync::held`) |
 //!
