@@ -5,6 +5,8 @@ use crate::{program::Task, trap};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::*};
 use core::{arch::global_asm, mem::MaybeUninit, ptr::null_mut};
 use pagefirst::{Local, platform::Platform};
+#[cfg(feature = "stress")]
+use pagefirst::{limit::Limit, mem::Shared};
 use x86_64::instructions::{port::Port, tables};
 use x86_64::registers::control::{Cr4, Cr4Flags};
 use x86_64::registers::model_specific::{GsBase, LStar, SFMask, Star};
@@ -44,6 +46,9 @@ pub struct Cpu {
     /// CPUs that want this one to forget translations, a bit each.
     pub asked_by: AtomicU64,
     pub shootdown: Shootdown,
+    /// Whom what it reads and writes of files is charged to.
+    #[cfg(feature = "stress")]
+    pub limit: spin::Mutex<Option<Shared<Kernel, Limit<Kernel>>>>,
 }
 
 impl Cpu {

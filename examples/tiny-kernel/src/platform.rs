@@ -147,6 +147,10 @@ unsafe impl Platform for Kernel {
         // SAFETY: `to` is the caller's alone, DF is clear, and whoever writes to `from` meanwhile is no Rust code.
         unsafe { asm!("rep movsq", inout("rcx") 512u64 => _, inout("rdi") to => _, inout("rsi") from => _, options(nostack)) };
     }
+    #[cfg(feature = "stress")]
+    fn limit(&'static self) -> Option<pagefirst::mem::Shared<Self, pagefirst::limit::Limit<Self>>> {
+        self.this_cpu().limit.lock().clone()
+    }
     /// The kernel is mapped in every space, as it was at boot.
     fn kernel_half(&'static self, root: Pfn) {
         let boot = self.cells(Pfn((cpu::boot_root() / PAGE_SIZE) as u32));

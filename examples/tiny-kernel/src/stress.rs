@@ -7,10 +7,13 @@ use crate::{cpu::boot_root, println};
 use core::arch::global_asm;
 use core::ops::Deref;
 use core::ptr::{from_ref, null_mut};
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::*};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};
+use pagefirst::arch::{Attrs, Format};
 use pagefirst::fault::{Bus, FaultError, Segv};
+use pagefirst::frame::{FrameFlags, head_of};
+use pagefirst::platform::Platform;
 use pagefirst::space::AddressSpace;
-use pagefirst::types::VirtAddr;
+use pagefirst::types::{Pfn, VirtAddr};
 use pagefirst::{limit::Limit, mem::Shared};
 use pagefirst_stress::{Board, Config, Cpu, FileKind, Host, Quiet, Stress};
 use x86_64::instructions::port::Port;
@@ -48,7 +51,13 @@ pub fn run(seed: u64, seconds: u64) {
     let stress = Stress::new(&bench, &BOARD, config).expect("memory to start with");
     STRESS.store(from_ref(&stress).cast_mut().cast(), Release);
     bench.task.run_on_all();
-    println!("stress: {} operations with seed {seed}", stress.sums().all());
+    let sums = stress.sums();
+    println!(
+        "stress: {} operations with seed {seed}, {} of them refused, {} short of memory",
+        sums.all(),
+        sums.refused,
+        sums.short
+    );
 }
 
 /// What a CPU does of it.
@@ -92,14 +101,64 @@ impl Host for Bench {
     fn platform(&self) -> &'static Kernel { kernel() }
     fn share(&self, space: AddressSpace<Kernel>) -> Task { self.task.with(space) }
     fn file(&self, kind: FileKind) -> File { File::zeros(kind as u64, kind == FileKind::Still, kind == FileKind::Huge) }
-    fn charge_to(&self, _: Option<&Shared<Kernel, Limit<Kernel>>>) {}
+    fn charge_to(&self, limit: Option<&Shared<Kernel, Limit<Kernel>>>) { *kernel().this_cpu().limit.lock() = limit.cloned(); }
     fn is_quiet_due(&self) -> bool { self.turns.fetch_add(1, Relaxed).is_multiple_of(BETWEEN) }
     fn is_over(&self) -> bool { self.over.load(Relaxed) }
-    fn inspect(&self, _: Quiet<'_, Self>) {
+    fn inspect(&self, quiet: Quiet<'_, Self>) {
         kernel().vm.quiesce(kernel());
+        let pages = count_mappings(&quiet);
         let past = (clock() + 86_400 - self.start) % 86_400;
-        println!("stress: {past} s, {} operations", BOARD.sums().all());
+        println!("stress: {past} s, {} operations, {pages} pages mapped", BOARD.sums().all());
         self.over.store(past >= self.seconds, Relaxed);
+    }
+}
+
+/// How often each page is mapped, by its number in the region.
+static MAPPED: [AtomicU32; 1 << 16] = [const { AtomicU32::new(0) }; 1 << 16];
+
+/// Each page counts the mappings that all spaces have of it, and each is charged once; how many are mapped.
+fn count_mappings(quiet: &Quiet<'_, Bench>) -> usize {
+    let ram = &kernel().ram;
+    let mapped = &MAPPED[..ram.frames as usize];
+    mapped.iter().for_each(|n| n.store(0, Relaxed));
+    for task in quiet.spaces.into_iter().flatten() {
+        let table = task.space.page_table();
+        visit(table.root_frame(), <Kernel as Platform>::Format::LEVELS - 1, &|page| {
+            mapped[(page.0 - ram.first.0) as usize].fetch_add(1, Relaxed);
+        });
+    }
+    let mut private = 0;
+    for (n, i) in mapped.iter().map(|n| n.load(Relaxed)).zip(0..).filter(|(n, _)| *n > 0) {
+        let page = ram.first.add(i);
+        let meta = kernel().meta(page);
+        assert_eq!(meta.counts().maps, n, "violation: mappings of {page:?}, counted and found in all spaces");
+        if meta.flags().contains(FrameFlags::ANON) {
+            private += 1 << meta.order();
+        }
+    }
+    let of_files: u64 = quiet.files.iter().map(|file| file.pages()).sum();
+    let charged = quiet.limit.charged();
+    assert_eq!(
+        charged,
+        private + of_files,
+        "violation: {private} private pages, {of_files} of files; charged"
+    );
+    mapped.iter().filter(|n| n.load(Relaxed) > 0).count()
+}
+
+/// Tells of each entry for a page that counts its mappings, in a table and those below it, which pages it is one of.
+fn visit(table: Pfn, level: u8, see: &impl Fn(Pfn)) {
+    type F = <Kernel as Platform>::Format;
+    for raw in kernel().cells(table)[..F::user_entries(level)].iter().map(|entry| entry.load(Relaxed)) {
+        match F::child(raw, level) {
+            Some(child) => visit(child, level - 1, see),
+            None => {
+                let page = F::frame(raw, level).filter(|_| !F::attrs(raw).contains(Attrs::SPECIAL));
+                let head = page.map(|page| head_of(kernel(), page));
+                let counts = |head: &Pfn| !kernel().meta(*head).flags().contains(FrameFlags::ZERO);
+                head.filter(counts).into_iter().for_each(see);
+            }
+        }
     }
 }
 
@@ -151,6 +210,7 @@ fn why(code: u64) -> Result<(), FaultError> {
         0xb02 => FaultError::Segv(Segv::Access),
         0x702 => FaultError::Bus(Bus::BeyondEnd),
         0x704 => FaultError::Bus(Bus::Poison),
-        _ => FaultError::NoMemory,
+        0x900 => FaultError::NoMemory,
+        code => panic!("a fault was refused with {code:#x}"),
     })
 }
