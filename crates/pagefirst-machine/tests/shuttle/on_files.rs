@@ -19,6 +19,7 @@ impl<F: Format> Worker<'_, F> {
         let some = self.dice.below(2) * 100;
         self.tell(|| format!("file {which}, call {kind}, pages {from} and {to}"));
         let sizes = &self.world.sizes[which];
+        let _change = matches!(kind, 0..=4 | 7).then(|| self.world.change());
         match kind {
             0..=2 => {
                 let _alone = sizes.lock();
@@ -47,7 +48,7 @@ impl<F: Format> Worker<'_, F> {
             _ => {
                 let mut bytes = [0; 8];
                 if file.read_at(machine, place(from), &mut bytes).is_ok() {
-                    self.world.require_word(u64::from_le_bytes(bytes), self.me);
+                    self.world.counted(u64::from_le_bytes(bytes), self.me);
                 }
             }
         }

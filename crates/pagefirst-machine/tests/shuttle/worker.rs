@@ -30,6 +30,9 @@ pub struct View<F: Format> {
     own: BTreeMap<u64, Own>,
     /// Words of others in a child's private memory: they stay as they were.
     snapshot: BTreeMap<(u64, usize), u64>,
+    /// Words in pages that are everybody's, by page and owner: how far the owner had counted, and at what time it was seen
+    /// ([`World::stillness`]).
+    seen: BTreeMap<(u64, usize), (u64, u64)>,
 }
 
 /// A page that a device may use.
@@ -77,7 +80,7 @@ impl<'w, F: Format> Worker<'w, F> {
     pub fn new(world: &'w World<F>, me: usize, dice: Dice, is_mapped: bool) -> Self {
         let begins = if is_mapped { Own::Private(0, RW) } else { Own::Gone };
         let own = world.own(me).into_iter().map(|page| (page, begins)).collect();
-        let view = View { space: world.space.clone(), own, snapshot: BTreeMap::new() };
+        let view = View { space: world.space.clone(), own, snapshot: BTreeMap::new(), seen: BTreeMap::new() };
         let left = Left { views: vec![view], kept: BTreeMap::new() };
         Worker { dice, ..Worker::again(world, me, left) }
     }
@@ -363,6 +366,21 @@ impl<'w, F: Format> Worker<'w, F> {
         }
     }
 
+    /// A word in a page that is everybody's was found or written, in a time that began so. Unless a call came between, it
+    /// is no older than the one before.
+    fn saw(&mut self, page: u64, owner: usize, word: u64, still: Option<u64>) {
+        let count = self.world.counted(word, owner);
+        let Some(still) = still.filter(|_| still == self.world.stillness()) else { return };
+        let before = self.views[self.at].seen.insert((page, owner), (count, still));
+        if let Some((newer, _)) = before.filter(|(_, then)| *then == still) {
+            assert!(
+                count >= newer,
+                "page {page}, space {}: the word of thread {owner} is his number {count}, and was {newer}",
+                self.at
+            );
+        }
+    }
+
     /// Something done to pages that are everybody's.
     fn common_step(&mut self) {
         let Some(range) = self.world.common(&mut self.dice) else { return };
@@ -370,22 +388,29 @@ impl<'w, F: Format> Worker<'w, F> {
         let len = (range.end - range.start) * PAGE_SIZE;
         let prot = self.prot();
         let kind = self.dice.below(20);
+        let world = self.world;
+        let _change = (kind >= 11).then(|| world.change());
         if kind >= 11 {
             self.forget(&range);
         }
         let done = match kind {
             0..=4 => {
-                let word = self.world.count(self.me);
+                let (word, still) = (self.world.count(self.me), self.world.stillness());
                 self.tell(|| format!("page {}: {word:#x} is to be written", range.start));
                 let done = self.write(range.start, word);
+                if done.is_ok() {
+                    self.saw(range.start, self.me, word, still);
+                }
                 return may_trap(done);
             }
             5..=8 => {
-                let owner = self.dice.below(self.world.threads as u64) as usize;
+                let other = self.dice.below(self.world.threads as u64) as usize;
+                let owner = if self.dice.one_in(2) { other } else { self.me };
+                let still = self.world.stillness();
                 let found = self.read(range.start, owner);
                 self.tell(|| format!("page {}, word of {owner}: {found:x?}", range.start));
                 if let Ok(found) = found {
-                    self.world.require_word(found, owner);
+                    self.saw(range.start, owner, found, still);
                 }
                 return may_trap(found.map(drop));
             }
@@ -449,7 +474,7 @@ impl<'w, F: Format> Worker<'w, F> {
                 private.extend(self.world.page(vma.range.start)..self.world.page(vma.range.end));
             }
         });
-        self.views.push(View { space: child, own, snapshot: BTreeMap::new() });
+        self.views.push(View { space: child, own, snapshot: BTreeMap::new(), seen: BTreeMap::new() });
         self.at = self.views.len() - 1;
         self.enter();
         for _ in 0..6 {
@@ -458,7 +483,7 @@ impl<'w, F: Format> Worker<'w, F> {
                 continue;
             }
             if let Ok(found) = self.cpu.load_u64(self.world.place(page, owner)) {
-                self.world.require_word(found, owner);
+                self.world.counted(found, owner);
                 self.views[self.at].snapshot.insert((page, owner), found);
             }
         }

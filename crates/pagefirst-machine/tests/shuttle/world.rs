@@ -19,7 +19,7 @@ use shuttle::thread;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 pub type Space<F> = Arc<AddressSpace<Machine<F>>>;
@@ -60,9 +60,20 @@ pub struct World<F: Format> {
     owners: [Option<usize>; PAGES as usize],
     /// How far each thread has counted: raised before a number is written.
     counts: [AtomicU64; MOST],
+    /// Calls that give pages that are everybody's other contents than they had: begun, and ended.
+    changes: [AtomicU64; 2],
     pub threads: usize,
     /// Whether memory may run out.
     pub is_short: bool,
+}
+
+/// A call that changes contents, at work.
+pub struct Change<'w>(&'w AtomicU64);
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, AcqRel);
+    }
 }
 
 /// Hardware of this format, by chance.
@@ -138,7 +149,18 @@ impl<F: Format> World<F> {
         let counts = std::array::from_fn(|_| AtomicU64::new(0));
         let sizes = [Mutex::new(()), Mutex::new(())];
         (
-            World { machine, space, files, sizes, base, owners, counts, threads, is_short: dice.one_in(6) },
+            World {
+                machine,
+                space,
+                files,
+                sizes,
+                base,
+                owners,
+                counts,
+                changes: Default::default(),
+                threads,
+                is_short: dice.one_in(6),
+            },
             disks,
         )
     }
@@ -177,13 +199,25 @@ impl<F: Format> World<F> {
     pub fn count(&self, owner: usize) -> u64 {
         word(owner, self.counts[owner].fetch_add(1, Relaxed) + 1)
     }
-    /// What may stand in the word of an owner in a page that is everybody's: what a page begins with, or a number of his.
-    pub fn require_word(&self, found: u64, owner: usize) {
+    /// Before such a call; it has ended when what is returned goes.
+    pub fn change(&self) -> Change<'_> {
+        self.changes[0].fetch_add(1, AcqRel);
+        Change(&self.changes[1])
+    }
+    /// A name of the time in which no such call begins; `None` while one is at work.
+    pub fn stillness(&self) -> Option<u64> {
+        let ended = self.changes[1].load(Acquire);
+        (self.changes[0].load(Acquire) == ended).then_some(ended)
+    }
+    /// How far its owner had counted who wrote a word that is found in a page that is everybody's; 0 for what a page begins
+    /// with. Nothing else may stand there.
+    pub fn counted(&self, found: u64, owner: usize) -> u64 {
         let byte = found as u8;
         let began = found == 0 || byte & 0x80 != 0 && u64::from_le_bytes([byte; 8]) == found;
         let count = found >> 8;
         let written = byte as usize == owner + 1 && count > 0 && count <= self.counts[owner].load(Relaxed);
         assert!(began || written, "the word of thread {owner} is {found:#x}, which he never wrote");
+        if began { 0 } else { count }
     }
     pub fn map(
         &self,
