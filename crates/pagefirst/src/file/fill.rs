@@ -261,7 +261,9 @@ impl<P: Platform> FileCache<P> {
         let found = Found { pfn: held.pfn().add(part), order: held.order() };
         let mut w = self.writer.lock(p);
         let (size, indexes) = (self.size.load(Relaxed), found.indexes(index));
-        if index >= pages_of(size) || self.index.room(&w, index, found.order) != Some(found.order) {
+        let has_room = self.index.room(&w, index, found.order) == Some(found.order);
+        let is_beyond = index >= pages_of(size) && !cfg!(mutant = "insert_beyond_end");
+        if is_beyond || !has_room && !cfg!(mutant = "insert_over_another") {
             return Err(Refused::Again);
         }
         if self.is_removing(&w, &indexes) && !cfg!(mutant = "insert_while_removing") {

@@ -1,4 +1,4 @@
-//! Models of a page's state for loom, over its metadata alone.
+//! Models of a page's state for loom, over its metadata alone. Whole faults and removals are in `space::model`.
 //!
 //! As in `table::model`: every thread starts at one gate, and each model runs once for each rotation of its roles.
 
@@ -37,36 +37,8 @@ fn check(main: usize, setup: fn() -> FrameMeta, roles: [Role; 2], end: fn(&Frame
     });
 }
 
-/// What was read before a truncation is not up to date after it.
-fn fill_against_truncate(main: usize) {
-    let setup = || {
-        let meta = FrameMeta::default();
-        meta.set(FrameFlags::FILLING);
-        meta
-    };
-    let fill = |meta: &FrameMeta| {
-        meta.end_filling(FrameFlags::UP_TO_DATE);
-        true
-    };
-    check(main, setup, [fill, FrameMeta::stop_filling], |meta, [_, stopped]| {
-        let flags = meta.flags();
-        assert!(!flags.contains(FrameFlags::FILLING));
-        assert_eq!(flags.contains(FrameFlags::UP_TO_DATE), !stopped, "old contents came back");
-    });
-}
-// catches: fill_what_goes
-#[test]
-fn r13_fill_against_truncate_main_0() {
-    fill_against_truncate(0);
-}
-// catches: fill_what_goes
-#[test]
-fn r13_fill_against_truncate_main_1() {
-    fill_against_truncate(1);
-}
-
 /// A page that is taken out because nobody maps it is not mapped by a fault afterwards.
-fn fault_against_removal(main: usize) {
+fn count_against_going(main: usize) {
     let setup = || {
         let meta = FrameMeta::default();
         meta.adopt();
@@ -92,13 +64,13 @@ fn fault_against_removal(main: usize) {
 }
 // catches: maps_read_plainly, remove_without_going, validate_before_count
 #[test]
-fn r05_fault_against_removal_main_0() {
-    fault_against_removal(0);
+fn count_against_going_main_0() {
+    count_against_going(0);
 }
 // catches: maps_read_plainly, remove_without_going, validate_before_count
 #[test]
-fn r05_fault_against_removal_main_1() {
-    fault_against_removal(1);
+fn count_against_going_main_1() {
+    count_against_going(1);
 }
 
 /// A write that lets the file grow, by which the page's index stands for the size here, is stored, or the page is dirty.

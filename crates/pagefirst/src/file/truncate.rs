@@ -190,8 +190,12 @@ impl<P: Platform> FileCache<P> {
         }
         self.clear_what_stays(&removal);
         self.wait_for_stores(p, &removal);
+        let end = removal.bytes.start;
         self.file.forget(removal.bytes);
         self.end_removal(p);
+        if removal.shrinks && cfg!(mutant = "size_after_removal") {
+            self.size.store(end, Release);
+        }
         p.vm().collect(p, COLLECT);
     }
 
@@ -238,7 +242,7 @@ impl<P: Platform> FileCache<P> {
     fn announce(&self, p: &'static P, removal: &Removal) {
         let mut outs = Outs::new();
         let mut w = self.writer.lock(p);
-        if removal.shrinks {
+        if removal.shrinks && !cfg!(mutant = "size_after_removal") {
             self.size.store(removal.bytes.start, Release);
         }
         self.begin_removal(&mut w, removal);

@@ -4,11 +4,13 @@
 //! | model | file | what it shows |
 //! |---|---|---|
 //! | `r04_…` | `huge` | a fault against the discarding of a huge page: no translations of both sizes, nothing used that is free |
+//! | `r05_…` | `cut` | a fault against a truncation and a hole: what is mapped afterwards is what the file has, below its end |
 //! | `r07_…` | `fault` | a fault that waited for its page, against the unmapping of its mapping |
 //! | `r08_…` | `around` | two faults in one window, whose pages come once each |
 //! | `r09_…` | `around` | a window cut by its mapping, against a truncation: no page beyond the end |
 //! | `r10_…` | `exit` | exit against who looks for pages: none is free while it can be used, and all sums are zero |
 //! | `r12_…` | `pins` | a page that a pin takes out of a folio shared in part, against writes and fork: none is lost, none reaches what is shared |
+//! | `r13_…` | `cut` | faults and reading in against truncation, growth and eviction: one page for an index, and nothing old comes back |
 //! | `r14_…` | `remap` | a move against faults at both ends and a truncation: no page is lost, none is used where it was |
 //! | `r15_…` | `huge` | a split against a fault: nobody takes what is split for nothing |
 //!
@@ -19,6 +21,7 @@
 extern crate std;
 
 mod around;
+mod cut;
 mod exit;
 mod fault;
 mod huge;
@@ -52,6 +55,8 @@ pub(crate) struct Whole {
     exited: Mutex<Option<Shared<Machine, rmap::Space<Machine>>>>,
     /// What a fault was told to wait for.
     ticket: Mutex<Option<Ticket<'static, Machine>>>,
+    /// What somebody refers to all the time.
+    held: Mutex<Option<Frame<Machine>>>,
 }
 
 /// The address of a page, by its number.
@@ -181,6 +186,7 @@ impl Machine {
     /// Exits, closes the file, and sees that nothing is left: no table, no frame, no object.
     fn exit(&'static self) {
         drop(self.whole.ticket.lock().unwrap().take());
+        drop(self.whole.held.lock().unwrap().take());
         self.whole.children.lock().unwrap().clear();
         // SAFETY: nobody uses it any more.
         unsafe { self.drop_space() };

@@ -92,7 +92,7 @@ unsafe impl RawLock<Machine> for Raw {
     }
 }
 
-/// A file of zeros that is memory, or is read by who takes long ([`KEPT`]).
+/// A file of zeros that is memory, or is read by who takes long ([`KEPT`]). What it was before it is forgotten is [`STORED`].
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Zeros {
     pub(crate) is_slow: bool,
@@ -100,12 +100,17 @@ pub(crate) struct Zeros {
 std::thread_local! {
     /// The page of a slow file that is being read. (All threads of a model are one.)
     pub(crate) static KEPT: Cell<Option<Fill>> = const { Cell::new(None) };
+    /// What every byte of the file is until some of it is forgotten.
+    pub(crate) static STORED: Cell<u8> = const { Cell::new(0) };
 }
 impl File for Zeros {
     fn id(&self) -> u64 {
         1
     }
-    fn read(&self, _: u64, page: FillGuard<'_>) -> Io {
+    fn read(&self, _: u64, mut page: FillGuard<'_>) -> Io {
+        if let stored @ 1.. = STORED.get() {
+            page.fill(stored);
+        }
         if !self.is_slow {
             return Io::Ready;
         }
@@ -115,7 +120,9 @@ impl File for Zeros {
     fn write(&self, _: u64, _: StoreGuard<'_>) -> Io {
         Io::Ready
     }
-    fn forget(&self, _: core::ops::Range<u64>) {}
+    fn forget(&self, _: core::ops::Range<u64>) {
+        STORED.set(0);
+    }
     fn tracks_writes(&self) -> bool {
         false
     }
@@ -224,6 +231,10 @@ unsafe impl Platform for Machine {
     }
     unsafe fn clear_page(&'static self, pfn: Pfn) {
         self.memory[pfn.0 as usize].store(0, Relaxed);
+        if self.bytes.get().is_some() {
+            // SAFETY: the caller has the page alone.
+            unsafe { self.page(pfn).write_bytes(0, PAGE_SIZE as usize) };
+        }
     }
     unsafe fn copy_page(&'static self, to: Pfn, from: Pfn) {
         self.memory[to.0 as usize].store(self.memory[from.0 as usize].load(Relaxed), Relaxed);

@@ -55,7 +55,7 @@ mod machine;
 mod reuse;
 mod take;
 
-pub(crate) use machine::{Item, KEPT, Machine, Watch, Zeros, become_cpu};
+pub(crate) use machine::{Item, KEPT, Machine, STORED, Watch, Zeros, become_cpu};
 
 use crate::arch::{Attrs, Format, Tiny};
 use crate::sync::atomic::Relaxed;
