@@ -21,10 +21,12 @@ fn holds(arguments: &[&str]) -> String {
 #[test]
 fn many_threads_on_two_cpus() {
     let said = holds(&["--threads", "16", "--for", "6s", "--seed", "1"]);
-    // Every operation was done; but errors of hardware are rare: it may be that none came in so short a time.
+    // Every operation was done; but for what is rare: it may be that it did not come in so short a time.
     let operations = said.lines().take_while(|line| !line.starts_with("operations"));
     let is_undone = |line: &&str| {
-        line.split_whitespace().rev().nth(3) == Some("0") && !line.trim_start().starts_with("poison")
+        line.split_whitespace().rev().nth(3) == Some("0")
+            && !line.starts_with("poison")
+            && !line.starts_with("be hunted")
     };
     let undone: Vec<&str> = operations.filter(is_undone).collect();
     assert!(undone.is_empty(), "{undone:#?}");

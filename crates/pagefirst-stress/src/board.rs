@@ -1,12 +1,12 @@
 //! What workers tell each other, without locks.
 
-use crate::SPACES;
 use crate::cuts::Cuts;
 use crate::files::Kind;
 use crate::layout::PAGES;
 use crate::tally::{Sums, Tally};
+use crate::{HOMES, SPACES};
 use core::sync::atomic::Ordering::{Acquire, Release};
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 /// The most workers: as many as have a word of their own in a page, on a line of its own.
 pub const MAX_WORKERS: usize = 64;
@@ -28,10 +28,15 @@ pub struct Board {
     pub(crate) cuts: [Cuts; Kind::COUNT],
     /// By space, the address that somebody is about to touch.
     pub(crate) aims: [AtomicU64; SPACES],
+    /// By home, what a worker offers of its stretch (`own/prey.rs`).
+    pub(crate) prey: [AtomicU64; HOMES],
     /// Quiet points so far.
     pub(crate) rounds: AtomicU32,
-    /// Pages in which an error was reported.
+    /// Pages of stretches in which an error was reported.
     pub(crate) poisoned: AtomicU32,
+    /// The same of files, and in which.
+    pub(crate) bad_pages: AtomicU32,
+    pub(crate) bad: [AtomicBool; PAGES as usize],
     pub(crate) tallies: [Tally; MAX_WORKERS],
     /// Workers that have stopped at a quiet point, or ended.
     pub(crate) parked: AtomicU32,
@@ -48,8 +53,11 @@ impl Board {
                 Kind::COUNT],
             cuts: [const { Cuts::new() }; Kind::COUNT],
             aims: [const { AtomicU64::new(0) }; SPACES],
+            prey: [const { AtomicU64::new(0) }; HOMES],
             rounds: AtomicU32::new(0),
             poisoned: AtomicU32::new(0),
+            bad_pages: AtomicU32::new(0),
+            bad: [const { AtomicBool::new(false) }; PAGES as usize],
             tallies: [const { Tally::new() }; MAX_WORKERS],
             parked: AtomicU32::new(0),
             state: AtomicU32::new(0),

@@ -37,6 +37,10 @@ impl Cuts {
         fence(SeqCst);
         count.is_multiple_of(2) && self.count.load(Relaxed) == count
     }
+    /// Keeps others from cutting, if nobody is at it.
+    pub fn hold(&self) -> Option<MutexGuard<'_, ()>> {
+        self.one.try_lock()
+    }
     /// Begins a cut, if nobody else is at one.
     fn begin(&self) -> Option<Cut<'_>> {
         let one = self.one.try_lock()?;
@@ -148,7 +152,7 @@ impl<H: Host> Worker<'_, '_, H> {
             match self.file(kind).read_at(self.p, kind.offset(page, writer), &mut bytes) {
                 Ok(n) => return (n == 8).then(|| u64::from_ne_bytes(bytes)),
                 Err(error) => {
-                    if !self.again(error) {
+                    if !self.again(kind, page, error) {
                         return None;
                     }
                 }

@@ -91,6 +91,7 @@ impl<H: Host> Worker<'_, '_, H> {
             59 => self.store_file(kind),
             60 => self.sync_file(kind),
             61 => self.evict(kind),
+            62 if kind == Kind::Moving && self.dice.once_in(50) => self.lose_page(space),
             _ => {
                 self.begin(Op::Ahead);
                 let (first, n) = self.dice.pages(PAGES * kind.stride());
@@ -99,14 +100,24 @@ impl<H: Host> Worker<'_, '_, H> {
         }
     }
 
-    /// Whether it was done; what did not allow it may be so. So many cuts had been before.
-    fn allows<T>(&self, kind: Kind, at: VirtAddr, cuts: u32, done: Result<T, FaultError>) -> Option<T> {
+    /// Whether it was done; what did not allow it may be so.
+    fn allows<T>(
+        &self,
+        kind: Kind,
+        page: u64,
+        at: VirtAddr,
+        before: Before,
+        done: Result<T, FaultError>,
+    ) -> Option<T> {
         match done {
             Ok(done) => return Some(done),
             Err(error) if is_short(error) => self.tally().short(),
             Err(FaultError::Segv(Segv::NotMapped | Segv::Access)) => self.tally().refused(),
-            Err(FaultError::Bus(Bus::BeyondEnd)) if !self.is_whole_since(kind, cuts) => {
-                self.tally().refused()
+            Err(FaultError::Bus(Bus::BeyondEnd)) if !self.is_whole_since(kind, before.cuts) => {
+                self.tally().refused();
+            }
+            Err(FaultError::Bus(Bus::Poison)) if self.may_be_lost(kind, page) => {
+                self.tally().refused();
             }
             Err(error) => self.violation(format_args!("{kind:?} at {at}: {error}")),
         }
@@ -144,7 +155,7 @@ impl<H: Host> Worker<'_, '_, H> {
         let before = self.look_before(kind, page, writer);
         self.aim_at(at);
         let found = self.load(space, Some(cpu), at);
-        let found = self.allows(kind, at, before.cuts, found)?;
+        let found = self.allows(kind, page, at, before, found)?;
         match which {
             Area::PRIVATE => self.check_private(kind, page, writer, found),
             _ => self.check(kind, page, writer, found, before),
@@ -222,12 +233,12 @@ impl<H: Host> Worker<'_, '_, H> {
         let at = VirtAddr(kind.area(which).start.0 + kind.offset(page, self.me));
         let tag = if which == Area::PRIVATE { Tag::Private } else { Tag::File };
         let word = self.new_word(tag, kind.key(page));
-        let Before { cuts, .. } = self.look_before(kind, page, self.me);
+        let before = self.look_before(kind, page, self.me);
         self.aim_at(at);
         let stored = self.store(space, cpu, at, word);
-        self.allows(kind, at, cuts, stored)?;
+        self.allows(kind, page, at, before, stored)?;
         if which != Area::PRIVATE {
-            self.wrote_to_file(kind, page, word, cuts);
+            self.wrote_to_file(kind, page, word, before.cuts);
         }
         Some(())
     }
@@ -240,13 +251,14 @@ impl<H: Host> Worker<'_, '_, H> {
     }
 
     /// Waits if that is what it takes; whether to try again.
-    pub fn again(&self, error: ReadError<H::Platform>) -> bool {
+    pub fn again(&self, kind: Kind, page: u64, error: ReadError<H::Platform>) -> bool {
         match error {
             ReadError::Blocked(ticket) => {
                 self.p.wait(&ticket);
                 return true;
             }
             ReadError::NoMemory | ReadError::OverLimit(_) => self.tally().short(),
+            ReadError::Poisoned if self.may_be_lost(kind, page) => self.tally().refused(),
             error => self.violation(format_args!("{error:?}")),
         }
         false
@@ -260,7 +272,7 @@ impl<H: Host> Worker<'_, '_, H> {
             match self.file(kind).read_at(self.p, kind.offset(page, writer), &mut bytes) {
                 Ok(n) => break n,
                 Err(error) => {
-                    if !self.again(error) {
+                    if !self.again(kind, page, error) {
                         return;
                     }
                 }
@@ -276,13 +288,13 @@ impl<H: Host> Worker<'_, '_, H> {
     fn write_file(&mut self, kind: Kind, page: u64) {
         self.begin(Op::Write);
         let word = self.new_word(Tag::File, kind.key(page));
-        let Before { cuts, .. } = self.look_before(kind, page, self.me);
+        let before = self.look_before(kind, page, self.me);
         loop {
             match self.file(kind).write_at(self.p, kind.offset(page, self.me), &word.to_ne_bytes()) {
-                Ok(8) => return self.wrote_to_file(kind, page, word, cuts),
+                Ok(8) => return self.wrote_to_file(kind, page, word, before.cuts),
                 Ok(n) => self.violation(format_args!("{n} bytes written to page {page} of {kind:?}")),
                 Err(WriteError::Page(error)) => {
-                    if !self.again(error) {
+                    if !self.again(kind, page, error) {
                         return;
                     }
                 }
@@ -353,6 +365,7 @@ impl<H: Host> Worker<'_, '_, H> {
         match self.file(kind).write_back(self.p) {
             Ok(_) => {}
             Err(WriteBackError::NoMemory(_)) => self.tally().short(),
+            Err(WriteBackError::Io(_)) if self.has_lost(kind) => self.tally().refused(),
             Err(error) => self.violation(format_args!("{kind:?}: {error}")),
         }
     }

@@ -1,8 +1,8 @@
-//! The adversary: what somebody is about to touch, or just has, is taken away from under him.
+//! The adversary: what somebody is about to touch, or just has, is taken away from under him. Of stretches whose every word is
+//! known only what their workers offer (`own/prey.rs`).
 
 use crate::Host;
 use crate::files::Kind;
-use crate::layout::Area;
 use crate::tally::Op;
 use crate::worker::Worker;
 use core::sync::atomic::Ordering::Relaxed;
@@ -46,9 +46,6 @@ impl<H: Host> Worker<'_, '_, H> {
         {
             let index = (0..3).find_map(|which| kind.area(which).index_of(at)).unwrap_or_default();
             return self.take_from_file(kind, index * PAGE_SIZE);
-        }
-        if kind.is_none() && Area::own(0).start <= at && at < Area::chaos(0).start {
-            return;
         }
         let done = match self.dice.roll(4) {
             // Of a huge page this splits it.

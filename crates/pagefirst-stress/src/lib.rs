@@ -8,10 +8,11 @@
 //!
 //! | file | what is worked on | what must hold |
 //! |---|---|---|
-//! | `own` | a stretch of private memory that one worker alone maps and touches, among the others' in the same tables | all of it: what is mapped, every answer, every word, also in the child of a fork |
+//! | `own` | a stretch of private memory that one worker alone maps and touches, among the others' in the same tables | all of it: what is mapped, every answer, every word, also in the child of a fork, and while rights are taken away and given back |
 //! | `files` | pages of files, mapped shared and private in all spaces, read, written, cut, stored, dropped by all | a word is its writer's last, or newer than any that was seen; zero only if the file was cut since, and then for good |
 //! | `cuts` | their ends, and holes in them | what was there before is gone |
 //! | `chaos` | private memory, huge pages and physical memory that all map and touch | a word belongs where it is, and was written |
+//! | `lose` | pages of a file in which hardware reports errors | they are lost, or all there |
 //! | `hunt` | the page that somebody else is about to touch, or just has | the same; faults come to an end |
 //!
 //! Spaces are of two kinds. *Homes* live as long as the run: each worker has its stretch in one. *Guests* are made, forked
@@ -28,6 +29,7 @@ mod dice;
 mod files;
 mod hunt;
 mod layout;
+mod lose;
 mod own;
 mod quiet;
 mod tally;

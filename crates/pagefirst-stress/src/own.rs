@@ -8,6 +8,9 @@
 
 mod forks;
 mod pins;
+mod prey;
+
+pub(crate) use pins::MOST_LOST;
 
 use crate::Host;
 use crate::files::Kind;
@@ -133,7 +136,8 @@ impl<H: Host> Worker<'_, '_, H> {
 
     pub fn work_on_own(&mut self, space: &H::Space, cpu: &mut H::Cpu) {
         match self.dice.roll(64) {
-            0..24 => self.touch_own(space, cpu, Access::Write),
+            0..23 => self.touch_own(space, cpu, Access::Write),
+            23 => self.be_hunted(space, cpu),
             24..40 => self.touch_own(space, cpu, Access::Read),
             40..46 => self.map_own(space),
             46..48 => self.unmap_own(space),

@@ -166,6 +166,9 @@ impl<'s, 'h, H: Host> Worker<'s, 'h, H> {
     }
 
     fn operate(&mut self, space: &H::Space, cpu: &mut H::Cpu) {
+        if self.dice.once_in(8) {
+            self.hunt_offered(space);
+        }
         match self.dice.roll(20) {
             which @ 0..9 if self.at == self.home() => {
                 let is_wide = which < 3 && self.me < WIDE;

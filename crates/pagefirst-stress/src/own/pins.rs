@@ -11,8 +11,8 @@ use pagefirst::platform::Platform;
 use pagefirst::space::{PinError, Pinned};
 use pagefirst::types::{Access, VirtRange};
 
-/// Pages that are lost at most in a run: nobody gets them any more.
-const MOST_LOST: u32 = 64;
+/// Pages of stretches that are lost at most in a run, and of files: nobody gets them any more.
+pub(crate) const MOST_LOST: u32 = 64;
 
 impl<H: Host> Worker<'_, '_, H> {
     pub(super) fn pin_own(&mut self, space: &H::Space) {
