@@ -24,8 +24,9 @@
 //!
 //! `--mutants` asks besides what each mistake that models name does to the others. It must live in all of them, unless it
 //! shows in turn: so a mistake whose models are taken away is found by none, and what a model names is all that its race
-//! catches. A model that never comes to the place of a mistake is not run with it: it would do what it does without. Whether
-//! the library's plain tests find a mistake as well is said, and is no failure: they run one schedule, and a model all.
+//! catches. A model that never comes to the place of a mistake is not run with it: it would do what it does without. This takes
+//! most of an hour on two CPUs; a filter keeps some of the models, with the mistakes that those name. Whether the library's
+//! plain tests find a mistake as well is said, and is no failure: they run one schedule, and a model all.
 //!
 //! `--deep` lets each model preempt its threads once more often, and gives it more time. It is not part of CI.
 

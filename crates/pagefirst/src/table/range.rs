@@ -161,7 +161,7 @@ impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
                     self.space.published[level as usize - 1].fetch_sub(1, Relaxed);
                 }
                 if let Some(child) = table.child(guard.entry(i))
-                    && child.record().is_dead()
+                    && (child.record().is_dead() || cfg!(mutant = "unlink_without_looking"))
                 {
                     let va = slot_base::<P>(base, level, i);
                     retire::unlink_locked(self.space, &mut guard, i, child, va, self.gather);

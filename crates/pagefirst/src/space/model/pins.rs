@@ -100,12 +100,12 @@ fn fork_of_what_a_pin_narrows(main: usize) {
 fn r12_fork_of_what_a_pin_narrows_main_0() {
     fork_of_what_a_pin_narrows(0);
 }
-// catches: fork_ignores_unflushed
+// catches: fork_ignores_unflushed, fork_keeps_exclusive, pin_narrows_without_flush
 #[test]
 fn r12_fork_of_what_a_pin_narrows_main_1() {
     fork_of_what_a_pin_narrows(1);
 }
-// catches: fork_ignores_unflushed
+// catches: fork_ignores_unflushed, fork_keeps_exclusive, pin_narrows_without_flush
 #[test]
 fn r12_fork_of_what_a_pin_narrows_main_2() {
     fork_of_what_a_pin_narrows(2);

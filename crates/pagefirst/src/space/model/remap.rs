@@ -33,7 +33,7 @@ fn fault_in_source(main: usize) {
     });
 }
 
-// catches: install_without_validation, move_unannounced
+// catches: install_without_validation, move_unannounced, retire_without_grace
 #[test]
 fn r14_move_against_fault_in_source_main_0() {
     fault_in_source(0);

@@ -115,7 +115,8 @@ fn third_advances(main: usize) {
 fn epoch_three_threads_main_0() {
     third_advances(0);
 }
-// catches: advance_relaxed, advance_without_fence, epoch_ignores_pins, pin_without_fence, unpin_relaxed
+// catches: advance_relaxed, advance_without_fence, epoch_ignores_pins, pin_without_fence, retire_without_fence
+// catches: unpin_relaxed
 #[test]
 fn epoch_three_threads_main_1() {
     third_advances(1);

@@ -96,12 +96,12 @@ fn small_against_huge(main: usize) {
     );
 }
 
-// catches: install_overwrites
+// catches: install_counts_levels_once, install_overwrites
 #[test]
 fn r03_small_against_huge_main_0() {
     small_against_huge(0);
 }
-// catches: install_overwrites
+// catches: install_counts_levels_once, install_overwrites
 #[test]
 fn r03_small_against_huge_main_1() {
     small_against_huge(1);

@@ -158,12 +158,12 @@ fn two_faults_same_range(main: usize) {
     );
 }
 
-// catches: install_overwrites
+// catches: install_counts_levels_once, install_overwrites
 #[test]
 fn r02_two_faults_same_empty_range_main_0() {
     two_faults_same_range(0);
 }
-// catches: install_overwrites
+// catches: install_counts_levels_once, install_overwrites
 #[test]
 fn r02_two_faults_same_empty_range_main_1() {
     two_faults_same_range(1);
@@ -293,12 +293,14 @@ fn against_retire(main: usize) {
     });
 }
 
-// catches: lock_ignores_dead, retire_without_grace
+// catches: install_counts_levels_once, lock_ignores_dead, retire_without_grace, unlink_counted_by_finder
+// catches: unlink_without_looking
 #[test]
 fn c24_install_against_retire_main_0() {
     against_retire(0);
 }
-// catches: lock_ignores_dead, retire_without_grace
+// catches: install_counts_levels_once, lock_ignores_dead, retire_without_grace, unlink_counted_by_finder
+// catches: unlink_without_looking
 #[test]
 fn c24_install_against_retire_main_1() {
     against_retire(1);
@@ -352,13 +354,15 @@ fn dead_table(main: usize) {
     });
 }
 
-// catches: install_without_validation, retire_without_grace, unlink_counted_by_finder, zap_skips_empty
+// catches: install_counts_levels_once, install_without_validation, retire_without_grace, unlink_counted_by_finder
+// catches: zap_skips_empty
 // catches in turn: lock_ignores_dead, unlock_forgets_dead
 #[test]
 fn dead_table_hides_no_install_main_0() {
     dead_table(0);
 }
-// catches: install_without_validation, retire_without_grace, unlink_counted_by_finder, zap_skips_empty
+// catches: install_counts_levels_once, install_without_validation, retire_without_grace, unlink_counted_by_finder
+// catches: zap_skips_empty
 // catches in turn: lock_ignores_dead, unlock_forgets_dead
 #[test]
 fn dead_table_hides_no_install_main_1() {

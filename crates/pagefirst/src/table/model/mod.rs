@@ -24,7 +24,8 @@
 //! Beside these, `space::model` has models of whole calls, `file::model` of a page's state, `sync::wait` of waiting.
 //!
 //! loom's false greens (loom#392) are met as follows: every thread, main included, starts by locking and unlocking
-//! one gate; every model is run once for each rotation of its roles, and each mutant it names must die in each.
+//! one gate; every model is run once for each rotation of its roles, and each mutant it names must die in each. That it dies of
+//! a race is asked as well: with the roles played in turn ([`is_in_turn`]) it lives.
 //!
 //! # What loom does not see
 //! loom runs every order of a few threads' atomic operations and locks, as far as its bound on preemptions goes, and of
@@ -38,7 +39,7 @@
 //! | more than three threads, more preemptions, larger tables and trees, many calls in a row | the states would be too many | `cargo xtask model --deep`, random schedules (`cargo xtask shuttle`), `pagefirst stress` |
 //! | who waits by spinning for another thread | has no end for loom | shuttle and stress; here waiting sleeps, and a removal looks once (`space::model`) |
 //! | what the compiler reorders or takes for granted; races on plain memory: values behind locks, bytes of pages, counters that decide nothing (`atomic::plain`) | loom sees its own types alone | Miri (`cargo xtask miri`), ThreadSanitizer (`cargo xtask tsan`); tables and pages have a watch here |
-//! | slabs | objects are boxed here | Miri; the machine's tests of the slabs as they are |
+//! | slabs | objects are boxed here, and no box is used twice | Miri; the machine's tests of the slabs as they are |
 //! | interrupts on the CPU that is at work | a role is a CPU | tests that complete reads from interrupts; debug builds refuse locks there (`sync::held`) |
 //!
 //! A [`Watch`](machine::Watch) stands beside every table. It is a cell that loom checks for data races, and says whether the table is
