@@ -8,8 +8,11 @@ use kit::*;
 use pagefirst::arch::Format;
 use pagefirst::fault::MOST_LOOKS;
 use pagefirst::file::ShmemHuge;
+use pagefirst::policy::{HugePolicy, Policy};
+use pagefirst::space::{Advice, MapError};
 use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
 use pagefirst_machine::{Machine, MachineFile};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -112,6 +115,55 @@ fn a_copy_that_waits_is_given_up<F: Format>() -> Result {
     Ok(())
 }
 
+/// What others do to the memory in which a fault has just read an entry.
+type Faster<F> = fn(&Space<DoorsOf<F>>) -> std::result::Result<(), MapError>;
+
+/// A page, huge or small, is discarded, comes apart or is cut off each time that a fault has seen it. Nobody can take the same thing
+/// twice, so the fault ends soon, with what was asked for or with another look at the mapping; and what a child has stays.
+fn what_is_taken_away_each_time<F: Format>() -> Result {
+    let huge = F::span(1);
+    let ways: [(&str, Faster<F>); 5] = [
+        ("discard all", |s| s.discard(AT, F::span(1))),
+        ("discard one", |s| s.discard(AT, PAGE_SIZE)),
+        ("split", |s| s.discard(page(AT, 3), PAGE_SIZE)),
+        ("advise", |s| s.advise(AT, F::span(1), Advice::NoHuge)),
+        ("unmap another", |s| s.unmap(page(AT, 7), PAGE_SIZE)),
+    ];
+    for (name, faster) in ways {
+        for use_huge in [HugePolicy::Always, HugePolicy::Never] {
+            for access in [Access::Read, Access::Write] {
+                let machine = machine_of::<DoorsOf<F>>();
+                let s = space_with(machine, Policy { huge: use_huge, ..policy() })?;
+                s.map(at(AT, anonymous(huge / PAGE_SIZE, RW)))?;
+                put(&s, AT, 7)?;
+                let child = fork(&s)?;
+                let other = s.clone();
+                let times = Arc::new(AtomicU32::new(0));
+                let counted = times.clone();
+                arm_always(Point::SawTable, move || {
+                    counted.fetch_add(1, SeqCst);
+                    faster(&other).expect("memory");
+                });
+                let before = machine.counts();
+                let end = fault(&s, AT, access);
+                disarm();
+                let looks = (machine.counts() - before).most_looks;
+                assert!(matches!(end, End::Mapped(..) | End::Spurious), "{name}: {end:?}");
+                let case = format!("{name}, {use_huge:?}, {access:?}: {looks} looks, {times:?} times");
+                assert!(times.load(SeqCst) > 0 && looks <= 6, "{case}");
+                put(&s, AT, 9)?;
+                assert_eq!((get(&s, AT)?, get(&child, AT)?), (9, 7), "{name}");
+                check(&s);
+                check(&child);
+                drop((s, child));
+                machine.nothing_left()?;
+            }
+        }
+    }
+    Ok(())
+}
+
+on_formats!(what_is_taken_away_each_time: la48 X86_64, aarch64 Aarch64);
 on_formats!(a_copy_that_waits_is_given_up: la48 X86_64, aarch64 Aarch64);
 on_formats!(a_write_whose_mapping_changes: la48 X86_64, aarch64 Aarch64);
 on_formats!(a_first_touch_whose_mapping_changes: la48 X86_64, aarch64 Aarch64);
