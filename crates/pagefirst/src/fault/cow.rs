@@ -8,7 +8,7 @@
 use super::anon::{WRITTEN, owned, private_page, readable};
 use super::hand::{Fresh, Need, Why};
 use super::{Fault, Look};
-use crate::arch::Format;
+use crate::arch::{Attrs, Format};
 use crate::file::FileCache;
 use crate::frame::{self, Frame, Part, folio_of};
 use crate::mem::Shared;
@@ -66,7 +66,8 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let span = P::Format::span_of(self.addr, level);
         let copy = private_page(self.space.root(), vma, span.start, fresh.page);
         table.begin_unflushed();
-        slot.replace(Counted::page(flags), P::Format::leaf(copy, level, readable(vma)));
+        let at_once = if cfg!(mutant = "copy_writable_at_once") { owned(vma) } else { Attrs::empty() };
+        slot.replace(Counted::page(flags), P::Format::leaf(copy, level, readable(vma) | at_once));
         slot.tally(FaultKind::Copy);
         fence(SeqCst);
         let alone = table.cpus().is_only(p.cpu(), p.cpus());

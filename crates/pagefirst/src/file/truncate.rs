@@ -328,7 +328,9 @@ impl<P: Platform> FileCache<P> {
             if was_live && !is_split {
                 return;
             }
-            if let Some(ticket) = Ticket::for_writer(table) {
+            if let Some(ticket) = Ticket::for_writer(table)
+                && !cfg!(mutant = "removal_does_not_wait")
+            {
                 self.p.wait(&ticket);
             }
             if !was_live {

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::frame::FrameFlags;
-use crate::sync::epoch::Pin;
 use crate::table::model::{Role, STORED, check};
 
 /// What a page holds that was read before its file was cut.
@@ -21,15 +20,6 @@ fn with_file(pages: u64) -> &'static Machine {
 }
 
 impl Machine {
-    /// The file's page with this index, if it is in memory.
-    fn page_of_file(&'static self, index: u64) -> Option<Pfn> {
-        self.file().cursor(&Pin::new(self)).look(index).map(|found| found.pfn)
-    }
-    /// Somebody refers to the file's page with this index, from now until the end.
-    fn refer_to_page(&'static self, index: u64) {
-        let page = Frame::try_get(self, self.page_of_file(index).unwrap());
-        *self.whole.held.lock().unwrap() = page;
-    }
     /// The first byte of a page.
     fn first_byte(&'static self, page: Pfn) -> u8 {
         // SAFETY: a page's bytes, which nobody else touches when all threads have ended.

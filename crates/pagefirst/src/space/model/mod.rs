@@ -9,10 +9,12 @@
 //! | `r08_…` | `around` | two faults in one window, whose pages come once each |
 //! | `r09_…` | `around` | a window cut by its mapping, against a truncation: no page beyond the end |
 //! | `r10_…` | `exit` | exit against who looks for pages: none is free while it can be used, and all sums are zero |
-//! | `r12_…` | `pins` | a page that a pin takes out of a folio shared in part, against writes and fork: none is lost, none reaches what is shared |
+//! | `r12_…` | `copies` | copies against translations that other CPUs have of what is copied, and against fork |
+//! | `r12_…` | `pins` | a page that a pin takes out of a folio shared in part, against writes and fork: none is lost, none reaches what is shared; what is pinned is not shared |
 //! | `r13_…` | `cut` | faults and reading in against truncation, growth and eviction: one page for an index, and nothing old comes back |
 //! | `r14_…` | `remap` | a move against faults at both ends and a truncation: no page is lost, none is used where it was |
 //! | `r15_…` | `huge` | a split against a fault: nobody takes what is split for nothing |
+//! | `r15_…` | `split` | a split against a truncation, by the reverse map: no page stays mapped beyond the end, no dirty bit is lost |
 //!
 //! Loops that wait for somebody by spinning have no end for loom. So waiting sleeps here ([`Platform::wait`]), and where the
 //! library looks again and again, a removal until nobody maps a page, a model does it once. The longest models have two
@@ -21,14 +23,16 @@
 extern crate std;
 
 mod around;
+mod copies;
 mod cut;
 mod exit;
 mod fault;
 mod huge;
 mod pins;
 mod remap;
+mod split;
 
-use super::{AddressSpace, Backing, Map, Place, VmaFlags};
+use super::{AddressSpace, Backing, Map, Pinned, Place, VmaFlags};
 use crate::arch::{Format, Tiny};
 use crate::fault::{Bus, FaultError, Outcome, Segv, Ticket};
 use crate::file::FileCache;
@@ -57,6 +61,8 @@ pub(crate) struct Whole {
     ticket: Mutex<Option<Ticket<'static, Machine>>>,
     /// What somebody refers to all the time.
     held: Mutex<Option<Frame<Machine>>>,
+    /// What a device works on.
+    pinned: Mutex<Option<Pinned<Machine>>>,
 }
 
 /// The address of a page, by its number.
@@ -127,11 +133,23 @@ impl Machine {
     }
     /// A new file of so many pages.
     fn open(&'static self, pages: u64, is_slow: bool) {
-        let file = FileCache::new(self, Zeros { is_slow }, pages * PAGE_SIZE).unwrap();
+        self.open_file(pages, Zeros { is_slow, order: 0 });
+    }
+    fn open_file(&'static self, pages: u64, file: Zeros) {
+        let file = FileCache::new(self, file, pages * PAGE_SIZE).unwrap();
         *self.whole.file.lock().unwrap() = Some(file);
     }
     fn file(&self) -> Shared<Machine, FileCache<Machine>> {
         self.whole.file.lock().unwrap().clone().unwrap()
+    }
+    /// The file's page with this index, if it is in memory.
+    fn page_of_file(&'static self, index: u64) -> Option<Pfn> {
+        self.file().cursor(&crate::sync::epoch::Pin::new(self)).look(index).map(|found| found.pfn)
+    }
+    /// Somebody refers to the file's page with this index, from now until the end.
+    fn refer_to_page(&'static self, index: u64) {
+        let page = Frame::try_get(self, self.page_of_file(index).unwrap());
+        *self.whole.held.lock().unwrap() = page;
     }
     fn frame_at(&'static self, page: u64) -> Option<Pfn> {
         let pin = crate::sync::epoch::Pin::new(self);
@@ -161,6 +179,11 @@ impl Machine {
     fn fork(&'static self) {
         let child = self.process().fork();
         self.whole.children.lock().unwrap().push(child.unwrap());
+    }
+    /// Leaves an empty space for a child of a fork.
+    fn child(&'static self) {
+        let empty = AddressSpace::new(self, *self.process().policy()).unwrap();
+        self.whole.children.lock().unwrap().push(empty);
     }
     /// Moves the epoch on if it can, and frees what is past it.
     fn collect(&'static self) {

@@ -1,10 +1,10 @@
 //! Pins of what is shared in part.
 
 use super::*;
-use crate::frame::Part;
+use crate::frame::{FrameFlags, Part, head_of};
 use crate::limit::Payer;
 use crate::space::fork::{Copier, held_up};
-use crate::space::{Advice, EVERYTHING, Vma};
+use crate::space::{Advice, EVERYTHING, RemapTo, Vma};
 use crate::sync::atomic::Relaxed;
 use crate::table::model::{Role, check};
 
@@ -23,16 +23,14 @@ fn shared_in_part() -> &'static Machine {
     drop(held);
     m.fork();
     assert!(space.advise(at(PAGE), PAGE_SIZE, Advice::DoFork).is_ok());
-    // For a second child.
-    let empty = AddressSpace::new(m, *space.policy()).unwrap();
-    m.whole.children.lock().unwrap().push(empty);
+    m.child();
     *m.stale.lock().unwrap() = u64::from(m.huge_page().0) + PAGE;
     m.stale_at.store(at(PAGE).0, Relaxed);
     m
 }
 
 /// Another CPU of the program writes by a translation from before; whether it could.
-fn write(m: &'static Machine) -> u64 {
+pub(super) fn write(m: &'static Machine) -> u64 {
     let stale = m.stale.lock().unwrap();
     if *stale != 0 {
         m.memory[*stale as usize].store(1, Relaxed);
@@ -42,6 +40,20 @@ fn write(m: &'static Machine) -> u64 {
 /// Pins the page; its frame, or 0 if a mapping call was in the way.
 fn pin(m: &'static Machine) -> u64 {
     m.process().pin(VirtRange::page_of(at(PAGE)), true).map_or(0, |pinned| pinned.first().0.into())
+}
+/// Pins a page until the end; whether it could.
+fn pin_for_long(m: &'static Machine, page: u64) -> u64 {
+    let Ok(pinned) = m.process().pin(VirtRange::page_of(at(page)), true) else { return 0 };
+    *m.whole.pinned.lock().unwrap() = Some(pinned);
+    1
+}
+/// What is pinned, if anything is, is what is mapped at `page`, and nobody else's: it has so many mappings at most.
+fn assert_pinned_alone(m: &'static Machine, page: u64, mappings: usize) {
+    let Some(pinned) = m.whole.pinned.lock().unwrap().take() else { return };
+    assert_eq!(m.frame_at(page), Some(pinned.first()), "a page that is pinned is not the one that is mapped");
+    let folio = m.meta(head_of(m, pinned.first()));
+    let is_alone = folio.flags().contains(FrameFlags::EXCLUSIVE) && folio.counts().maps as usize <= mappings;
+    assert!(is_alone, "what is pinned is shared");
 }
 
 /// The page is copied for the pin while another CPU writes to it: what was written is in what is pinned, and mapped.
@@ -68,24 +80,25 @@ fn r12_pin_against_stale_write_main_1() {
     pin_against_stale_write(1);
 }
 
-/// What a fork does with entries, when the child's mappings are made.
-fn copy_to_child(m: &'static Machine) {
-    let (parent, child) = (m.process(), m.whole.children.lock().unwrap()[1].shared.clone());
+/// What a fork does with the entries of a range, when the mappings of the child, the last, are made.
+pub(super) fn copy_to_child(m: &'static Machine, range: VirtRange) -> u64 {
+    let (parent, child) = (m.process(), m.whole.children.lock().unwrap().last().unwrap().shared.clone());
     let hold = |hold: bool| {
         let each = |vma: &Vma<Machine>| if hold { vma.retire() } else { vma.resume() };
         parent.tree.overlapping(EVERYTHING).for_each(|vma| each(&vma));
     };
     let copied = held_up(parent.page_table(), hold, |gather| {
         let mut copier = Copier::new(&child.table, child.root().name(), Payer::Caller);
-        copier.copy(parent.page_table(), VirtRange::page_of(at(PAGE)), gather)
+        copier.copy(parent.page_table(), range, gather)
     });
     assert!(copied.is_ok());
+    0
 }
 
 /// The program forks meanwhile: what the child shares is not written to any more when the fork is done.
 fn fork_of_what_a_pin_narrows(main: usize) {
     let fork: Role = |m| {
-        copy_to_child(m);
+        copy_to_child(m, VirtRange::page_of(at(PAGE)));
         m.memory[m.huge_page().0 as usize + PAGE as usize].load(Relaxed)
     };
     check(2, main, shared_in_part, [fork, pin, write], |m, [seen, _, _]| {
@@ -109,4 +122,65 @@ fn r12_fork_of_what_a_pin_narrows_main_1() {
 #[test]
 fn r12_fork_of_what_a_pin_narrows_main_2() {
     fork_of_what_a_pin_narrows(2);
+}
+
+/// A page is pinned while the program forks: it is not shared, or the pin is on a copy.
+fn fork_against_pin(main: usize) {
+    let setup = || {
+        let m = Machine::whole([3, 0, 0], [2, 1, 0], HugePolicy::Never);
+        m.map_private(0, 1);
+        assert_eq!(m.fault(0, Access::Write), MAPPED);
+        m.child();
+        m
+    };
+    let roles: [Role; 2] = [|m| copy_to_child(m, pages(0, 1)), |m| pin_for_long(m, 0)];
+    check(2, main, setup, roles, |m, _| {
+        assert_pinned_alone(m, 0, 1);
+        m.exit();
+    });
+}
+
+// catches: fork_keeps_exclusive, fork_shares_pinned
+#[test]
+fn r12_fork_against_pin_main_0() {
+    fork_against_pin(0);
+}
+// catches: fork_keeps_exclusive, fork_shares_pinned
+#[test]
+fn r12_fork_against_pin_main_1() {
+    fork_against_pin(1);
+}
+
+/// Where a part of a folio was moved: another table maps it.
+const MOVED: u64 = HUGE as u64;
+
+/// A part of a folio is pinned while the program forks, which shares another part of it under another table's lock.
+fn fork_against_pin_of_another_part(main: usize) {
+    let setup = || {
+        let m = Machine::whole([6, 0, 0], [1, 1, 0], HugePolicy::Always);
+        m.map_private(0, HUGE as u64);
+        assert_eq!(m.fault(0, Access::Write), MAPPED);
+        // Referred to, it stays one folio when its entry is split.
+        let held = Part::try_get(m, m.huge_page(), 0);
+        assert!(m.process().remap(at(PAGE), PAGE_SIZE, PAGE_SIZE, RemapTo::Fixed(at(MOVED))).is_ok());
+        drop(held);
+        m.child();
+        m
+    };
+    let roles: [Role; 2] = [|m| copy_to_child(m, pages(0, 1)), |m| pin_for_long(m, MOVED)];
+    check(3 - main, main, setup, roles, |m, _| {
+        assert_pinned_alone(m, MOVED, HUGE);
+        m.exit();
+    });
+}
+
+// catches: fork_keeps_exclusive, fork_looks_for_pins_once, pin_looks_once
+#[test]
+fn r12_fork_against_pin_of_another_part_main_0() {
+    fork_against_pin_of_another_part(0);
+}
+// catches: fork_keeps_exclusive, fork_looks_for_pins_once, pin_looks_once
+#[test]
+fn r12_fork_against_pin_of_another_part_main_1() {
+    fork_against_pin_of_another_part(1);
 }

@@ -4,7 +4,7 @@ use super::super::record::TableRecord;
 use super::super::{PageTable, Table, collect, reserve};
 use crate::arch::{Format, Tiny};
 use crate::fault::Ticket;
-use crate::file::{File, Fill, FillGuard, Io, StoreGuard};
+use crate::file::{File, Fill, FillGuard, Hint, Io, StoreGuard};
 use crate::frame::FrameMeta;
 use crate::mem::{Link, Past, Pool, Pooled, Shared};
 use crate::platform::{Note, Platform};
@@ -96,6 +96,8 @@ unsafe impl RawLock<Machine> for Raw {
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Zeros {
     pub(crate) is_slow: bool,
+    /// log2 of the pages of its folios.
+    pub(crate) order: u8,
 }
 std::thread_local! {
     /// The page of a slow file that is being read. (All threads of a model are one.)
@@ -125,6 +127,12 @@ impl File for Zeros {
     }
     fn tracks_writes(&self) -> bool {
         false
+    }
+    fn max_folio_order(&self) -> u8 {
+        self.order
+    }
+    fn folio_order(&self, _: u64, _: u64, _: Hint) -> u8 {
+        self.order
     }
 }
 
