@@ -76,9 +76,11 @@ impl<H: Host> Worker<'_, '_, H> {
     }
 
     pub fn resize(&mut self, kind: Kind) {
-        let size = self.border(kind);
-        self.begin(Op::Resize);
-        self.shrink(kind, size);
+        if self.may_cut(kind) {
+            let size = self.border(kind);
+            self.begin(Op::Resize);
+            self.shrink(kind, size);
+        }
     }
 
     /// Whether the file is left alone until the next quiet point.
@@ -86,13 +88,15 @@ impl<H: Host> Worker<'_, '_, H> {
         (self.stress.board.rounds.load(Relaxed) + kind as u32).is_multiple_of(2)
     }
 
+    /// Whether the file may be cut now; so it may while it is short, for it has to have its size again.
+    pub fn may_cut(&self, kind: Kind) -> bool {
+        let is_short = !self.stress.board.cuts[kind as usize].count().is_multiple_of(2);
+        kind.is_cut() && (is_short || !self.is_left_alone(kind))
+    }
+
     /// Lets the file end at `size`; mostly it has its full size again when this is back, and nothing behind.
     pub fn shrink(&mut self, kind: Kind, size: u64) {
-        let cuts = &self.stress.board.cuts[kind as usize];
-        if self.is_left_alone(kind) && cuts.count().is_multiple_of(2) {
-            return;
-        }
-        let Some(cut) = cuts.begin() else { return };
+        let Some(cut) = self.stress.board.cuts[kind as usize].begin() else { return };
         let begun = self.stress.board.all_begun();
         self.file(kind).set_size(self.p, size);
         if self.dice.once_in(4) && !self.is_left_alone(kind) {
@@ -104,17 +108,16 @@ impl<H: Host> Worker<'_, '_, H> {
     }
 
     pub fn punch(&mut self, kind: Kind) {
-        let start = self.border(kind);
-        let len = self.dice.roll(16 * PAGE_SIZE / 64) * 64;
-        self.begin(Op::Punch);
-        self.punch_out(kind, start..start + len);
+        if self.may_cut(kind) {
+            let start = self.border(kind);
+            let len = self.dice.roll(16 * PAGE_SIZE / 64) * 64;
+            self.begin(Op::Punch);
+            self.punch_out(kind, start..start + len);
+        }
     }
 
     /// Punches these bytes out.
     pub fn punch_out(&mut self, kind: Kind, bytes: Range<u64>) {
-        if self.is_left_alone(kind) {
-            return;
-        }
         let Some(cut) = self.stress.board.cuts[kind as usize].begin() else { return };
         let begun = self.stress.board.all_begun();
         self.file(kind).punch(self.p, bytes.clone());

@@ -86,8 +86,8 @@ impl<H: Host> Worker<'_, '_, H> {
                 self.map_file(space, kind, which);
             }
             50..57 => self.change_mapping(space, kind),
-            57 if kind.is_cut() => self.resize(kind),
-            58 if kind.is_cut() => self.punch(kind),
+            57 => self.resize(kind),
+            58 => self.punch(kind),
             59 => self.store_file(kind),
             60 => self.sync_file(kind),
             61 => self.evict(kind),

@@ -41,7 +41,7 @@ impl<H: Host> Worker<'_, '_, H> {
         let kind =
             Kind::ALL.into_iter().find(|kind| (0..3).any(|which| kind.area(which).index_of(at).is_some()));
         if let Some(kind) = kind
-            && kind.is_cut()
+            && self.may_cut(kind)
             && self.dice.once_in(2)
         {
             let index = (0..3).find_map(|which| kind.area(which).index_of(at)).unwrap_or_default();

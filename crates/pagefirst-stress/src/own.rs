@@ -148,7 +148,8 @@ impl<H: Host> Worker<'_, '_, H> {
             58 => self.populate_own(space),
             59..61 => self.pin_own(space),
             61 => self.device_writes(),
-            62 if self.dice.once_in(100) => self.lose_own(space),
+            // Seldom; of a huge page, if it is one, not as seldom.
+            62 if self.dice.once_in(if self.own.is_wide() { 15 } else { 100 }) => self.lose_own(space),
             62 => self.verify_own(Some(cpu)),
             _ if self.dice.once_in(4) => self.fork_own(space, cpu),
             _ => self.map_anywhere(space, cpu),
