@@ -115,6 +115,11 @@ impl Plan {
         self.models.get(model).unwrap_or(&NOTHING)
     }
 
+    /// Whether a model names a mistake among those that show in turn.
+    pub(super) fn is_known_in_turn(&self, mutant: &str) -> bool {
+        self.declared.values().any(|catches| catches.in_turn.contains(mutant))
+    }
+
     /// A model with all rotations of its roles, itself among them.
     pub(super) fn rotations(&self, model: &str) -> &[String] {
         self.rotations.get(family(model)).map_or(&[], Vec::as_slice)
@@ -223,6 +228,7 @@ mod tests {
             ("b", vec!["models::one".to_owned(), "models::one_rotated".to_owned()]),
         ];
         assert_eq!(plan.by_mutant().into_iter().collect::<Vec<_>>(), expected);
+        assert!(plan.is_known_in_turn("b") && !plan.is_known_in_turn("a"));
         let rotated = plan.catches("models::one_rotated");
         assert!(
             rotated.racing.contains("a") && rotated.in_turn.contains("b") && !rotated.racing.contains("b")

@@ -209,10 +209,16 @@ impl<P: Platform> FileCache<P> {
             let Some((folio, first)) = made? else { continue };
             let order = folio.order();
             self.prepare(&folio, first, FrameFlags::FILLING);
+            let early = cfg!(mutant = "read_before_insert");
+            if early {
+                self.fill(&folio, first, self.size());
+            }
             match self.insert_filling(p, index, &folio, &mut making.nodes) {
                 Ok(size) => {
                     told.began = true;
-                    self.fill(&folio, first, size);
+                    if !early {
+                        self.fill(&folio, first, size);
+                    }
                     self.ahead_of_miss(p, first + (1 << order) - 1, wanted, payer);
                     let flags = folio.meta().flags();
                     if flags.contains(FrameFlags::UP_TO_DATE) {
