@@ -108,7 +108,7 @@ fn fork_of_what_a_pin_narrows(main: usize) {
     });
 }
 
-// catches: fork_ignores_unflushed
+// catches: fork_ignores_unflushed, fork_keeps_exclusive, pin_narrows_without_flush
 #[test]
 fn r12_fork_of_what_a_pin_narrows_main_0() {
     fork_of_what_a_pin_narrows(0);
