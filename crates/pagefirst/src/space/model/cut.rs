@@ -9,7 +9,7 @@ const OLD: u8 = 7;
 
 /// A file of so many pages, all of them in memory and old, that is mapped from page 0 on. CPU 0 can read two pages in.
 fn with_file(pages: u64) -> &'static Machine {
-    let m = Machine::whole([1, 0, 0], [2 + pages as usize, 0, 0], HugePolicy::Never);
+    let m = Machine::whole([2, 0, 0], [2 + pages as usize, 0, 0], HugePolicy::Never);
     m.open(pages, false);
     STORED.set(OLD);
     for index in 0..pages {
@@ -47,6 +47,9 @@ fn fault_against_truncate(main: usize) {
             other => panic!("the fault said {other}"),
         }
         assert_eq!(m.file().pages(), 1, "a page beyond the end is in memory");
+        // What is before the end is there.
+        m.fault(0, Access::Read);
+        assert_eq!(m.mapped(), [(0, m.page_of_file(0).unwrap())]);
         m.exit();
     });
 }
@@ -186,7 +189,7 @@ fn r13_fault_against_cut_and_growth_main_1() {
 /// A page is read in while the file is cut before it: it is taken out, or does not come.
 fn read_in_against_truncate(main: usize) {
     let setup = || {
-        let m = Machine::whole([1, 0, 0], [2, 0, 0], HugePolicy::Never);
+        let m = Machine::whole([2, 0, 0], [2, 0, 0], HugePolicy::Never);
         m.open(1, false);
         m.map_file(0, 1);
         m
@@ -198,6 +201,9 @@ fn read_in_against_truncate(main: usize) {
     check(2, main, setup, [|m| m.fault(0, Access::Read), cut], |m, [said, _]| {
         assert!([MAPPED, BLOCKED, BEYOND_END].contains(&said), "the fault said {said}");
         assert_eq!((m.file().pages(), m.mapped()), (0, Vec::new()), "a page beyond the end is in memory");
+        m.file().set_size(m, PAGE_SIZE);
+        assert_eq!(m.fault(0, Access::Read), MAPPED);
+        assert_eq!(m.mapped(), [(0, m.page_of_file(0).unwrap())]);
         m.exit();
     });
 }
