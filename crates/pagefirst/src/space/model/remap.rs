@@ -38,7 +38,7 @@ fn fault_in_source(main: usize) {
 fn r14_move_against_fault_in_source_main_0() {
     fault_in_source(0);
 }
-// catches: install_without_validation, move_unannounced, retire_without_grace
+// catches: install_without_validation, move_unannounced, retire_without_grace, unlink_counted_by_finder
 #[test]
 fn r14_move_against_fault_in_source_main_1() {
     fault_in_source(1);
