@@ -84,7 +84,8 @@ pub enum Poisoned {
     /// A file. Nobody has the page mapped any more. Who wants it next has it read anew, to another frame, if it is a folio by
     /// itself that nobody has pinned, and gets SIGBUS else.
     File {
-        /// It was written and is not stored: that is lost, and who wants it gets SIGBUS until the page is removed.
+        /// It was written and is not stored: that is lost, and who wants it gets SIGBUS until the page is removed. A store of
+        /// the page or a write to it that has begun may find the same only later.
         lost: bool,
     },
     /// Programs, as private memory. Nobody has the page mapped any more, and who touches it gets SIGBUS.
