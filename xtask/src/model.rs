@@ -32,15 +32,14 @@
 //! `--deep` lets each model preempt its threads once more often, and gives it more time. It is not part of CI.
 
 mod plan;
+mod run;
 
 pub(crate) use plan::reason;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
-use std::sync::Mutex;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -50,20 +49,12 @@ use crate::cmd::{self, End};
 use crate::plants;
 use crate::rust_source::{Source, rust_files};
 use plan::Plan;
+use run::{Job, Run, Verdict, run_jobs};
 
 /// How long all models may take, each with the mistakes that it names.
 const BUDGET: Duration = Duration::from_secs(240);
-/// How many models run at a time.
-const RUNNERS: usize = 2;
 /// Names the mistake to make to the library's test program.
 pub(crate) const MUTANT: &str = "PAGEFIRST_MUTANT";
-/// Says there how many preemptions more are allowed.
-const DEEPER: &str = "PAGEFIRST_DEEPER";
-/// Asks there for the roles to be played in turn.
-const IN_TURN: &str = "PAGEFIRST_IN_TURN";
-/// Asks there which mistakes could have been made, each told in a line that begins so.
-const TELL: &str = "PAGEFIRST_TELL_MUTANTS";
-const TOLD: &str = "a place for ";
 
 /// What was asked for.
 #[derive(Default, PartialEq, Eq, Debug)]
@@ -92,37 +83,6 @@ impl<'a> Options<'a> {
     fn limit(&self) -> Duration {
         Duration::from_secs(if self.deep { 3600 } else { 200 })
     }
-}
-
-/// What happened to one model.
-#[derive(Debug)]
-enum Verdict {
-    Passed,
-    /// A check of the model, or loom's of its accesses, failed: which, in one line.
-    Caught(String),
-    /// It ended by anything else.
-    Died(String),
-    TimedOut,
-}
-
-/// A model to run, with a planted mistake or none.
-#[derive(Clone)]
-struct Job {
-    model: String,
-    mutant: Option<String>,
-    /// The model says that it catches the mistake.
-    must_fail: bool,
-    /// Its roles do not race.
-    in_turn: bool,
-}
-
-/// One that ran.
-struct Run {
-    job: Job,
-    verdict: Verdict,
-    /// The mistakes whose places it came to, if it ran without one.
-    passed: BTreeSet<String>,
-    time: Duration,
 }
 
 /// Runs the models.
@@ -197,65 +157,6 @@ fn jobs_in_turn(plan: &Plan, runs: &[Run]) -> Vec<Job> {
     }
     let job = |(model, mutant)| Job { model, mutant: Some(mutant), must_fail: false, in_turn: true };
     pairs.into_iter().map(job).collect()
-}
-
-/// Runs the jobs, some at a time.
-fn run_jobs(jobs: Vec<Job>, program: &Path, options: &Options<'_>) -> Result<Vec<Run>> {
-    let queue = Mutex::new(jobs.into_iter());
-    let runner = || {
-        let mut runs = Vec::new();
-        while let Some(job) = queue.lock().ok().and_then(|mut queue| queue.next()) {
-            let start = Instant::now();
-            let (verdict, passed) =
-                judge(&job, program, options).unwrap_or_else(|why| (Verdict::Died(why), BTreeSet::new()));
-            runs.push(Run { job, verdict, passed, time: start.elapsed() });
-        }
-        runs
-    };
-    std::thread::scope(|scope| {
-        let runners: Vec<_> = (0..RUNNERS).map(|_| scope.spawn(runner)).collect();
-        let runs =
-            runners.into_iter().map(|runner| runner.join().map_err(|_| "a runner panicked".to_owned()));
-        Ok(runs.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
-    })
-}
-
-/// Runs one; tells as well to the places of which mistakes it came, if it makes none.
-fn judge(job: &Job, program: &Path, options: &Options<'_>) -> Result<(Verdict, BTreeSet<String>)> {
-    let mut command = test_program(program, job.mutant.as_deref());
-    if options.deep {
-        command.env(DEEPER, "1");
-    }
-    if job.in_turn {
-        command.env(IN_TURN, "1");
-    }
-    if job.mutant.is_none() {
-        command.env(TELL, "1");
-    }
-    let output = cmd::capture(command.args(["--exact", &job.model, "--nocapture"]), Some(options.limit()))?;
-    // Behind what the test program itself has begun to say in that line.
-    let told = |line: &str| line.split_once(TOLD).map(|(_, mutant)| mutant.to_owned());
-    let verdict = match output.end {
-        End::TimedOut => Verdict::TimedOut,
-        End::Exited(status) => verdict(status, &output.stderr),
-    };
-    Ok((verdict, output.stdout.lines().filter_map(told).collect()))
-}
-
-fn verdict(status: ExitStatus, stderr: &str) -> Verdict {
-    const FAILED: i32 = 101;
-    /// The signal by which a process ends that panics while it unwinds.
-    const ABORTED: i32 = 6;
-    if status.success() {
-        return Verdict::Passed;
-    }
-    let ended = status.code() == Some(FAILED) || status.signal() == Some(ABORTED);
-    let why = plan::reason(stderr);
-    match why {
-        Some(why) if ended && plan::is_meant(stderr) => Verdict::Caught(why),
-        Some(why) if ended => Verdict::Died(why),
-        _ => Verdict::Died(status.to_string()),
-    }
 }
 
 /// Compiles the library's tests, the models or the plain ones.
@@ -362,16 +263,6 @@ fn report_plain_tests(plan: &Plan, options: &Options<'_>) -> Result {
     }
     println!("no plain test of the library finds {}: {}", lives.len(), lives.join(", "));
     Ok(())
-}
-
-impl Run {
-    /// The mistake that was caught, how, and when.
-    fn catch(&self) -> Option<(&str, &str, Duration)> {
-        match (&self.job.mutant, &self.verdict) {
-            (Some(mutant), Verdict::Caught(why)) => Some((mutant, why, self.time)),
-            _ => None,
-        }
-    }
 }
 
 /// In which rotations of a model, with its roles in turn, a mistake shows.
@@ -493,19 +384,6 @@ mod tests {
         let caught = |must_fail| ran("m_main_0", Some("x"), must_fail, Verdict::Died("why".into()));
         assert_eq!(problem(&caught(false), true), None);
         assert!(problem(&caught(true), true).is_some());
-    }
-
-    #[test]
-    fn only_the_models_own_word_is_a_catch() {
-        let status = |raw| ExitStatus::from_raw(raw);
-        let meant = "thread 'a' panicked at crates/pagefirst/src/table/model/huge.rs:1:2:\na page is lost\n";
-        let limit = "thread 'a' panicked at x/loom-0.7.3/src/rt/path.rs:1:2:\nModel exceeded\n";
-        assert!(matches!(verdict(status(0), ""), Verdict::Passed));
-        assert!(matches!(verdict(status(101 << 8), meant), Verdict::Caught(_)));
-        assert!(matches!(verdict(status(6), meant), Verdict::Caught(_)));
-        assert!(matches!(verdict(status(101 << 8), limit), Verdict::Died(_)));
-        assert!(matches!(verdict(status(11), meant), Verdict::Died(_)));
-        assert!(matches!(verdict(status(11), ""), Verdict::Died(_)));
     }
 
     #[test]
