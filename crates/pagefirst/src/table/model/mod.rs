@@ -39,6 +39,7 @@
 //! | more than three threads, more preemptions, larger tables and trees, many calls in a row | the states would be too many | `cargo xtask model --deep`, random schedules (`cargo xtask shuttle`), `pagefirst stress` |
 //! | who waits by spinning for another thread | has no end for loom | shuttle and stress; here waiting sleeps, and a removal looks once (`space::model`) |
 //! | what the compiler reorders or takes for granted; races on plain memory: values behind locks, bytes of pages, counters that decide nothing (`atomic::plain`) | loom sees its own types alone | Miri (`cargo xtask miri`), ThreadSanitizer (`cargo xtask tsan`); tables and pages have a watch here |
+//! | formats whose entries must be broken before they are made | the models' format is not one | the embedded machine, and shuttle, with the rules of AArch64 (`copy_without_break` and `make_before_flush` must be seen) |
 //! | slabs | objects are boxed here, and no box is used twice | Miri; the machine's tests of the slabs as they are |
 //! | interrupts on the CPU that is at work | a role is a CPU | tests that complete reads from interrupts; debug builds refuse locks there (`sync::held`) |
 //!
