@@ -39,6 +39,15 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
     command
 }
 
+/// Cargo of the nightly toolchain, by rustup.
+pub(crate) fn nightly(args: &[&str]) -> Command {
+    let mut command = in_workspace("rustup");
+    command.args(["run", "nightly", "cargo"]).args(args);
+    // The one that runs us is of another toolchain.
+    command.env_remove("CARGO").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    command
+}
+
 /// A program started in the workspace's top folder.
 pub(crate) fn in_workspace(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);

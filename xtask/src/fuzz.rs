@@ -93,8 +93,8 @@ pub(crate) fn corpus() -> Result {
 
 /// `cargo fuzz` of the nightly toolchain.
 fn cargo_fuzz(args: &[&str]) -> Command {
-    let mut command = cmd::in_workspace("rustup");
-    command.args(["run", "nightly", "cargo", "fuzz"]).args(args);
+    let mut command = cmd::nightly(&["fuzz"]);
+    command.args(args);
     command.env("CARGO_TARGET_DIR", cmd::target_dir().join("fuzz"));
     command
 }

@@ -77,9 +77,7 @@ impl Job {
 
 /// `cargo miri` of the nightly toolchain.
 fn miri(args: &[&str]) -> Command {
-    let mut command = cmd::in_workspace("rustup");
-    command.args(["run", "nightly", "cargo", "miri"]).args(args);
-    // The one that runs us is of another toolchain.
-    command.env_remove("CARGO");
+    let mut command = cmd::nightly(&["miri"]);
+    command.args(args);
     command
 }

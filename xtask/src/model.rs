@@ -14,9 +14,10 @@
 //! by a check of its own, or because loom saw two accesses race or all threads wait. If it dies otherwise (the library panics,
 //! a loop has no end for loom, the process is killed), that is no catch, and is told.
 //!
-//! What a model names it must catch because its roles race. So each is run once more, with its roles played in turn and the
-//! mistake made, and a mistake that shows in all rotations then is one that a plain test finds. A few are named all the same,
-//! by a line of their own (`// catches in turn: NAME`): those that leave out a whole step.
+//! A mistake that shows whatever the order of a model's roles needs no race. So each model is run once more, with its roles
+//! played in turn and the mistake made, and must pass in one rotation at least. (What shows in some order a plain test can
+//! find as well, if it knows the order.) A few are named all the same, by a line of their own (`// catches in turn: NAME`):
+//! those that leave out a whole step.
 //!
 //! A model that names nothing, and a mistake that nobody names, models or `cargo xtask plants`, fail the task; so does one
 //! that runs all models and takes more than four minutes for them. The library is compiled once: all mistakes are in its test

@@ -29,7 +29,7 @@ const PATIENCE: u64 = 60;
 /// Runs the stress for so many minutes, and then the mistakes.
 pub(crate) fn run(minutes: &str) -> Result {
     let minutes: u64 = minutes.parse().map_err(|_| format!("tsan --minutes {minutes}: that is no number"))?;
-    let version = cmd::capture(&mut nightly(&["--version"]), None);
+    let version = cmd::capture(&mut cmd::nightly(&["--version"]), None);
     if !version.is_ok_and(|version| version.success()) {
         return Err(NEEDS.to_owned());
     }
@@ -51,7 +51,7 @@ pub(crate) fn run(minutes: &str) -> Result {
 fn build(mistake: Option<&str>) -> Result<PathBuf> {
     let target = cmd::target_dir().join("tsan");
     let cargo = |args: &[&str]| {
-        let mut command = nightly(args);
+        let mut command = cmd::nightly(args);
         command.env("RUSTFLAGS", "-Zsanitizer=thread").env("CARGO_BUILD_TARGET", TARGET);
         command.env("CARGO_TARGET_DIR", &target);
         command.env("CARGO_PROFILE_DEV_OPT_LEVEL", "1").env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only");
@@ -66,14 +66,5 @@ fn build(mistake: Option<&str>) -> Result<PathBuf> {
 fn stress(program: &PathBuf, seconds: u64) -> Command {
     let mut command = cmd::in_workspace(program);
     command.args(["stress", "--threads", "16", "--seed", "1", "--for", &format!("{seconds}s")]);
-    command
-}
-
-/// Cargo of the nightly toolchain.
-fn nightly(args: &[&str]) -> Command {
-    let mut command = cmd::in_workspace("rustup");
-    command.args(["run", "nightly", "cargo"]).args(args);
-    // The one that runs us is of another toolchain.
-    command.env_remove("CARGO").env_remove("CARGO_ENCODED_RUSTFLAGS");
     command
 }

@@ -118,7 +118,7 @@ fn a_copy_that_waits_is_given_up<F: Format>() -> Result {
 /// What others do to the memory in which a fault has just read an entry.
 type Faster<F> = fn(&Space<DoorsOf<F>>) -> std::result::Result<(), MapError>;
 
-/// A page, huge or small, is discarded, comes apart or is cut off each time that a fault has seen it. Nobody can take the same thing
+/// A page, huge or small, is discarded or comes apart each time that a fault has seen it. Nobody can take the same thing
 /// twice, so the fault ends soon, with what was asked for or with another look at the mapping; and what a child has stays.
 fn what_is_taken_away_each_time<F: Format>() -> Result {
     let huge = F::span(1);

@@ -56,6 +56,14 @@ impl Kind {
     }
 }
 
+/// A page of a file, by the mappings of one of its areas.
+#[derive(Clone, Copy)]
+struct Spot {
+    kind: Kind,
+    page: u64,
+    which: usize,
+}
+
 /// What was known before something was looked at.
 #[derive(Clone, Copy)]
 struct Before {
@@ -125,14 +133,14 @@ impl<H: Host> Worker<'_, '_, H> {
     }
 
     fn touch_file(&mut self, space: &H::Space, cpu: &mut H::Cpu, kind: Kind) {
-        let (page, which) = (self.dice.roll(PAGES), self.dice.roll(3) as usize);
+        let spot = Spot { kind, page: self.dice.roll(PAGES), which: self.dice.roll(3) as usize };
         for _ in 0..self.how_often() {
             let done = match self.dice.once_in(2) {
-                true => self.store_to_file(space, cpu, kind, page, which),
-                false => self.load_of_file(space, cpu, kind, page, which),
+                true => self.store_to_file(space, cpu, spot),
+                false => self.load_of_file(space, cpu, spot),
             };
             if done.is_none() && self.dice.once_in(3) {
-                self.map_file(space, kind, which);
+                self.map_file(space, kind, spot.which);
             }
         }
     }
@@ -142,18 +150,10 @@ impl<H: Host> Worker<'_, '_, H> {
         if self.dice.once_in(12) { 30 } else { 1 }
     }
 
-    fn load_of_file(
-        &mut self,
-        space: &H::Space,
-        cpu: &mut H::Cpu,
-        kind: Kind,
-        page: u64,
-        which: usize,
-    ) -> Option<()> {
+    fn load_of_file(&mut self, space: &H::Space, cpu: &mut H::Cpu, spot: Spot) -> Option<()> {
+        let Spot { kind, page, which } = spot;
         let writer = self.somebody();
-        let at = VirtAddr(kind.area(which).start.0 + kind.offset(page, writer));
-        let before = self.look_before(kind, page, writer);
-        self.aim_at(at);
+        let (at, before) = self.aim_at_spot(spot, writer);
         let found = self.load(space, Some(cpu), at);
         let found = self.allows(kind, page, at, before, found)?;
         match which {
@@ -178,6 +178,14 @@ impl<H: Host> Worker<'_, '_, H> {
     fn look_before(&self, kind: Kind, page: u64, writer: usize) -> Before {
         let board = self.stress.board;
         Before { newest: board.newest(kind, page, writer), cuts: board.cuts[kind as usize].count() }
+    }
+
+    /// Where a worker's word of a spot is, which somebody is about to touch, and what is known of it.
+    fn aim_at_spot(&self, Spot { kind, page, which }: Spot, writer: usize) -> (VirtAddr, Before) {
+        let at = VirtAddr(kind.area(which).start.0 + kind.offset(page, writer));
+        let before = self.look_before(kind, page, writer);
+        self.aim_at(at);
+        (at, before)
     }
 
     /// A word of a file, and what was known before it was read.
@@ -222,19 +230,11 @@ impl<H: Host> Worker<'_, '_, H> {
         }
     }
 
-    fn store_to_file(
-        &mut self,
-        space: &H::Space,
-        cpu: &mut H::Cpu,
-        kind: Kind,
-        page: u64,
-        which: usize,
-    ) -> Option<()> {
-        let at = VirtAddr(kind.area(which).start.0 + kind.offset(page, self.me));
+    fn store_to_file(&mut self, space: &H::Space, cpu: &mut H::Cpu, spot: Spot) -> Option<()> {
+        let Spot { kind, page, which } = spot;
         let tag = if which == Area::PRIVATE { Tag::Private } else { Tag::File };
         let word = self.new_word(tag, kind.key(page));
-        let before = self.look_before(kind, page, self.me);
-        self.aim_at(at);
+        let (at, before) = self.aim_at_spot(spot, self.me);
         let stored = self.store(space, cpu, at, word);
         self.allows(kind, page, at, before, stored)?;
         if which != Area::PRIVATE {

@@ -29,7 +29,8 @@ ops! {
     MapAnywhere "map anywhere", Populate "populate", Unmap "unmap", Protect "protect", Discard "discard",
     Remap "remap", Advise "advise", Huge "huge page", Pin "pin", Device "device write", Fork "fork", Space "new space",
     Exit "exit", Read "read file", Write "write file", Resize "set size", Punch "punch", Evict "evict",
-    WriteBack "write back", Sync "sync", Ahead "read ahead", Limit "limit", Poison "poison", PoisonFile "poison of a file", Hunt "hunt", Prey "be hunted",
+    WriteBack "write back", Sync "sync", Ahead "read ahead", Limit "limit", Poison "poison",
+    PoisonFile "poison of a file", Hunt "hunt", Prey "be hunted",
     Verify "verify", Stop "stop for others", Quiet "quiet point",
 }
 

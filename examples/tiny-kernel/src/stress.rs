@@ -127,11 +127,12 @@ fn count_mappings(quiet: &Quiet<'_, Bench>) -> usize {
             mapped[(page.0 - ram.first.0) as usize].fetch_add(1, Relaxed);
         });
     }
-    let mut private = 0;
+    let (mut pages, mut private) = (0, 0);
     for (n, i) in mapped.iter().map(|n| n.load(Relaxed)).zip(0..).filter(|(n, _)| *n > 0) {
         let page = ram.first.add(i);
         let meta = kernel().meta(page);
         assert_eq!(meta.counts().maps, n, "violation: mappings of {page:?}, counted and found in all spaces");
+        pages += 1;
         if meta.flags().contains(FrameFlags::ANON) {
             private += 1 << meta.order();
         }
@@ -143,7 +144,7 @@ fn count_mappings(quiet: &Quiet<'_, Bench>) -> usize {
         private + of_files,
         "violation: {private} private pages, {of_files} of files; charged"
     );
-    mapped.iter().filter(|n| n.load(Relaxed) > 0).count()
+    pages
 }
 
 /// Tells of each entry for a page that counts its mappings, in a table and those below it, which pages it is one of.

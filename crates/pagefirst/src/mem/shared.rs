@@ -41,10 +41,11 @@ struct Object<P: Platform, T: 'static> {
     value: ManuallyDrop<T>,
 }
 
-/// Watched by loom: who reads an object does so before its value ends. In other builds it is nothing.
+// loom watches that who reads an object does so before its value ends.
 #[cfg(loom)]
 use crate::table::model::Watch as Life;
 
+/// Nothing: loom alone watches lives.
 #[cfg(not(loom))]
 struct Life;
 #[cfg(not(loom))]

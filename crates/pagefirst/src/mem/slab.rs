@@ -170,7 +170,8 @@ mod store {
         freed: Mutex<Vec<NonNull<T>>>,
         of: PhantomData<fn(P, T)>,
     }
-    // SAFETY: what was freed is not touched before the store is dropped.
+    // SAFETY: the list is behind a lock. What is on it is memory until the store goes: who comes too late reads in it that
+    // the object has ended (`shared::Life`).
     unsafe impl<P: Platform, T> Send for Store<P, T> {}
     // SAFETY: as above.
     unsafe impl<P: Platform, T> Sync for Store<P, T> {}

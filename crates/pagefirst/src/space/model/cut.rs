@@ -135,6 +135,16 @@ fn r13_fault_against_evict_main_1() {
 /// Where a file of one page is mapped as well.
 const OTHER: u64 = HUGE as u64;
 
+/// A file of one page, which is old and not in memory, that is mapped in two places.
+fn mapped_twice(is_slow: bool) -> &'static Machine {
+    let m = Machine::whole([4, 0, 0], [2, 0, 0], HugePolicy::Never);
+    m.open(1, is_slow);
+    STORED.set(OLD);
+    m.map_file(0, 1);
+    m.map_file(OTHER, 1);
+    m
+}
+
 /// Both places show the page that the file has, which is not old.
 fn assert_one_new_page(m: &'static Machine) {
     for page in [OTHER, 0] {
@@ -151,11 +161,7 @@ fn assert_one_new_page(m: &'static Machine) {
 /// The page is read in anew when the file was cut, and has grown again, while a fault goes on.
 fn fault_against_cut_and_growth(main: usize) {
     let setup = || {
-        let m = Machine::whole([4, 0, 0], [2, 0, 0], HugePolicy::Never);
-        m.open(1, false);
-        STORED.set(OLD);
-        m.map_file(0, 1);
-        m.map_file(OTHER, 1);
+        let m = mapped_twice(false);
         assert_eq!(m.fault(OTHER, Access::Read), MAPPED);
         m.refer_to_page(0);
         m
@@ -223,11 +229,7 @@ fn r13_read_in_against_truncate_main_1() {
 /// waits for the page that takes its place, or until the removal has ended, or is told that the page is beyond the end.
 fn read_in_against_cut_and_growth(main: usize) {
     let setup = || {
-        let m = Machine::whole([4, 0, 0], [2, 0, 0], HugePolicy::Never);
-        m.open(1, true);
-        STORED.set(OLD);
-        m.map_file(0, 1);
-        m.map_file(OTHER, 1);
+        let m = mapped_twice(true);
         let Outcome::Blocked(ticket) = m.process().fault(at(0), Access::Read) else {
             panic!("it takes long")
         };

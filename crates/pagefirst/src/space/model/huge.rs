@@ -64,12 +64,12 @@ fn split_against_fault(main: usize) {
     });
 }
 
-// catches: split_leaves_hole
+// catches: split_leaves_hole, split_loses_dirty
 #[test]
 fn r15_split_against_fault_main_0() {
     split_against_fault(0);
 }
-// catches: split_leaves_hole
+// catches: split_leaves_hole, split_loses_dirty
 #[test]
 fn r15_split_against_fault_main_1() {
     split_against_fault(1);

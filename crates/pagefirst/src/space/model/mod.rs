@@ -17,7 +17,7 @@
 //! | `r15_…` | `split` | a split against a truncation, by the reverse map: no page stays mapped beyond the end, no dirty bit is lost |
 //!
 //! Loops that wait for somebody by spinning have no end for loom. So waiting sleeps here ([`Platform::wait`]), and where the
-//! library looks again and again, a removal until nobody maps a page, a model does it once. The longest models have two
+//! library looks again and again, `Machine::take_away` does once what a removal does until nobody maps a page. The longest models have two
 //! preemptions, by which their mistakes die in every rotation; `--deep` allows a third.
 
 extern crate std;

@@ -202,12 +202,12 @@ fn split_against_hardware(main: usize) {
     });
 }
 
-// catches: split_leaves_hole, split_reads_before_swap
+// catches: split_leaves_hole, split_loses_dirty, split_reads_before_swap
 #[test]
 fn r15_split_against_hardware_main_0() {
     split_against_hardware(0);
 }
-// catches: split_leaves_hole, split_reads_before_swap
+// catches: split_leaves_hole, split_loses_dirty, split_reads_before_swap
 #[test]
 fn r15_split_against_hardware_main_1() {
     split_against_hardware(1);

@@ -24,8 +24,8 @@
 //! Beside these, `space::model` has models of whole calls, `file::model` of a page's state, `sync::wait` of waiting.
 //!
 //! loom's false greens (loom#392) are met as follows: every thread, main included, starts by locking and unlocking
-//! one gate; every model is run once for each rotation of its roles, and each mutant it names must die in each. That it dies of
-//! a race is asked as well: with the roles played in turn ([`is_in_turn`]) it lives.
+//! one gate; every model is run once for each rotation of its roles, and each mutant it names must die in each. With the
+//! roles played in turn ([`is_in_turn`]) it must live in one order at least, unless the model says that it does not.
 //!
 //! # What loom does not see
 //! loom runs every order of a few threads' atomic operations and locks, as far as its bound on preemptions goes, and of
