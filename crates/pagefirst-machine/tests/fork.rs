@@ -201,8 +201,16 @@ fn advice_for_forks() -> Result {
     parent.advise(AT, 3 * PAGE_SIZE, Advice::DoFork)?;
     let whole = fork(&parent)?;
     assert_eq!(get(&whole, page(AT, 2))?, 3);
+    // The two have nothing to do with each other.
+    for advice in [Advice::DontFork, Advice::WipeOnFork, Advice::DoFork] {
+        parent.advise(AT, PAGE_SIZE, advice)?;
+        let back = [Advice::DontFork, Advice::DoFork];
+        back.into_iter().try_for_each(|advice| parent.advise(page(AT, 3), PAGE_SIZE, advice))?;
+    }
+    let both = fork(&parent)?;
+    assert_eq!((get(&both, AT)?, get(&both, page(AT, 3))?, get(&both, page(AT, 2))?), (0, 0, 3));
     drop(file);
-    end(machine, [whole, child, wiped, parent, kept])
+    end(machine, [whole, child, wiped, parent, kept, both])
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! one's of many.
 
 mod forks;
+mod past;
 mod pins;
 mod prey;
 
@@ -17,6 +18,7 @@ use crate::files::Kind;
 use crate::layout::{Area, OWN_PARTS, place_of};
 use crate::tally::Op;
 use crate::worker::{Tag, Word, Worker, is_short};
+use core::fmt;
 use core::ops::Range;
 use pagefirst::fault::{Bus, FaultError, Segv};
 use pagefirst::frame::FrameFlags;
@@ -24,6 +26,7 @@ use pagefirst::platform::Platform;
 use pagefirst::space::{AddressSpace, Advice, Backing, Map, MapError, Pinned, Place, RemapTo};
 use pagefirst::sync::epoch::Pin;
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
+use past::Past;
 
 const RW: Prot = Prot::READ.union(Prot::WRITE);
 const LOST: FaultError = FaultError::Bus(Bus::Poison);
@@ -54,29 +57,29 @@ struct Page {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Forks {
-    AsItIs,
-    Wiped,
-    Not,
+struct Forks {
+    left_out: bool,
+    wiped: bool,
 }
 
-const NOTHING: Page = Page { what: What::Nothing, prot: Prot::empty(), word: 0, forks: Forks::AsItIs };
-
-type Pages = [Page; OWN_PARTS as usize];
+const AS_IT_IS: Forks = Forks { left_out: false, wiped: false };
+const NOTHING: Page = Page { what: What::Nothing, prot: Prot::empty(), word: 0, forks: AS_IT_IS };
 
 pub(crate) struct Stretch<P: Platform> {
     area: Area,
-    pages: Pages,
+    pages: [Page; OWN_PARTS as usize],
     /// Pages of a part.
     part: u64,
     /// Pages that are pinned, for a device that writes.
     pins: [Option<(usize, Pinned<P>)>; PINS],
+    past: Past,
 }
 
 impl<P: Platform> Stretch<P> {
     pub fn new(area: Area) -> Self {
         let part = area.pages / OWN_PARTS;
-        Stretch { area, pages: [NOTHING; OWN_PARTS as usize], part, pins: [const { None }; PINS] }
+        let (pages, pins) = ([NOTHING; OWN_PARTS as usize], [const { None }; PINS]);
+        Stretch { area, pages, part, pins, past: Past::new() }
     }
     fn is_wide(&self) -> bool {
         self.part > 1
@@ -154,6 +157,7 @@ impl<H: Host> Worker<'_, '_, H> {
             _ if self.dice.once_in(4) => self.fork_own(space, cpu),
             _ => self.map_anywhere(space, cpu),
         }
+        self.own.past.end(self.tally());
     }
 
     /// What a page answers to an access.
@@ -175,6 +179,7 @@ impl<H: Host> Worker<'_, '_, H> {
 
     fn compare(
         &self,
+        space: &AddressSpace<H::Platform>,
         at: VirtAddr,
         found: Result<u64, FaultError>,
         expected: Result<u64, FaultError>,
@@ -192,9 +197,10 @@ impl<H: Host> Worker<'_, '_, H> {
                 }
             }
             (found, expected) => self.violation(format_args!(
-                "at {at}: found {:?}, expected {:?}",
+                "at {at}: found {:?}, expected {:?}\n{}",
                 found.map(Word::of),
-                expected.map(Word::of)
+                expected.map(Word::of),
+                fmt::from_fn(|f| self.own.index_of(at).map_or(Ok(()), |part| self.tell(space, part, f)))
             )),
         }
         found.is_ok()
@@ -209,9 +215,10 @@ impl<H: Host> Worker<'_, '_, H> {
         let i = self.dice.roll(OWN_PARTS) as usize;
         let at = self.mine(self.own.start(i));
         let expected = self.answer(&self.own.pages[i], access);
+        self.note(if access == Access::Write { Op::Store } else { Op::Load }, i..i + 1);
         if access != Access::Write {
             let found = self.load(space, Some(cpu), at);
-            self.compare(at, found, expected);
+            self.compare(space, at, found, expected);
             return;
         }
         let word = self.new_word(Tag::Own, i as u64);
@@ -219,7 +226,7 @@ impl<H: Host> Worker<'_, '_, H> {
             Ok(old) if self.dice.once_in(8) => self.exchange(space, at, old, word),
             _ => self.store(space, cpu, at, word).map(|()| expected.unwrap_or_default()),
         };
-        if self.compare(at, stored, expected) {
+        if self.compare(space, at, stored, expected) {
             self.wrote(i, word);
         } else if expected.is_ok() {
             self.tried(space, i);
@@ -270,6 +277,7 @@ impl<H: Host> Worker<'_, '_, H> {
             Some(first) => Backing::File { file: self.stress.files[Kind::Still as usize].clone(), first },
         };
         self.begin(if still.is_some() { Op::MapPrivate } else { Op::MapAnonymous });
+        self.note(self.tally().doing().0, range.clone());
         let populate = self.dice.once_in(6);
         let map = Map { backing, place: Place::Fixed(at), populate, ..Map::anonymous(len, prot) };
         match space.map(map) {
@@ -314,6 +322,7 @@ impl<H: Host> Worker<'_, '_, H> {
     fn populate_own(&mut self, space: &H::Space) {
         self.begin(Op::Populate);
         let (range, at, len) = self.range();
+        self.note(Op::Populate, range.clone());
         let prot = self.own.pages[range.start].prot;
         let is_other = |page: &Page| matches!(page.what, What::Nothing | What::Lost(_)) || page.prot != prot;
         if self.own.pages[range.clone()].iter().any(is_other) {
@@ -350,6 +359,7 @@ impl<H: Host> Worker<'_, '_, H> {
     fn unmap_own(&mut self, space: &H::Space) {
         self.begin(Op::Unmap);
         let (range, at, len) = self.range();
+        self.note(Op::Unmap, range.clone());
         match space.unmap(at, len) {
             Ok(()) => {
                 self.own.gone(&range);
@@ -374,6 +384,7 @@ impl<H: Host> Worker<'_, '_, H> {
     fn protect_own(&mut self, space: &H::Space) {
         self.begin(Op::Protect);
         let (range, at, len) = self.range();
+        self.note(Op::Protect, range.clone());
         let prot = [Prot::empty(), Prot::READ, RW, RW][self.dice.roll(4) as usize];
         if self.is_done(&range, space.protect(at, len, prot)) {
             self.own.each(range, |page| page.prot = prot);
@@ -383,6 +394,7 @@ impl<H: Host> Worker<'_, '_, H> {
     fn discard_own(&mut self, space: &H::Space) {
         self.begin(Op::Discard);
         let (range, at, len) = self.range();
+        self.note(Op::Discard, range.clone());
         if self.is_done(&range, space.discard(at, len)) {
             self.own.gone(&range);
             self.own.each(range, |page| {
@@ -403,6 +415,8 @@ impl<H: Host> Worker<'_, '_, H> {
         let all =
             [Huge, NoHuge, DontFork, DoFork, WipeOnFork, KeepOnFork, Normal, Sequential, Random, WillNeed];
         let advice = all[self.dice.roll(all.len() as u64) as usize];
+        self.note(Op::Advise, range.clone());
+        self.own.past.advised(advice);
         let of_file =
             |page: &Page| matches!(page.what, What::Still(_) | What::Copied(_) | What::Lost(Some(_)));
         let done = space.advise(at, len, advice);
@@ -416,13 +430,10 @@ impl<H: Host> Worker<'_, '_, H> {
                 Ok(()) => self.violation(format_args!("a file's pages are to be wiped, and nobody minds")),
             }
         } else if self.is_done(&range, done) {
-            self.own.each(range, |page| {
-                page.forks = match (advice, page.forks) {
-                    (DontFork, _) => Forks::Not,
-                    (WipeOnFork, Forks::AsItIs) => Forks::Wiped,
-                    (DoFork, Forks::Not) | (KeepOnFork, Forks::Wiped) => Forks::AsItIs,
-                    (_, forks) => forks,
-                }
+            self.own.each(range, |page| match advice {
+                DontFork | DoFork => page.forks.left_out = advice == DontFork,
+                WipeOnFork | KeepOnFork => page.forks.wiped = advice == WipeOnFork,
+                _ => {}
             });
         }
     }
@@ -442,6 +453,8 @@ impl<H: Host> Worker<'_, '_, H> {
         }
         let (old, new, len) = (self.own.start(from), self.own.start(to), self.own.bytes(n));
         let mapped = self.own.is_mapped(from..from + n);
+        self.note(Op::Unmap, to..to + n);
+        self.note(Op::Remap, from..from + n);
         match space.remap(old, len, len, RemapTo::Fixed(new)) {
             Ok(at) if at != new || !mapped => {
                 self.violation(format_args!("{n} pages at {old} (all there: {mapped}) moved to {at}"))
@@ -470,21 +483,16 @@ impl<H: Host> Worker<'_, '_, H> {
         let Some(space) = &*home else { return };
         // Elsewhere this CPU runs another space.
         let cpu = cpu.filter(|_| self.is_inside && self.at == self.home());
-        let pages = self.own.pages;
-        self.verify_pages(space, cpu, &pages);
+        self.verify_own_in(space, cpu);
     }
 
-    fn verify_pages(
-        &mut self,
-        space: &AddressSpace<H::Platform>,
-        mut cpu: Option<&mut H::Cpu>,
-        pages: &Pages,
-    ) {
+    fn verify_own_in(&mut self, space: &AddressSpace<H::Platform>, mut cpu: Option<&mut H::Cpu>) {
         self.begin(Op::Verify);
-        for (i, page) in pages.iter().enumerate() {
+        self.note(Op::Verify, 0..OWN_PARTS as usize);
+        for i in 0..OWN_PARTS as usize {
             let at = self.mine(self.own.start(i));
             let found = self.load(space, cpu.as_deref_mut(), at);
-            self.compare(at, found, self.answer(page, Access::Read));
+            self.compare(space, at, found, self.answer(&self.own.pages[i], Access::Read));
         }
     }
 
@@ -502,7 +510,7 @@ impl<H: Host> Worker<'_, '_, H> {
         for (place, there) in places.iter().zip(&mut words) {
             let (at, word) = (VirtAddr(at.0 + place), self.new_word(Tag::Own, 0));
             let stored = self.store(space, cpu, at, word).map(|()| 0);
-            if self.compare(at, stored, Ok(0)) {
+            if self.compare(space, at, stored, Ok(0)) {
                 *there = word;
             }
         }
@@ -515,7 +523,7 @@ impl<H: Host> Worker<'_, '_, H> {
         for (place, there) in places.iter().zip(words) {
             let at = VirtAddr(at.0 + place);
             let found = self.load(space, Some(cpu), at);
-            self.compare(at, found, Ok(there));
+            self.compare(space, at, found, Ok(there));
         }
         // A mapping that was merged with it may have to be cut.
         self.begin(Op::Unmap);

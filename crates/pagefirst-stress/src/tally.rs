@@ -73,6 +73,10 @@ impl Tally {
     pub fn refused(&self) {
         add(&self.refused);
     }
+    /// How many of either.
+    pub fn not_done(&self) -> (u64, u64) {
+        (self.short.load(Relaxed), self.refused.load(Relaxed))
+    }
     pub fn doing(&self) -> (Op, u64) {
         (Op::ALL[usize::from(self.doing.load(Relaxed))], self.all.load(Relaxed))
     }

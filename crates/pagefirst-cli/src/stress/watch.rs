@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 const QUIET: Duration = Duration::from_secs(1);
 /// Between two lines where there is no terminal.
 const LINE: Duration = Duration::from_secs(10);
-/// Whoever is at one operation for so long hangs.
-const PATIENCE: Duration = Duration::from_secs(120);
 const TICK: Duration = Duration::from_millis(50);
+/// Whoever is at one operation for so many ticks hangs: two minutes, or longer on a machine so busy that ticks are late too.
+const PATIENCE: u32 = 2400;
 
 pub struct Watch {
     time: Duration,
@@ -41,7 +41,7 @@ impl Watch {
     ) {
         let start = Instant::now();
         let (mut quiet, mut line) = (start, start);
-        let mut moves = vec![Move { n: 0, since: start }; workers];
+        let mut moves = vec![Move { n: 0, ticks: 0 }; workers];
         while !ended() {
             std::thread::sleep(TICK);
             let now = Instant::now();
@@ -58,7 +58,7 @@ impl Watch {
                 line = now;
                 println!("{:4} s  {}", (now - start).as_secs(), text(&sums, now - start));
             }
-            let hanging = hanging(&mut moves, now, |worker| stress.doing(worker));
+            let hanging = hanging(&mut moves, |worker| stress.doing(worker));
             if !hanging.is_empty() {
                 self.bar.finish_and_clear();
                 give_up(&hanging);
@@ -74,21 +74,24 @@ fn text(sums: &Sums, time: Duration) -> String {
     format!("{all} operations, {rate:.0} a second, {short} without memory, {quiet} quiet points")
 }
 
-/// The number of a worker's operation, and since when it has been that.
+/// The number of a worker's operation, and for how many ticks it has been that.
 #[derive(Clone, Copy, Debug)]
 struct Move {
     n: u64,
-    since: Instant,
+    ticks: u32,
 }
 
 /// Who hangs, and at what; not who has stopped for the others.
-fn hanging(moves: &mut [Move], now: Instant, doing: impl Fn(usize) -> (Op, u64)) -> Vec<(usize, Op, u64)> {
+fn hanging(moves: &mut [Move], doing: impl Fn(usize) -> (Op, u64)) -> Vec<(usize, Op, u64)> {
     let mut hanging = Vec::new();
     for (worker, last) in moves.iter_mut().enumerate() {
         let (op, n) = doing(worker);
         if n != last.n || op == Op::Stop {
-            *last = Move { n, since: now };
-        } else if now - last.since > PATIENCE {
+            *last = Move { n, ticks: 0 };
+            continue;
+        }
+        last.ticks += 1;
+        if last.ticks > PATIENCE {
             hanging.push((worker, op, n));
         }
     }
@@ -99,8 +102,8 @@ fn hanging(moves: &mut [Move], now: Instant, doing: impl Fn(usize) -> (Op, u64))
 fn give_up(hanging: &[(usize, Op, u64)]) -> ! {
     eprintln!("pagefirst: stress found a violation");
     for (worker, op, n) in hanging {
-        let time = PATIENCE.as_secs();
-        eprintln!("violation: worker {worker} hangs in operation {n} ({}) for {time} s", op.name());
+        let time = PATIENCE * TICK;
+        eprintln!("violation: worker {worker} hangs in operation {n} ({}) for {time:?}", op.name());
     }
     std::process::exit(1)
 }
@@ -111,15 +114,14 @@ mod tests {
 
     #[test]
     fn one_who_hangs_is_told_whatever_the_others_do() {
-        let start = Instant::now();
-        let mut moves = [Move { n: 0, since: start }; 3];
-        let mut at = |seconds, doing: [(Op, u64); 3]| {
-            hanging(&mut moves, start + Duration::from_secs(seconds), |worker| doing[worker])
+        let mut moves = [Move { n: 0, ticks: 0 }; 3];
+        let mut after = |ticks, doing: [(Op, u64); 3]| {
+            (0..ticks).map(|_| hanging(&mut moves, |worker| doing[worker])).last().unwrap_or_default()
         };
-        assert_eq!(at(1, [(Op::Pin, 7), (Op::Load, 1), (Op::Stop, 5)]), []);
-        assert_eq!(at(100, [(Op::Pin, 7), (Op::Load, 2), (Op::Stop, 5)]), []);
-        assert_eq!(at(122, [(Op::Pin, 7), (Op::Load, 3), (Op::Stop, 5)]), [(0, Op::Pin, 7)]);
-        assert_eq!(at(123, [(Op::Load, 8), (Op::Load, 3), (Op::Load, 6)]), []);
-        assert_eq!(at(243, [(Op::Load, 9), (Op::Load, 3), (Op::Load, 6)]), [(1, Op::Load, 3)]);
+        assert_eq!(after(1, [(Op::Pin, 7), (Op::Load, 1), (Op::Stop, 5)]), []);
+        assert_eq!(after(PATIENCE, [(Op::Pin, 7), (Op::Load, 2), (Op::Stop, 5)]), []);
+        assert_eq!(after(1, [(Op::Pin, 7), (Op::Load, 3), (Op::Stop, 5)]), [(0, Op::Pin, 7)]);
+        assert_eq!(after(1, [(Op::Load, 8), (Op::Load, 3), (Op::Load, 6)]), []);
+        assert_eq!(after(PATIENCE, [(Op::Load, 9), (Op::Load, 3), (Op::Load, 6)]), [(1, Op::Load, 3)]);
     }
 }

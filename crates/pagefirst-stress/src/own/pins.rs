@@ -33,16 +33,17 @@ impl<H: Host> Worker<'_, '_, H> {
         let at = self.own.start(i);
         let mut kept = None;
         let expected = self.answer(&page, Access::Write);
+        self.note(Op::Pin, i..i + 1);
         loop {
             let pinned = space.pin(VirtRange::page_of(at), true);
             drop(kept.take());
             match pinned {
                 Ok(pinned) => {
-                    self.compare(at, Ok(page.word), expected);
+                    self.compare(space, at, Ok(page.word), expected);
                     return Some(pinned);
                 }
                 Err(PinError::Fault(error)) => {
-                    self.compare(at, Err(error), expected);
+                    self.compare(space, at, Err(error), expected);
                     return None;
                 }
                 Err(PinError::Blocked(ticket)) => {
@@ -65,9 +66,10 @@ impl<H: Host> Worker<'_, '_, H> {
         if self.stress.board.poisoned.fetch_add(1, Relaxed) >= MOST_LOST {
             return;
         }
-        // Pinned, it is nobody else's.
+        // Nobody but this worker puts another frame in its place.
         let Some(page) = self.pin_page(space, i).map(|pinned| pinned.first()) else { return };
         self.begin(Op::Poison);
+        self.note(Op::Poison, i..i + 1);
         self.own.gone(&(i..i + 1));
         match self.p.vm().poison(self.p, page) {
             Poisoned::Private { huge: false } => self.own.pages[i].what = lost,
@@ -88,6 +90,7 @@ impl<H: Host> Worker<'_, '_, H> {
         let place = self.dice.roll(PINS as u64) as usize;
         let Some((i, pfn)) = self.own.pins[place].as_ref().map(|(i, pin)| (*i, pin.first())) else { return };
         let word = self.new_word(Tag::Own, i as u64);
+        self.note(Op::Device, i..i + 1);
         self.p.cells(pfn)[place_of(self.me) as usize / 8].store(word, Release);
         self.wrote(i, word);
     }

@@ -43,11 +43,12 @@ impl<H: Host> Worker<'_, '_, H> {
             return;
         }
         let at = self.mine(self.own.start(i));
+        self.note(Op::Prey, i..i + 1);
         for _ in 0..ACCESSES {
             self.p.relax();
             if self.dice.once_in(2) {
                 let found = self.load(space, Some(cpu), at);
-                self.compare(at, found, Ok(self.own.pages[i].word));
+                self.compare(space, at, found, Ok(self.own.pages[i].word));
                 continue;
             }
             let word = self.new_word(Tag::Own, i as u64);
