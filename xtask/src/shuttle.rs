@@ -19,7 +19,7 @@ use crate::{Result, model};
 /// Schedules that one process runs.
 const ROUND: u64 = 500;
 /// Schedules of each test in the short form, which CI runs.
-const SHORT: u64 = 1000;
+const SHORT: u64 = 3000;
 /// Processes at a time.
 const RUNNERS: usize = 2;
 /// How long one process may run.

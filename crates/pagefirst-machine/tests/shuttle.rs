@@ -6,7 +6,7 @@
 //! it is made as it is.
 //!
 //! What must hold: all that the machine checks; what each thread knows of pages of its own, exactly; words of others that
-//! were written there once, and in children of a fork do not change; what devices find in pinned pages; nothing of a file
+//! were written there once, never go back (`seen.rs`), and in children of a fork do not change; what devices find in pinned pages; nothing of a file
 //! beyond its end; and in the end maps, charges, frames and tables, counted (`world.rs`).
 //!
 //! Shuttle runs one thread at a time: every schedule is sequentially consistent. Weak memory is what the loom models see
@@ -19,6 +19,8 @@ mod on_files;
 mod run;
 #[path = "shuttle/scheduler.rs"]
 mod scheduler;
+#[path = "shuttle/seen.rs"]
+mod seen;
 #[path = "shuttle/worker.rs"]
 mod worker;
 #[path = "shuttle/world.rs"]
@@ -40,6 +42,7 @@ fn everything_on_tiny() {
     everything::<Tiny>("everything_on_tiny");
 }
 
+// catches: copy_writable_at_once
 #[test]
 fn everything_on_x86_64() {
     everything::<X86_64>("everything_on_x86_64");

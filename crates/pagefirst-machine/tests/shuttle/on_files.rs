@@ -1,5 +1,6 @@
 //! What a thread does to files that are everybody's, and what must be gone when it took something out.
 
+use super::seen::Change;
 use super::worker::Worker;
 use super::world::PAGES;
 use pagefirst::arch::Format;
@@ -19,7 +20,7 @@ impl<F: Format> Worker<'_, F> {
         let some = self.dice.below(2) * 100;
         self.tell(|| format!("file {which}, call {kind}, pages {from} and {to}"));
         let sizes = &self.world.sizes[which];
-        let _change = matches!(kind, 0..=4 | 7).then(|| self.world.change());
+        let _change = matches!(kind, 0..=4 | 7).then(|| Change::of([&self.world.file_calls]));
         match kind {
             0..=2 => {
                 let _alone = sizes.lock();

@@ -2,6 +2,7 @@
 
 use super::run::tell;
 use super::scheduler::Dice;
+use super::seen::{Before, Seen};
 use super::world::{KEPT, MEMORY, PAGES, RW, STORED, Space, World};
 use pagefirst::arch::Format;
 use pagefirst::fault::{Bus, FaultError, Segv};
@@ -30,9 +31,8 @@ pub struct View<F: Format> {
     own: BTreeMap<u64, Own>,
     /// Words of others in a child's private memory: they stay as they were.
     snapshot: BTreeMap<(u64, usize), u64>,
-    /// Words in pages that are everybody's, by page and owner: how far the owner had counted, and at what time it was seen
-    /// ([`World::stillness`]).
-    seen: BTreeMap<(u64, usize), (u64, u64)>,
+    /// What was seen of pages that are everybody's.
+    seen: Arc<Seen>,
 }
 
 /// A page that a device may use.
@@ -80,7 +80,8 @@ impl<'w, F: Format> Worker<'w, F> {
     pub fn new(world: &'w World<F>, me: usize, dice: Dice, is_mapped: bool) -> Self {
         let begins = if is_mapped { Own::Private(0, RW) } else { Own::Gone };
         let own = world.own(me).into_iter().map(|page| (page, begins)).collect();
-        let view = View { space: world.space.clone(), own, snapshot: BTreeMap::new(), seen: BTreeMap::new() };
+        let view =
+            View { space: world.space.clone(), own, snapshot: BTreeMap::new(), seen: world.seen.clone() };
         let left = Left { views: vec![view], kept: BTreeMap::new() };
         Worker { dice, ..Worker::again(world, me, left) }
     }
@@ -366,19 +367,47 @@ impl<'w, F: Format> Worker<'w, F> {
         }
     }
 
-    /// A word in a page that is everybody's was found or written, in a time that began so. Unless a call came between, it
-    /// is no older than the one before.
-    fn saw(&mut self, page: u64, owner: usize, word: u64, still: Option<u64>) {
+    /// A word in a page that is everybody's was found or written, of which this was known before. Unless a call came
+    /// between, it is no older.
+    fn saw(&mut self, page: u64, owner: usize, word: u64, before: Option<Before>) {
+        let (seen, files) = (&self.views[self.at].seen, &self.world.file_calls);
         let count = self.world.counted(word, owner);
-        let Some(still) = still.filter(|_| still == self.world.stillness()) else { return };
-        let before = self.views[self.at].seen.insert((page, owner), (count, still));
-        if let Some((newer, _)) = before.filter(|(_, then)| *then == still) {
-            assert!(
-                count >= newer,
-                "page {page}, space {}: the word of thread {owner} is his number {count}, and was {newer}",
-                self.at
-            );
+        let Some(newer) = seen.saw((page, owner), count, before, files) else { return };
+        let still = seen.still(page, files);
+        let is_of_file = self.is_private_of_file(page);
+        assert!(
+            is_of_file || still.is_none() || still != seen.still(page, files),
+            "page {page}, space {}: the word of thread {owner} is his number {count}, and was {newer} ({before:?})",
+            self.at
+        );
+    }
+    fn write_common(&mut self, page: u64) {
+        let before = self.views[self.at].seen.before((page, self.me), &self.world.file_calls);
+        let word = self.world.count(self.me);
+        self.tell(|| format!("page {page}: {word:#x} is to be written"));
+        let done = self.write(page, word);
+        if done.is_ok() {
+            self.saw(page, self.me, word, before);
         }
+        may_trap(done);
+    }
+    fn read_common(&mut self, page: u64, owner: usize) {
+        let before = self.views[self.at].seen.before((page, owner), &self.world.file_calls);
+        let found = self.read(page, owner);
+        self.tell(|| format!("page {page}, word of {owner}: {found:x?}"));
+        if let Ok(found) = found {
+            self.saw(page, owner, found, before);
+        }
+        may_trap(found.map(drop));
+    }
+    fn is_private_of_file(&self, page: u64) -> bool {
+        let at = self.world.at(page);
+        let mut is = false;
+        self.space().for_each_vma(|vma| {
+            let is_file = matches!(vma.backing, Backing::File { .. });
+            is |= vma.range.contains(at) && is_file && !vma.flags.contains(VmaFlags::SHARED);
+        });
+        is
     }
 
     /// Something done to pages that are everybody's.
@@ -388,31 +417,31 @@ impl<'w, F: Format> Worker<'w, F> {
         let len = (range.end - range.start) * PAGE_SIZE;
         let prot = self.prot();
         let kind = self.dice.below(20);
-        let world = self.world;
-        let _change = (kind >= 11).then(|| world.change());
+        let (world, seen) = (self.world, self.views[self.at].seen.clone());
+        let to = self.world.common(&mut self.dice).unwrap_or(range.clone());
+        let to = to.start..(to.start + (range.end - range.start)).min(to.end);
+        let _change = match kind {
+            11..=15 => Some(seen.change([range.clone()])),
+            19.. => Some(seen.change([range.clone(), to.clone()])),
+            _ => None,
+        };
         if kind >= 11 {
             self.forget(&range);
         }
         let done = match kind {
-            0..=4 => {
-                let (word, still) = (self.world.count(self.me), self.world.stillness());
-                self.tell(|| format!("page {}: {word:#x} is to be written", range.start));
-                let done = self.write(range.start, word);
-                if done.is_ok() {
-                    self.saw(range.start, self.me, word, still);
+            // Often the page that somebody has just touched, and several times.
+            0..=8 => {
+                let other = self.dice.below(world.threads as u64) as usize;
+                let recent = seen.recent(other).filter(|_| !self.dice.one_in(4));
+                let page = recent.unwrap_or(range.start);
+                for _ in 0..1 + self.dice.below(4) {
+                    let owner = if self.dice.one_in(4) { self.me } else { other };
+                    match self.dice.one_in(3) {
+                        true => self.write_common(page),
+                        false => self.read_common(page, owner),
+                    }
                 }
-                return may_trap(done);
-            }
-            5..=8 => {
-                let other = self.dice.below(self.world.threads as u64) as usize;
-                let owner = if self.dice.one_in(2) { other } else { self.me };
-                let still = self.world.stillness();
-                let found = self.read(range.start, owner);
-                self.tell(|| format!("page {}, word of {owner}: {found:x?}", range.start));
-                if let Ok(found) = found {
-                    self.saw(range.start, owner, found, still);
-                }
-                return may_trap(found.map(drop));
+                return;
             }
             9 => return may_trap(self.cpu.touch(at, Access::Execute).map_err(|trap| trap.error)),
             10 => return self.pin(range.start),
@@ -437,8 +466,6 @@ impl<'w, F: Format> Worker<'w, F> {
                 space.advise(at, len, advice[self.dice.below(5) as usize])
             }
             _ => {
-                let Some(to) = self.world.common(&mut self.dice) else { return };
-                let to = to.start..(to.start + (range.end - range.start)).min(to.end);
                 self.forget(&to);
                 let new = (to.end - to.start) * PAGE_SIZE;
                 space.remap(at, len, new, RemapTo::Fixed(self.world.at(to.start))).map(drop)
@@ -452,7 +479,9 @@ impl<'w, F: Format> Worker<'w, F> {
     }
     /// Something done to whole spaces.
     fn space_step(&mut self) {
-        match self.dice.below(4) {
+        match self.dice.below(6) {
+            // What was shared is nobody else's again, and the next write finds that out.
+            4 | 5 => drop(self.views[0].space.fork()),
             0 | 1 if self.views.len() == 1 => self.fork(),
             0 if self.views.len() > 1 => self.end_child(),
             1 | 2 => self.at = self.dice.below(self.views.len() as u64) as usize,
@@ -474,7 +503,7 @@ impl<'w, F: Format> Worker<'w, F> {
                 private.extend(self.world.page(vma.range.start)..self.world.page(vma.range.end));
             }
         });
-        self.views.push(View { space: child, own, snapshot: BTreeMap::new(), seen: BTreeMap::new() });
+        self.views.push(View { space: child, own, snapshot: BTreeMap::new(), seen: Arc::default() });
         self.at = self.views.len() - 1;
         self.enter();
         for _ in 0..6 {

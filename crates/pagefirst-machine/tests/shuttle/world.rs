@@ -3,6 +3,7 @@
 
 use super::run::tell;
 use super::scheduler::Dice;
+use super::seen::{Calls, Seen};
 use super::worker::Worker;
 use pagefirst::arch::{Format, Tiny};
 use pagefirst::file::{FileCache, ShmemHuge};
@@ -19,7 +20,7 @@ use shuttle::thread;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 pub type Space<F> = Arc<AddressSpace<Machine<F>>>;
@@ -60,20 +61,13 @@ pub struct World<F: Format> {
     owners: [Option<usize>; PAGES as usize],
     /// How far each thread has counted: raised before a number is written.
     counts: [AtomicU64; MOST],
-    /// Calls that give pages that are everybody's other contents than they had: begun, and ended.
-    changes: [AtomicU64; 2],
+    /// What was seen in the space that is everybody's.
+    pub seen: Arc<Seen>,
+    /// Calls that give files other contents than they had.
+    pub file_calls: Calls,
     pub threads: usize,
     /// Whether memory may run out.
     pub is_short: bool,
-}
-
-/// A call that changes contents, at work.
-pub struct Change<'w>(&'w AtomicU64);
-
-impl Drop for Change<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_add(1, AcqRel);
-    }
 }
 
 /// Hardware of this format, by chance.
@@ -157,7 +151,8 @@ impl<F: Format> World<F> {
                 base,
                 owners,
                 counts,
-                changes: Default::default(),
+                seen: Arc::default(),
+                file_calls: Calls::default(),
                 threads,
                 is_short: dice.one_in(6),
             },
@@ -198,16 +193,6 @@ impl<F: Format> World<F> {
     /// The next number of an owner.
     pub fn count(&self, owner: usize) -> u64 {
         word(owner, self.counts[owner].fetch_add(1, Relaxed) + 1)
-    }
-    /// Before such a call; it has ended when what is returned goes.
-    pub fn change(&self) -> Change<'_> {
-        self.changes[0].fetch_add(1, AcqRel);
-        Change(&self.changes[1])
-    }
-    /// A name of the time in which no such call begins; `None` while one is at work.
-    pub fn stillness(&self) -> Option<u64> {
-        let ended = self.changes[1].load(Acquire);
-        (self.changes[0].load(Acquire) == ended).then_some(ended)
     }
     /// How far its owner had counted who wrote a word that is found in a page that is everybody's; 0 for what a page begins
     /// with. Nothing else may stand there.
