@@ -163,6 +163,52 @@ fn what_is_taken_away_each_time<F: Format>() -> Result {
     Ok(())
 }
 
+/// As soon as a fault has ended, what it mapped is taken away, comes apart, or may not be written to, a hundred times over:
+/// each fault ends after a few looks and leaves nothing behind, and the access is made when it is left alone.
+fn what_is_taken_away_after_each_fault<F: Format>() -> Result {
+    let pages = F::span(1) / PAGE_SIZE;
+    type Cut<F> = fn(&Space<F>, &Cache<F>) -> std::result::Result<(), MapError>;
+    let ways: [(&str, Cut<F>); 6] = [
+        ("discard all", |s, _| s.discard(AT, F::span(1))),
+        ("discard one", |s, _| s.discard(AT, PAGE_SIZE)),
+        ("split", |s, _| s.discard(AT, F::span(1) / 2)),
+        ("protect", |s, _| s.protect(AT, PAGE_SIZE, R).and_then(|()| s.protect(AT, PAGE_SIZE, RW))),
+        ("truncate", |s, c| {
+            c.set_size(s.platform(), 0);
+            c.set_size(s.platform(), F::span(1));
+            Ok(())
+        }),
+        ("punch", |s, c| {
+            c.punch(s.platform(), 0..PAGE_SIZE);
+            Ok(())
+        }),
+    ];
+    for (name, take) in ways {
+        for is_file in [false, true] {
+            let machine = machine_of::<F>();
+            let s = space_with(machine, Policy { huge: HugePolicy::Always, ..policy() })?;
+            let c = cache(machine, &MachineFile::shmem(ShmemHuge::Always), pages)?;
+            let map = if is_file { shared(&c, 0, pages, RW) } else { anonymous(pages, RW) };
+            s.map(at(AT, map))?;
+            let before = machine.counts();
+            for _ in 0..100 {
+                let end = fault(&s, AT, Access::Write);
+                assert!(matches!(end, End::Mapped(..) | End::Spurious), "{name}: {end:?}");
+                take(&s, &c)?;
+                check(&s);
+            }
+            let counts = machine.counts() - before;
+            assert!(counts.most_looks <= 6, "{name}, of a file {is_file}: {} looks", counts.most_looks);
+            put(&s, AT, 9)?;
+            assert_eq!(get(&s, AT)?, 9, "{name}");
+            drop((s, c));
+            machine.nothing_left()?;
+        }
+    }
+    Ok(())
+}
+
+on_formats!(what_is_taken_away_after_each_fault: la48 X86_64, aarch64 Aarch64);
 on_formats!(what_is_taken_away_each_time: la48 X86_64, aarch64 Aarch64);
 on_formats!(a_copy_that_waits_is_given_up: la48 X86_64, aarch64 Aarch64);
 on_formats!(a_write_whose_mapping_changes: la48 X86_64, aarch64 Aarch64);
