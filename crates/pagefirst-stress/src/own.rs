@@ -396,16 +396,19 @@ impl<H: Host> Worker<'_, '_, H> {
         let (range, at, len) = self.range();
         self.note(Op::Discard, range.clone());
         if self.is_done(&range, space.discard(at, len)) {
-            self.own.gone(&range);
-            self.own.each(range, |page| {
-                page.word = 0;
-                page.what = match page.what {
-                    What::Copied(index) | What::Lost(Some(index)) => What::Still(index),
-                    What::Lost(None) => What::Anonymous,
-                    what => what,
-                };
-            });
+            self.discarded(range);
         }
+    }
+    fn discarded(&mut self, range: Range<usize>) {
+        self.own.gone(&range);
+        self.own.each(range, |page| {
+            page.word = 0;
+            page.what = match page.what {
+                What::Copied(index) | What::Lost(Some(index)) => What::Still(index),
+                What::Lost(None) => What::Anonymous,
+                what => what,
+            };
+        });
     }
 
     fn advise_own(&mut self, space: &H::Space) {

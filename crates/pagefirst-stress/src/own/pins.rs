@@ -73,14 +73,27 @@ impl<H: Host> Worker<'_, '_, H> {
         self.own.gone(&(i..i + 1));
         match self.p.vm().poison(self.p, page) {
             Poisoned::Private { huge: false } => self.own.pages[i].what = lost,
-            // Of a huge page it has to be split off. It is still there if memory is short: nothing tells then.
-            Poisoned::Private { huge: true } if self.own.is_wide() => {
-                while space.lose_poisoned().is_err() {
-                    self.p.relax();
-                }
-                self.own.pages[i].what = lost;
-            }
+            Poisoned::Private { huge: true } if self.own.is_wide() => self.split_off(space, i, lost),
             other => self.violation(format_args!("an error in page {i} of the stretch: {other:?}")),
+        }
+    }
+
+    /// What is lost has to be split off a huge page. It is still there while memory is short, and nothing tells: if others do
+    /// not give any back, all of the huge page is discarded, which takes none.
+    fn split_off(&mut self, space: &H::Space, i: usize, lost: What) {
+        let half = OWN_PARTS as usize / 2;
+        let whole = i / half * half..(i / half + 1) * half;
+        for tries in 0.. {
+            if space.lose_poisoned().is_ok() {
+                self.own.pages[i].what = lost;
+                return;
+            }
+            let is_mapped = tries > 100 && self.own.is_mapped(whole.clone());
+            if is_mapped && space.discard(self.own.start(whole.start), self.own.bytes(half)).is_ok() {
+                self.note(Op::Discard, whole.clone());
+                return self.discarded(whole);
+            }
+            self.p.relax();
         }
     }
 
