@@ -140,7 +140,23 @@ pub(super) fn stress(built: &Built, is_kvm: bool, seed: u64, seconds: u64) -> Re
     let serial = qemu(built, Run::Stress { is_kvm, seed, seconds }, None)?;
     let last: Vec<&str> = serial.lines().rev().take(3).collect();
     last.iter().rev().for_each(|line| println!("{line}"));
-    judge(&serial)
+    judge(&serial)?;
+    match stressed(&serial) {
+        Some((took, operations)) if took >= seconds && operations > 0 => Ok(()),
+        found => {
+            Err(format!("the stress was to take {seconds} s; it told of {found:?} (seconds, operations)"))
+        }
+    }
+}
+
+/// How many seconds the stress took, and how many operations it did, by its last word at a quiet point.
+fn stressed(serial: &str) -> Option<(u64, u64)> {
+    let told = |line: &str| {
+        let (seconds, rest) = line.strip_prefix("stress: ")?.split_once(" s, ")?;
+        let (operations, _) = rest.split_once(" operations")?;
+        Some((seconds.parse().ok()?, operations.parse().ok()?))
+    };
+    serial.lines().rev().find_map(told)
 }
 
 /// Every program must have said that it is content.
@@ -194,6 +210,14 @@ mod tests {
         assert_eq!(judge("hello\nprogram a: ok\nprogram b: ok\n"), Ok(()));
         assert_eq!(judge("program a: ok\nprogram b: FAILED why\n"), Err("program b: FAILED why".into()));
         assert!(judge("hello\n").is_err());
+    }
+
+    #[test]
+    fn the_stress_tells_how_long_it_took() {
+        let serial = "stress: 4 s, 7 operations, 2 pages mapped\nstress: 11 s, 900 operations, 2 pages mapped\n\
+                      stress: 950 operations with seed 1\nprogram stress: ok\n";
+        assert_eq!(stressed(serial), Some((11, 900)));
+        assert_eq!(stressed("stress: 950 operations with seed 1\n"), None);
     }
 
     #[test]
