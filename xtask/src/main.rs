@@ -46,7 +46,7 @@ Usage: cargo xtask TASK
   shuttle [OPTIONS] [TEST]
                          random schedules of the whole stack; --seed S runs one again, --runs N, --minutes N, --threads N;
                          --mutants [FILTER] for the mistakes that must be found, and found again by their seeds
-  miri [--long]          tests of the library, and whole lives on the machine, under Miri; --long for an hour
+  miri [--long]          tests of the library, and whole lives on the machine, under Miri; --long for half an hour
   tsan --minutes N       the stress under ThreadSanitizer for so long, and mistakes that it must see; with a nightly compiler
   oracle --minutes N     random sequences at fresh seeds against the oracle of the tests, for so long
   fuzz --minutes N       the fuzz targets, each for so long, with a nightly compiler and cargo-fuzz;

@@ -33,12 +33,12 @@ const LIVES: Job = Job {
     package: "pagefirst-machine",
     program: &["--test", "lives"],
     tests: &[],
-    seeds: 64,
+    seeds: 16,
     aliasing: TREE,
 };
 
 const SHORT: [Job; 2] = [LIB, Job { seeds: 1, tests: &LIVELY, ..LIVES }];
-const LONG: [Job; 3] = [Job { seeds: 4, ..LIB }, LIVES, Job { seeds: 4, aliasing: STACKED, ..LIVES }];
+const LONG: [Job; 3] = [Job { seeds: 4, ..LIB }, LIVES, Job { seeds: 2, aliasing: STACKED, ..LIVES }];
 
 /// Tests of the library that touch memory by pointers and take no time.
 const QUICK: [&str; 8] = [
@@ -55,7 +55,7 @@ const QUICK: [&str; 8] = [
 /// Lives of both kinds of memory, and races.
 const LIVELY: [&str; 5] = ["private_memory_x86_64", "a_file", "r04_", "r05_", "r12_"];
 
-/// Runs the short form, of a minute, or the long one, of about an hour.
+/// Runs the short form, of a minute, or the long one, of some forty minutes of a CPU.
 pub(crate) fn run(is_long: bool) -> Result {
     let version = cmd::capture(&mut miri(&["--version"]), None);
     if !version.is_ok_and(|version| version.success()) {
