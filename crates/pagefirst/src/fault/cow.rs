@@ -87,6 +87,10 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             true if alone => {}
             true => self.hand.gather.touch(span),
             false if alone => frame::unmap(p, old),
+            false if cfg!(mutant = "copy_drops_old_before_flush") => {
+                self.hand.gather.touch(span);
+                frame::unmap(p, old);
+            }
             false => self.hand.gather.page(span, old),
         }
         if alone {

@@ -3,7 +3,6 @@
 use super::*;
 use crate::arch::Attrs;
 use crate::space::model::pins::{copy_to_child, write};
-use crate::sync::atomic::Relaxed;
 use crate::sync::epoch::Pin;
 use crate::table::model::{Role, check};
 
@@ -100,6 +99,51 @@ fn r12_copy_against_stale_write_main_1() {
 #[test]
 fn r12_copy_against_stale_write_main_2() {
     copy_against_stale_write(2);
+}
+
+/// A page is copied that a child shares; the child exits meanwhile, and whoever comes next gets what is free then. A CPU of the
+/// program that has the page in its TLB still, from before the copy, may use it as long as that is so: it finds the page as it
+/// was left, never free and never somebody else's. (Or the child is gone first, and the page is written where it is.)
+fn copy_against_last_other_owner(main: usize) {
+    let setup = || {
+        let m = shared_page([2, 0, 0]);
+        m.cache();
+        m
+    };
+    let exit_child: Role = |m| {
+        let child = m.whole.children.lock().unwrap().pop();
+        drop(child);
+        // Somebody else's, if it is free.
+        Frame::new(m).is_ok().into()
+    };
+    let touch: Role = |m| {
+        let stale = m.stale.lock().unwrap();
+        if *stale != 0 {
+            m.held[*stale as usize].touch();
+        }
+        0
+    };
+    check(2, main, setup, [|m| m.fault(0, Access::Write), exit_child, touch], |m, [said, _, _]| {
+        assert_eq!(said, MAPPED);
+        assert_eq!((m.is_writable(), m.meta(m.frame_at(0).unwrap()).counts().maps), (true, 1));
+        m.exit();
+    });
+}
+
+// catches: copy_drops_old_before_flush, free_before_flush
+#[test]
+fn r12_copy_against_last_other_owner_main_0() {
+    copy_against_last_other_owner(0);
+}
+// catches: copy_drops_old_before_flush, free_before_flush
+#[test]
+fn r12_copy_against_last_other_owner_main_1() {
+    copy_against_last_other_owner(1);
+}
+// catches: copy_drops_old_before_flush, free_before_flush
+#[test]
+fn r12_copy_against_last_other_owner_main_2() {
+    copy_against_last_other_owner(2);
 }
 
 /// The program forks once more while a page is copied: the page, or the copy, is shared, and what is shared cannot be written to.

@@ -5,7 +5,6 @@ use crate::frame::{FrameFlags, Part, head_of};
 use crate::limit::Payer;
 use crate::space::fork::{Copier, held_up};
 use crate::space::{Advice, EVERYTHING, RemapTo, Vma};
-use crate::sync::atomic::Relaxed;
 use crate::table::model::{Role, check};
 
 /// The page that is pinned. A child shares the other parts of its folio, so the folio is not exclusive; this part has never

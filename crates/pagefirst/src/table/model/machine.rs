@@ -185,10 +185,11 @@ pub(crate) struct Machine {
     wake: Condvar,
     /// What models of whole calls work on.
     pub(crate) whole: Whole,
-    /// Another CPU's translation of one address, of page 0 if nothing else is said: an entry, or none; gone with the next
-    /// shootdown there.
+    /// Another CPU's translation of one address, of page 0 if nothing else is said, in the space with this tag: an entry, or
+    /// none; gone with the next shootdown there.
     pub(crate) stale: Mutex<u64>,
     pub(crate) stale_at: plain::AtomicU64,
+    pub(crate) stale_in: plain::AtomicU64,
     pub(crate) space: OnceLock<PageTable<Machine>>,
     pub(crate) child: OnceLock<PageTable<Machine>>,
     pub(crate) items: Pool<Machine, Item>,
@@ -250,7 +251,8 @@ unsafe impl Platform for Machine {
     fn shootdown(&'static self, flush: &Flush<'_>) {
         self.flushes.fetch_add(1, Relaxed);
         *self.cached.lock().unwrap() = false;
-        if flush.range.contains(VirtAddr(self.stale_at.load(Relaxed))) {
+        let is_there = flush.range.contains(VirtAddr(self.stale_at.load(Relaxed)));
+        if is_there && flush.tag == self.stale_in.load(Relaxed) {
             *self.stale.lock().unwrap() = 0;
         }
     }
@@ -312,6 +314,7 @@ impl Machine {
             whole: Whole::default(),
             stale: Mutex::new(0),
             stale_at: plain::AtomicU64::new(0),
+            stale_in: plain::AtomicU64::new(0),
             space: OnceLock::new(),
             child: OnceLock::new(),
             items: Pool::new(),
