@@ -27,6 +27,26 @@
 //! one gate; every model is run once for each rotation of its roles, and each mutant it names must die in each. With the
 //! roles played in turn ([`is_in_turn`]) it must live in one order at least, unless the model says that it does not.
 //!
+//! # What is left out on purpose
+//! The steps that are most easily forgotten, and the mistakes that forget them:
+//!
+//! | step | mistake |
+//! |---|---|
+//! | the look under the lock, whether something was announced | `install_without_validation` |
+//! | a table is published after its entries | `publish_relaxed` |
+//! | a page is free after the flush | `free_before_flush` |
+//! | a table that lost its last entry is dead, and a lock on it fails | `unlock_forgets_dead`, `lock_ignores_dead` |
+//! | a table is locked before it is taken for empty | `zap_skips_empty` |
+//! | what is unlinked is dead still under its parent's lock | `unlink_without_looking` |
+//! | a copy is read-only until the page it replaces is flushed | `copy_writable_at_once` |
+//! | that page stays a page until then | `copy_drops_old_before_flush` |
+//! | a page on its way out of its file says so | `remove_without_going` |
+//! | a page is in its file before it is read | `read_before_insert` |
+//! | a mapping is counted before its page is validated | `validate_before_count` |
+//!
+//! (A zap that had cleared a dead table once had to look again, for a new one. It locks before it reads now, and what was
+//! announced is refused after that, so one look is enough: `zap_skips_empty` is that mistake today.)
+//!
 //! # What loom does not see
 //! loom runs every order of a few threads' atomic operations and locks, as far as its bound on preemptions goes, and of
 //! weak orders those in which a load sees an older store. The rest is looked at elsewhere:
