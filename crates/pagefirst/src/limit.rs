@@ -261,7 +261,9 @@ impl<P: Platform> Records<P> {
         while at != 0 {
             let record = self.record(p, at);
             if !record.add(pages) {
-                self.take_off_until(p, id, at, pages.into());
+                if !cfg!(mutant = "refusal_charges_below") {
+                    self.take_off_until(p, id, at, pages.into());
+                }
                 return Err(OverLimit(LimitId(at)));
             }
             at = record.above();
@@ -447,7 +449,7 @@ impl<P: Platform> Payer<'_, P> {
         }
         p.vm().settle(p);
         loop {
-            let given_back = drain(p) > 0;
+            let given_back = !cfg!(mutant = "charges_in_advance_stay") && drain(p) > 0;
             match self.try_charge(p, order, !given_back) {
                 Err(_) if given_back => {}
                 charge => return charge,

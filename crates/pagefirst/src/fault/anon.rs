@@ -155,7 +155,11 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             Private { root: self.space.root(), vma, va, page: Some(page), source_is_valid, kind };
         let look = self.install(slot, &mut batch);
         if let Some(page) = batch.page {
-            self.hand.fresh = Some(page);
+            if cfg!(mutant = "refused_install_keeps_page") {
+                core::mem::forget(page);
+            } else {
+                self.hand.fresh = Some(page);
+            }
         }
         look
     }

@@ -329,6 +329,9 @@ impl<'a, P: Platform> Hand<'a, P> {
     #[cold]
     fn tables(&mut self, p: &'static P, n: u8) -> Result<(), Outcome<'a, P>> {
         let refilled = p.vm().or_drain(p, || self.reserve.refill(n));
+        if refilled.is_err() && cfg!(mutant = "no_memory_keeps_page") {
+            core::mem::forget(self.fresh.take());
+        }
         refilled.map_err(|_| Outcome::Error(FaultError::NoMemory))
     }
 

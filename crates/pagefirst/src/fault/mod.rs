@@ -71,7 +71,7 @@ use crate::policy::TablePolicy;
 use crate::space::{AddressSpace, Backing, Vma, VmaFlags};
 use crate::sync::atomic::Relaxed;
 use crate::sync::epoch::Pin;
-use crate::table::{Batch, FaultKind, Nothing, Refused, Seen, Slot, Walk, install};
+use crate::table::{Batch, FaultKind, Nothing, Refused, Reserve, Seen, Slot, Walk, install};
 use crate::types::{Access, VirtAddr};
 use hand::{Hand, Need, Why};
 
@@ -319,7 +319,12 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             Err(Refused::Unflushed(taken)) => Look::Need(Need::FlushBefore(taken, batch.level())),
             // A table, or another huge page, is there by now.
             Err(Refused::Raced) if batch.level() > 0 => Look::Again,
-            Err(Refused::Raced) => Look::Done(Outcome::Spurious),
+            Err(Refused::Raced) => {
+                if cfg!(mutant = "lost_race_keeps_tables") {
+                    core::mem::forget(core::mem::replace(reserve, Reserve::new(self.pin.platform())));
+                }
+                Look::Done(Outcome::Spurious)
+            }
             Err(Refused::Again) => Look::Again,
         }
     }

@@ -36,13 +36,15 @@ fn faulting_page_alone(main: usize) {
     );
 }
 
-// catches: around_needs_all, install_counts_levels_once, install_overwrites, publish_relaxed
+// catches: around_needs_all, install_counts_levels_once, install_overwrites, lost_race_keeps_tables
+// catches: publish_relaxed
 // catches in turn: around_overwrites
 #[test]
 fn r08_all_but_the_faulting_page_main_0() {
     faulting_page_alone(0);
 }
-// catches: around_needs_all, install_counts_levels_once, install_overwrites, publish_relaxed
+// catches: around_needs_all, install_counts_levels_once, install_overwrites, lost_race_keeps_tables
+// catches: publish_relaxed
 // catches in turn: around_overwrites
 #[test]
 fn r08_all_but_the_faulting_page_main_1() {

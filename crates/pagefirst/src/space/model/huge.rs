@@ -41,12 +41,14 @@ fn discard(main: usize) {
     });
 }
 
-// catches: free_before_flush, install_over_unflushed, unlock_forgets_dead, zap_huge_untold
+// catches: free_before_flush, install_over_unflushed, refused_install_keeps_page, unlock_forgets_dead
+// catches: zap_huge_untold
 #[test]
 fn r04_fault_against_discard_of_huge_page_main_0() {
     discard(0);
 }
-// catches: free_before_flush, install_over_unflushed, unlock_forgets_dead, zap_huge_untold
+// catches: free_before_flush, install_over_unflushed, refused_install_keeps_page, unlock_forgets_dead
+// catches: zap_huge_untold
 #[test]
 fn r04_fault_against_discard_of_huge_page_main_1() {
     discard(1);

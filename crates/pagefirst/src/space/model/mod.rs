@@ -3,6 +3,8 @@
 //!
 //! | model | file | what it shows |
 //! |---|---|---|
+//! | `r01_…`, `r02_…`, `r03_…` | `touch` | two faults at one address, in one table, at a huge page and a small one: what is mapped is charged once, what a fault has in hand that loses goes back |
+//! | `r06_…` | `touch` | two faults for which there is not memory enough, or the limit is reached: one maps, the other says so and leaves nothing |
 //! | `r04_…` | `huge` | a fault against the discarding of a huge page: no translations of both sizes, nothing used that is free |
 //! | `r05_…` | `cut` | a fault against a truncation and a hole: what is mapped afterwards is what the file has, below its end |
 //! | `r07_…` | `fault` | a fault that waited for its page, against the unmapping of its mapping |
@@ -31,12 +33,14 @@ mod huge;
 mod pins;
 mod remap;
 mod split;
+mod touch;
 
 use super::{AddressSpace, Backing, Map, Pinned, Place, VmaFlags};
 use crate::arch::{Format, Tiny};
 use crate::fault::{Bus, FaultError, Outcome, Segv, Ticket};
 use crate::file::FileCache;
 use crate::frame::Frame;
+use crate::limit::{self, Limit};
 use crate::mem::Shared;
 use crate::platform::Platform;
 use crate::policy::{HugePolicy, Policy};
@@ -60,10 +64,18 @@ pub(crate) struct Whole {
     exited: Mutex<Option<Shared<Machine, rmap::Space<Machine>>>>,
     /// What a fault was told to wait for.
     ticket: Mutex<Option<Ticket<'static, Machine>>>,
+    /// Who pays for pages, if they are counted.
+    limit: Mutex<Option<Shared<Machine, Limit<Machine>>>>,
     /// What somebody refers to all the time.
     held: Mutex<Option<Frame<Machine>>>,
     /// What a device works on.
     pinned: Mutex<Option<Pinned<Machine>>>,
+}
+
+impl Whole {
+    pub(crate) fn is_limited(&self) -> bool {
+        self.limit.lock().unwrap().is_some()
+    }
 }
 
 /// The address of a page, by its number.
@@ -80,6 +92,8 @@ const SPURIOUS: u64 = 2;
 const BLOCKED: u64 = 3;
 const NOT_MAPPED: u64 = 4;
 const BEYOND_END: u64 = 5;
+const NO_MEMORY: u64 = 6;
+const OVER_LIMIT: u64 = 7;
 
 fn said(outcome: &Outcome<'_, Machine>) -> u64 {
     match outcome {
@@ -88,6 +102,8 @@ fn said(outcome: &Outcome<'_, Machine>) -> u64 {
         Outcome::Blocked(_) => BLOCKED,
         Outcome::Error(FaultError::Segv(Segv::NotMapped)) => NOT_MAPPED,
         Outcome::Error(FaultError::Bus(Bus::BeyondEnd)) => BEYOND_END,
+        Outcome::Error(FaultError::NoMemory) => NO_MEMORY,
+        Outcome::Error(FaultError::OverLimit(_)) => OVER_LIMIT,
         Outcome::Error(error) => panic!("{error:?}"),
     }
 }
@@ -95,8 +111,17 @@ fn said(outcome: &Outcome<'_, Machine>) -> u64 {
 impl Machine {
     /// One with an empty space, whose CPUs have so many tables and frames in their caches.
     fn whole(tables: [usize; 3], frames: [usize; 3], huge: HugePolicy) -> &'static Machine {
+        Machine::with_common(tables, frames, 0, huge)
+    }
+    /// The same with so many frames beside that are for whichever CPU comes first.
+    fn with_common(
+        tables: [usize; 3],
+        frames: [usize; 3],
+        common: usize,
+        huge: HugePolicy,
+    ) -> &'static Machine {
         // The root, and the zero page.
-        let small = 1 + frames.iter().sum::<usize>();
+        let small = 1 + frames.iter().sum::<usize>() + common;
         let large = if huge == HugePolicy::Never { 0 } else { 2 * HUGE - 1 };
         let m = Machine::with_pages([1 + tables[0], tables[1], tables[2]], small + large);
         let mut free = (m.tables as u32..).map(Pfn);
@@ -104,6 +129,10 @@ impl Machine {
         assert!(m.vm.init(m, &[]).is_ok());
         frames.into_iter().enumerate().for_each(|(cpu, n)| m.give(cpu, n, &mut free));
         become_cpu(0);
+        for pfn in free.take(common) {
+            m.held[pfn.0 as usize].change(false);
+            m.vm.frames.free(m, pfn, 0);
+        }
         if large > 0 {
             m.held[m.tables + small..].iter().for_each(|frame| frame.change(false));
             m.vm.frames.free(m, m.huge_page(), 2);
@@ -177,6 +206,20 @@ impl Machine {
     fn fault(&'static self, page: u64, access: Access) -> u64 {
         said(&self.process().fault(at(page), access))
     }
+    /// Charges what faults bring in to a limit of so many pages. It takes two frames.
+    fn limit(&'static self, above: Option<&Shared<Machine, Limit<Machine>>>, pages: u64) {
+        let limit = Limit::new(self, above, pages).unwrap();
+        self.process().set_limit(Some(limit.clone()));
+        *self.whole.limit.lock().unwrap() = Some(limit);
+    }
+    /// So many pages are charged, when what CPUs have charged in advance is given back.
+    fn assert_charged(&'static self, pages: u64) {
+        limit::drain(self);
+        let limit = self.whole.limit.lock().unwrap().clone();
+        if let Some(limit) = limit {
+            assert_eq!(limit.charged(), pages, "pages charged");
+        }
+    }
     /// Forks; the child does nothing.
     fn fork(&'static self) {
         let child = self.process().fork();
@@ -236,13 +279,19 @@ impl Machine {
         assert_eq!(exited.table.resident(), (0, 0));
         drop(exited);
         drop(self.whole.file.lock().unwrap().take());
+        self.assert_charged(0);
+        let limit = self.whole.limit.lock().unwrap().take();
+        drop(limit);
         while self.vm.in_limbo(self) > 0 {
             self.vm.collect(self, usize::MAX);
         }
-        let objects = self.vm.held(self).objects;
-        let tables = self.watch[..self.tables].iter().filter(|table| table.is_owned()).count();
+        self.vm.limit_records.trim(self);
+        let held = self.vm.held(self);
+        let tables = self.watch.iter().filter(|table| table.is_owned()).count();
         let frames = self.held[self.tables..].iter().filter(|frame| frame.is_owned()).count();
+        // A frame that became a table is one still, in a cache, with those that always were.
+        let became = held.cached_tables as usize - (self.tables - 2);
         // The root of the machine's own space, and the zero page.
-        assert_eq!((objects, tables, frames), (0, 1, 1), "something is left");
+        assert_eq!((held.objects, tables, frames - became), (0, 1, 1), "something is left");
     }
 }

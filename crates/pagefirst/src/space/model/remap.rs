@@ -33,12 +33,12 @@ fn fault_in_source(main: usize) {
     });
 }
 
-// catches: install_without_validation, move_unannounced, retire_without_grace
+// catches: install_without_validation, move_unannounced, refused_install_keeps_page, retire_without_grace
 #[test]
 fn r14_move_against_fault_in_source_main_0() {
     fault_in_source(0);
 }
-// catches: install_without_validation, move_unannounced, retire_without_grace, unlink_counted_by_finder
+// catches: install_without_validation, move_unannounced, refused_install_keeps_page, retire_without_grace, unlink_counted_by_finder
 #[test]
 fn r14_move_against_fault_in_source_main_1() {
     fault_in_source(1);
@@ -65,12 +65,12 @@ fn fault_in_destination(main: usize) {
     });
 }
 
-// catches: install_without_validation, move_unannounced, zap_skips_empty
+// catches: install_without_validation, move_unannounced, refused_install_keeps_page, zap_skips_empty
 #[test]
 fn r14_move_against_fault_in_destination_main_0() {
     fault_in_destination(0);
 }
-// catches: install_without_validation, move_unannounced, zap_skips_empty
+// catches: install_without_validation, move_unannounced, refused_install_keeps_page, zap_skips_empty
 #[test]
 fn r14_move_against_fault_in_destination_main_1() {
     fault_in_destination(1);
