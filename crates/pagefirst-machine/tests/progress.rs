@@ -3,14 +3,15 @@
 mod doors;
 mod kit;
 
-use doors::{DoorsOf, Point, arm_always, disarm};
+use doors::{DoorsOf, Point, arm, arm_always, disarm};
 use kit::*;
-use pagefirst::arch::Format;
+use pagefirst::arch::{Attrs, Format};
 use pagefirst::fault::MOST_LOOKS;
 use pagefirst::file::ShmemHuge;
 use pagefirst::policy::{HugePolicy, Policy};
 use pagefirst::space::{Advice, MapError};
-use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
+use pagefirst::sync::epoch::Pin;
+use pagefirst::types::{Access, PAGE_SIZE, VirtAddr, VirtRange};
 use pagefirst_machine::{Machine, MachineFile};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -170,8 +171,9 @@ fn what_is_taken_away_after_each_fault<F: Format>() -> Result {
     type Cut<F> = fn(&Space<F>, &Cache<F>) -> std::result::Result<(), MapError>;
     let ways: [(&str, Cut<F>); 6] = [
         ("discard all", |s, _| s.discard(AT, F::span(1))),
-        ("discard one", |s, _| s.discard(AT, PAGE_SIZE)),
-        ("split", |s, _| s.discard(AT, F::span(1) / 2)),
+        // Of a huge page that is split it; then all of it goes, for the next fault to map a huge page again.
+        ("discard one", |s, _| s.discard(AT, PAGE_SIZE).and_then(|()| s.discard(AT, F::span(1)))),
+        ("split", |s, _| s.discard(AT, F::span(1) / 2).and_then(|()| s.discard(AT, F::span(1)))),
         ("protect", |s, _| s.protect(AT, PAGE_SIZE, R).and_then(|()| s.protect(AT, PAGE_SIZE, RW))),
         ("truncate", |s, c| {
             c.set_size(s.platform(), 0);
@@ -208,6 +210,26 @@ fn what_is_taken_away_after_each_fault<F: Format>() -> Result {
     Ok(())
 }
 
+/// Somebody who only reads is faster, and maps the file's page: populating to write goes on until there is a copy.
+fn populating_does_not_stop_at_what_another_reads<F: Format>() -> Result {
+    let machine = machine_of::<DoorsOf<F>>();
+    let (s, c) = (space(machine)?, cache(machine, &marked(), 1)?);
+    s.map(at(AT, private(&c, 0, 1, RW)))?;
+    // It is in memory, so that the fault does not have to wait.
+    assert_eq!(get(&s, AT)?, u64::from_ne_bytes([mark(0); 8]));
+    s.discard(AT, PAGE_SIZE)?;
+    let other = s.clone();
+    arm(Point::SawNothing, 0, move || assert!(matches!(fault(&other, AT, Access::Read), End::Mapped(..))));
+    assert!(s.populate(VirtRange::page_of(AT), RW).is_none());
+    disarm();
+    let there = s.page_table().translate(&Pin::new(machine), AT).ok_or("nothing is mapped")?;
+    assert!(there.attrs.contains(Attrs::WRITE), "{there:?}");
+    check(&s);
+    drop((s, c));
+    Ok(machine.nothing_left()?)
+}
+
+on_formats!(populating_does_not_stop_at_what_another_reads: la48 X86_64, aarch64 Aarch64);
 on_formats!(what_is_taken_away_after_each_fault: la48 X86_64, aarch64 Aarch64);
 on_formats!(what_is_taken_away_each_time: la48 X86_64, aarch64 Aarch64);
 on_formats!(a_copy_that_waits_is_given_up: la48 X86_64, aarch64 Aarch64);

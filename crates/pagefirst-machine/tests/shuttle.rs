@@ -10,7 +10,7 @@
 //! beyond its end; and in the end maps, charges, frames and tables, counted (`world.rs`).
 //!
 //! Shuttle runs one thread at a time: every schedule is sequentially consistent. Weak memory is what the loom models see
-//! (`cargo xtask models`), of small parts and in every order.
+//! (`cargo xtask model`), of small parts and in every order.
 #![cfg(shuttle)]
 
 #[path = "shuttle/on_files.rs"]

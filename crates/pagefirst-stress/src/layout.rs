@@ -1,8 +1,9 @@
 //! Where things are in every space.
 
+use crate::HOMES;
 use pagefirst::types::{PAGE_SIZE, VirtAddr};
 
-/// Parts of a worker's stretch. The pages of sixteen small ones fill a leaf table of x86-64.
+/// Parts of a worker's stretch. The pages of sixteen small ones would fill a leaf table of x86-64.
 pub(crate) const OWN_PARTS: u64 = 32;
 /// Pages of a file, or of an area of private memory that all work on.
 pub(crate) const PAGES: u64 = 64;
@@ -29,12 +30,13 @@ impl Area {
     pub fn page(self, i: u64) -> VirtAddr {
         VirtAddr(self.start.0 + i * PAGE_SIZE)
     }
+    /// Those of one home's workers lie side by side.
     pub const fn own(worker: usize) -> Self {
-        Area::new(OWN + worker as u64 * OWN_PARTS * PAGE_SIZE, OWN_PARTS)
+        Area::new(OWN + (worker / HOMES) as u64 * OWN_PARTS * PAGE_SIZE, OWN_PARTS)
     }
     /// Two huge pages of one worker.
     pub const fn wide(worker: usize) -> Self {
-        Area::new(WIDE + worker as u64 * 0x40_0000, 1024)
+        Area::new(WIDE + (worker / HOMES) as u64 * 0x40_0000, 1024)
     }
     /// Two, between which pages move.
     pub const fn chaos(which: usize) -> Self {

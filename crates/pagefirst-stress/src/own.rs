@@ -1,7 +1,7 @@
 //! Stretches of private memory that one worker alone maps and touches: every answer and every word is known.
 //!
 //! A small one lies among those of others: in one leaf table, next to their mappings, and merged with them where both are
-//! alike. Some workers have a wide one beside it, of two huge pages.
+//! alike (`Area::own`). Some workers have a wide one beside it, of two huge pages.
 //!
 //! A stretch consists of parts, each mapped and unmapped as a whole, with a word in one page: a small one's of a page, a wide
 //! one's of many.
@@ -23,7 +23,7 @@ use core::ops::Range;
 use pagefirst::fault::{Bus, FaultError, Segv};
 use pagefirst::frame::FrameFlags;
 use pagefirst::platform::Platform;
-use pagefirst::space::{AddressSpace, Advice, Backing, Map, MapError, Pinned, Place, RemapTo};
+use pagefirst::space::{AddressSpace, Advice, Backing, Map, MapError, Pinned, Place, RemapTo, Why};
 use pagefirst::sync::epoch::Pin;
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
 use past::Past;
@@ -157,7 +157,7 @@ impl<H: Host> Worker<'_, '_, H> {
             _ if self.dice.once_in(4) => self.fork_own(space, cpu),
             _ => self.map_anywhere(space, cpu),
         }
-        self.own.past.end(self.tally());
+        self.end_note();
     }
 
     /// What a page answers to an access.
@@ -285,7 +285,10 @@ impl<H: Host> Worker<'_, '_, H> {
                 self.violation(format_args!("mapped {:?} and not {len:#x} bytes at {at}", mapped.range))
             }
             Ok(mapped) => {
-                let stopped = mapped.unpopulated.and_then(|stopped| self.own.index_of(stopped.at));
+                let stopped = mapped.unpopulated.and_then(|stopped| {
+                    self.expect_stopped(&stopped.why);
+                    self.own.index_of(stopped.at)
+                });
                 self.own.gone(&range);
                 for (i, page) in range.clone().enumerate() {
                     let what = still.map_or(What::Anonymous, |first| What::Still(first + i as u64));
@@ -306,6 +309,15 @@ impl<H: Host> Worker<'_, '_, H> {
         }
     }
 
+    /// Populating stops where it would wait, or memory is short.
+    fn expect_stopped(&self, why: &Why<'_, H::Platform>) {
+        match why {
+            Why::Blocked(_) => {}
+            Why::Error(error) if is_short(*error) => self.tally().short(),
+            why => self.violation(format_args!("populating stopped: {why}")),
+        }
+    }
+
     /// These pages were filled as if they had been written to.
     fn populated(&mut self, range: Range<usize>) {
         for i in range {
@@ -320,14 +332,14 @@ impl<H: Host> Worker<'_, '_, H> {
     }
 
     fn populate_own(&mut self, space: &H::Space) {
-        self.begin(Op::Populate);
         let (range, at, len) = self.range();
-        self.note(Op::Populate, range.clone());
         let prot = self.own.pages[range.start].prot;
         let is_other = |page: &Page| matches!(page.what, What::Nothing | What::Lost(_)) || page.prot != prot;
         if self.own.pages[range.clone()].iter().any(is_other) {
             return;
         }
+        self.begin(Op::Populate);
+        self.note(Op::Populate, range.clone());
         let all = VirtRange::new(at, VirtAddr(at.0 + len));
         let mut start = at;
         let mut kept = None;
@@ -339,11 +351,11 @@ impl<H: Host> Worker<'_, '_, H> {
                 Some(stopped) => {
                     start = stopped.at;
                     match stopped.why {
-                        pagefirst::space::Why::Blocked(ticket) => {
+                        Why::Blocked(ticket) => {
                             self.p.wait(&ticket);
                             kept = Some(ticket);
                         }
-                        pagefirst::space::Why::Error(error) if is_short(error) => {
+                        Why::Error(error) if is_short(error) => {
                             self.tally().short();
                             let Some(done) = self.own.index_of(start) else { return };
                             self.populated(range.start..done);

@@ -40,6 +40,7 @@ impl<H: Host> Worker<'_, '_, H> {
         for is_wide in [false, true] {
             self.on_stretch(is_wide, |worker| {
                 worker.verify_own(cpu.as_deref_mut());
+                worker.end_note();
                 worker.own.unpin();
             });
         }

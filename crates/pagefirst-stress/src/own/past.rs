@@ -67,7 +67,7 @@ impl Past {
         self.done[(self.len - 1) % KEPT].advice = Some(advice);
     }
     /// The last one, if it has not ended, ends.
-    pub fn end(&mut self, tally: &Tally) {
+    fn end(&mut self, tally: &Tally) {
         if core::mem::take(&mut self.is_open) {
             self.done[(self.len - 1) % KEPT].after = tally.not_done();
         }
@@ -97,6 +97,10 @@ impl<H: Host> Worker<'_, '_, H> {
     /// An operation on these parts of the stretch begins.
     pub(super) fn note(&mut self, op: Op, parts: Range<usize>) {
         self.own.past.begin(self.tally(), op, parts);
+    }
+    /// The last one, if it has not ended, ends.
+    pub fn end_note(&mut self) {
+        self.own.past.end(self.tally());
     }
     /// What is known of a part: what should be there, what is, and what was done to it.
     pub(super) fn tell(

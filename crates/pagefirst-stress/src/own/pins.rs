@@ -16,13 +16,13 @@ pub(crate) const MOST_LOST: u32 = 64;
 
 impl<H: Host> Worker<'_, '_, H> {
     pub(super) fn pin_own(&mut self, space: &H::Space) {
-        self.begin(Op::Pin);
         let i = self.dice.roll(OWN_PARTS) as usize;
         let place = self.dice.roll(PINS as u64) as usize;
         let page = self.own.pages[i];
         if matches!(page.what, What::Still(_)) {
             return;
         }
+        self.begin(Op::Pin);
         if let Some(pinned) = self.pin_page(space, i) {
             self.own.pins[place] = Some((i, pinned));
         }
@@ -63,11 +63,11 @@ impl<H: Host> Worker<'_, '_, H> {
             What::Copied(index) => What::Lost(Some(index)),
             _ => return,
         };
+        // Nobody but this worker puts another frame in its place.
+        let Some(page) = self.pin_page(space, i).map(|pinned| pinned.first()) else { return };
         if self.stress.board.poisoned.fetch_add(1, Relaxed) >= MOST_LOST {
             return;
         }
-        // Nobody but this worker puts another frame in its place.
-        let Some(page) = self.pin_page(space, i).map(|pinned| pinned.first()) else { return };
         self.begin(Op::Poison);
         self.note(Op::Poison, i..i + 1);
         self.own.gone(&(i..i + 1));
@@ -99,9 +99,9 @@ impl<H: Host> Worker<'_, '_, H> {
 
     /// A device writes to a page that is pinned.
     pub(super) fn device_writes(&mut self) {
-        self.begin(Op::Device);
         let place = self.dice.roll(PINS as u64) as usize;
         let Some((i, pfn)) = self.own.pins[place].as_ref().map(|(i, pin)| (*i, pin.first())) else { return };
+        self.begin(Op::Device);
         let word = self.new_word(Tag::Own, i as u64);
         self.note(Op::Device, i..i + 1);
         self.p.cells(pfn)[place_of(self.me) as usize / 8].store(word, Release);

@@ -4,7 +4,7 @@ use super::change::Change;
 use super::error::Unpopulated;
 use super::tree::Order;
 use super::{AddressSpace, Backing, MapError, MemoryType, Vma, VmaFlags, Why, Writing};
-use crate::arch::Format;
+use crate::arch::{Attrs, Format};
 use crate::fault::{HUGE_LEVEL, Outcome};
 use crate::file::File as _;
 use crate::platform::Platform;
@@ -102,8 +102,11 @@ impl<P: Platform> AddressSpace<P> {
                 Outcome::Mapped { huge: true, .. } => at = P::Format::span_of(at, HUGE_LEVEL).end,
                 Outcome::Mapped { .. } => at = VirtAddr(at.0 + PAGE_SIZE),
                 Outcome::Spurious => match self.page_table().translate(&Pin::new(self.p), at) {
-                    Some(there) => at = P::Format::span_of(at, there.level).end,
-                    None => self.p.relax(), // a huge page that is being split
+                    Some(there) if access == Access::Read || there.attrs.contains(Attrs::WRITE) => {
+                        at = P::Format::span_of(at, there.level).end;
+                    }
+                    // A huge page that is being split; or somebody who only reads was faster.
+                    _ => self.p.relax(),
                 },
                 Outcome::Blocked(ticket) => {
                     // What comes next is read while the caller waits.
