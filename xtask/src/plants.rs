@@ -74,7 +74,7 @@ static PROGRAMS: [Program; 10] = [
         package: "pagefirst-cli",
         found: "pagefirst: stress found a violation",
         is_exact: false,
-        env: &[],
+        env: &[("PAGEFIRST_ALL_SEEDS", "1")],
     },
 ];
 

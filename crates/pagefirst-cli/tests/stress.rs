@@ -36,7 +36,8 @@ fn many_threads_on_two_cpus() {
             }
         }
         undone.retain(|name| !done.contains(name));
-        if undone.is_empty() {
+        // Where a mistake is to be found, it has all of them.
+        if undone.is_empty() && std::env::var_os("PAGEFIRST_ALL_SEEDS").is_none() {
             break;
         }
     }

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use super::{LIMIT, program};
+use super::{LIMIT, ROUND, program};
 use crate::rust_source::Source;
 use crate::{Result, cmd, model};
 
@@ -51,7 +51,10 @@ pub(crate) fn run(program: &Path, filter: Option<&str>) -> Result {
 
 /// The test finds the mistake, twice.
 fn find(path: &Path, test: &str, mutant: &str) -> Result {
-    let first = fails(path, test, mutant, 1, SCHEDULES)?
+    let mut rounds = (1..=SCHEDULES).step_by(ROUND as usize);
+    let first = rounds
+        .find_map(|seed| fails(path, test, mutant, seed, ROUND).transpose())
+        .transpose()?
         .ok_or_else(|| format!("{test} does not find `{mutant}` in {SCHEDULES} schedules"))?;
     let again = fails(path, test, mutant, first.seed, 1)?;
     if again.as_ref() != Some(&first) {

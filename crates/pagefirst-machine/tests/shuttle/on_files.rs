@@ -20,10 +20,11 @@ impl<F: Format> Worker<'_, F> {
         let some = self.dice.below(2) * 100;
         self.tell(|| format!("file {which}, call {kind}, pages {from} and {to}"));
         let sizes = &self.world.sizes[which];
-        let _change = matches!(kind, 0..=4 | 7).then(|| Change::of([&self.world.file_calls]));
+        let change = || Change::of([&self.world.file_calls]);
         match kind {
             0..=2 => {
                 let _alone = sizes.lock();
+                let _change = change();
                 let end = from * PAGE_SIZE + some;
                 file.set_size(machine, end);
                 self.require_nothing_beyond(which, end.div_ceil(PAGE_SIZE));
@@ -33,6 +34,7 @@ impl<F: Format> Worker<'_, F> {
                 }
             }
             3 | 4 => {
+                let _change = change();
                 let hole = from.min(to)..from.max(to);
                 file.punch(machine, hole.start * PAGE_SIZE..hole.end * PAGE_SIZE + some);
                 if !hole.is_empty() {
@@ -43,6 +45,7 @@ impl<F: Format> Worker<'_, F> {
             6 => drop(any.write_back(machine)),
             7 => {
                 let _alone = sizes.lock();
+                let _change = change();
                 drop(file.write_at(machine, place(from), &self.world.count(self.me).to_le_bytes()));
             }
             8 => file.file().fail_reads(from, some > 0),

@@ -2,9 +2,9 @@
 //! changed what the page is meanwhile.
 //!
 //! Calls that give pages other contents are counted, by page, when they begin and when they have ended; those that change
-//! files count for all pages. In a time in which no such call is at work on a page, the page's words only grow: whoever reads
-//! one afterwards finds at least what anybody had found or written there before he began. (Of a page of a private mapping of
-//! a file that holds only while it is a copy, or is none: a copy may have been made before somebody else wrote to the file.)
+//! files count for all pages in which a file was ever mapped. In a time in which no such call is at work on a page, the page's
+//! words only grow: whoever reads one afterwards finds at least what anybody had found or written there before he began. (Pages
+//! of private mappings of files are not looked at: a copy may be older than what somebody has seen of the file.)
 //!
 //! These are no atomics of shuttle's: nobody is interrupted here.
 
@@ -12,8 +12,8 @@ use super::world::{MOST, PAGES};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 /// Calls that were begun, and calls that have ended.
 #[derive(Default)]
@@ -69,6 +69,8 @@ pub struct Before {
 #[derive(Default)]
 pub struct Seen {
     calls: [Calls; PAGES as usize],
+    /// Whether a file may be mapped there.
+    of_files: [AtomicBool; PAGES as usize],
     words: Mutex<BTreeMap<Place, (u64, Still)>>,
     /// By thread, the page in which its word was seen last.
     recent: Mutex<[Option<u64>; MOST]>,
@@ -79,9 +81,18 @@ impl Seen {
     pub fn change(&self, pages: impl IntoIterator<Item = Range<u64>>) -> Change<'_> {
         Change::of(pages.into_iter().flatten().map(|page| &self.calls[page as usize]))
     }
+    /// A file may be mapped in these pages from now on.
+    pub fn may_be_of_file(&self, pages: Range<u64>) {
+        pages.for_each(|page| self.of_files[page as usize].store(true, Relaxed));
+    }
+    /// Whether it may be so in one of them.
+    pub fn is_of_file(&self, mut pages: Range<u64>) -> bool {
+        pages.any(|page| self.of_files[page as usize].load(Relaxed))
+    }
     /// The time it is for a page; `None` while a call is at work.
     pub fn still(&self, page: u64, files: &Calls) -> Option<Still> {
-        Some(Still(self.calls[page as usize].still()?, files.still()?))
+        let files = if self.is_of_file(page..page + 1) { files.still()? } else { 0 };
+        Some(Still(self.calls[page as usize].still()?, files))
     }
     /// Before a word is read or written.
     pub fn before(&self, place: Place, files: &Calls) -> Option<Before> {

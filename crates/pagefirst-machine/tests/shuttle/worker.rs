@@ -94,7 +94,11 @@ impl<'w, F: Format> Worker<'w, F> {
         for _ in 0..steps {
             self.check_pins();
             self.enter();
-            match self.dice.below(16) {
+            let what = match self.world.crowded {
+                Some(_) => [6, 6, 6, 15][self.dice.below(4) as usize],
+                None => self.dice.below(16),
+            };
+            match what {
                 0..=5 => self.own_step(),
                 6..=12 => self.common_step(),
                 13 | 14 => self.file_step(),
@@ -416,7 +420,10 @@ impl<'w, F: Format> Worker<'w, F> {
         let (space, at) = (self.space(), self.world.at(range.start));
         let len = (range.end - range.start) * PAGE_SIZE;
         let prot = self.prot();
-        let kind = self.dice.below(20);
+        let kind = match self.world.crowded {
+            Some(_) => [0, 0, 0, 16][self.dice.below(4) as usize],
+            None => self.dice.below(20),
+        };
         let (world, seen) = (self.world, self.views[self.at].seen.clone());
         let to = self.world.common(&mut self.dice).unwrap_or(range.clone());
         let to = to.start..(to.start + (range.end - range.start)).min(to.end);
@@ -449,7 +456,11 @@ impl<'w, F: Format> Worker<'w, F> {
             13 => space.unmap(at, len),
             14 | 15 => {
                 let first = self.dice.below(4) * self.dice.below(2) + range.start % 4;
-                let (backing, shared) = match self.dice.below(5) {
+                let which = self.dice.below(5);
+                if which < 3 {
+                    seen.may_be_of_file(range.clone());
+                }
+                let (backing, shared) = match which {
                     0 => (self.world.file(STORED, first), false),
                     1 => (self.world.file(STORED, first), true),
                     2 => (self.world.file(MEMORY, first), true),
@@ -467,6 +478,9 @@ impl<'w, F: Format> Worker<'w, F> {
             }
             _ => {
                 self.forget(&to);
+                if seen.is_of_file(range.clone()) {
+                    seen.may_be_of_file(to.clone());
+                }
                 let new = (to.end - to.start) * PAGE_SIZE;
                 space.remap(at, len, new, RemapTo::Fixed(self.world.at(to.start))).map(drop)
             }
@@ -479,7 +493,8 @@ impl<'w, F: Format> Worker<'w, F> {
     }
     /// Something done to whole spaces.
     fn space_step(&mut self) {
-        match self.dice.below(6) {
+        let kind = if self.world.crowded.is_some() { 4 } else { self.dice.below(6) };
+        match kind {
             // What was shared is nobody else's again, and the next write finds that out.
             4 | 5 => drop(self.views[0].space.fork()),
             0 | 1 if self.views.len() == 1 => self.fork(),
@@ -503,7 +518,9 @@ impl<'w, F: Format> Worker<'w, F> {
                 private.extend(self.world.page(vma.range.start)..self.world.page(vma.range.end));
             }
         });
-        self.views.push(View { space: child, own, snapshot: BTreeMap::new(), seen: Arc::default() });
+        let seen = Arc::<Seen>::default();
+        seen.may_be_of_file(0..PAGES);
+        self.views.push(View { space: child, own, snapshot: BTreeMap::new(), seen });
         self.at = self.views.len() - 1;
         self.enter();
         for _ in 0..6 {

@@ -66,6 +66,8 @@ pub struct World<F: Format> {
     /// Calls that give files other contents than they had.
     pub file_calls: Calls,
     pub threads: usize,
+    /// The one page on which all threads work, if they do nothing else.
+    pub crowded: Option<u64>,
     /// Whether memory may run out.
     pub is_short: bool,
 }
@@ -101,7 +103,7 @@ fn of_a_disk(file: MachineFile, dice: &mut Dice) -> MachineFile {
 }
 
 impl<F: Format> World<F> {
-    fn new(dice: &mut Dice, threads: usize) -> (Self, [MachineFile; 2]) {
+    fn new(dice: &mut Dice, threads: usize, is_crowded: bool) -> (Self, [MachineFile; 2]) {
         // One more for the main thread, one for the device.
         let config = Config { memory: 320 * PAGE_SIZE, cpus: threads + 2, ..hardware::<F>(dice) };
         let machine = Machine::<F>::new(config);
@@ -137,7 +139,9 @@ impl<F: Format> World<F> {
         // A tiny space is no larger, and its first page cannot be mapped; otherwise across two tables of each level.
         let base = if is_tiny { 0 } else { (1 << 18) - PAGES / 2 };
         let mut owners = [None; PAGES as usize];
-        for owner in (0..threads).cycle().take(threads * if threads > 4 { 1 } else { 2 }) {
+        let crowded = is_crowded.then(|| 1 + dice.below(PAGES - 1));
+        let owned = if is_crowded { 0 } else { threads };
+        for owner in (0..owned).cycle().take(threads * if threads > 4 { 1 } else { 2 }) {
             owners[1 + dice.below(PAGES - 1) as usize] = Some(owner);
         }
         let counts = std::array::from_fn(|_| AtomicU64::new(0));
@@ -154,6 +158,7 @@ impl<F: Format> World<F> {
                 seen: Arc::default(),
                 file_calls: Calls::default(),
                 threads,
+                crowded,
                 is_short: dice.one_in(6),
             },
             disks,
@@ -176,6 +181,9 @@ impl<F: Format> World<F> {
     }
     /// A range of pages that are everybody's, if there are such.
     pub fn common(&self, dice: &mut Dice) -> Option<Range<u64>> {
+        if let Some(page) = self.crowded {
+            return Some(page..page + 1);
+        }
         let is_common = |page: &u64| self.owners[*page as usize].is_none();
         let all: Vec<u64> = (1..PAGES).filter(is_common).collect();
         let first = *all.get(dice.below(all.len() as u64) as usize)?;
@@ -221,15 +229,15 @@ impl<F: Format> World<F> {
 }
 
 /// Runs threads of the number that is given, each of which does something or other, and looks at all that is left.
-pub fn run<F: Format>(dice: &mut Dice, threads: usize) {
-    let (world, disks) = World::<F>::new(dice, threads);
+pub fn run<F: Format>(dice: &mut Dice, threads: usize, is_crowded: bool) {
+    let (world, disks) = World::<F>::new(dice, threads, is_crowded);
     let machine = world.machine;
     let limit =
         Limit::new(machine, None, if dice.one_in(8) { 12 } else { 10_000 }).expect("memory for a limit");
     world.space.set_limit(Some(limit.clone()));
     // Often all is one mapping in the beginning.
     let all = 1..PAGES;
-    let is_mapped = dice.one_in(2);
+    let is_mapped = dice.one_in(2) || is_crowded;
     if is_mapped {
         world.space.map(world.map(&all, Backing::Anonymous, RW, false)).expect("nothing is mapped yet");
     }
