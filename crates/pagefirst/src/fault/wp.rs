@@ -83,7 +83,7 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
             if let Some(look) = self.flushes(&slot, pfn) {
                 return look;
             }
-            if !flags.contains(OURS) {
+            if !flags.contains(OURS) && !cfg!(mutant = "reuse_looks_once") {
                 return Look::Again;
             }
         } else if let Backing::File { file, .. } = &vma.backing {

@@ -339,6 +339,10 @@ impl FrameMeta {
             let failed = now & FrameFlags::FAILED.bits() != 0;
             let with = if going || failed { 0 } else { with.bits() };
             let next = now & !FrameFlags::FILLING.bits() | with;
+            if cfg!(mutant = "fill_ends_in_two_steps") {
+                self.clear(FrameFlags::FILLING);
+                return self.set(FrameFlags::from_bits_retain(with));
+            }
             // Release: who sees the page up to date sees what was read.
             match self.flags.compare_exchange_weak(now, next, AcqRel, Relaxed) {
                 Ok(_) => return,

@@ -19,7 +19,7 @@
 use super::AddressSpace;
 use crate::arch::{Attrs, Format};
 use crate::fault::{Bus, FaultError, Outcome, Segv, Ticket};
-use crate::frame::{Frame, FrameFlags, Part};
+use crate::frame::{Frame, FrameFlags, Part, folio_of};
 use crate::platform::Platform;
 use crate::sync::epoch::Pin;
 use crate::table::Walk;
@@ -212,6 +212,9 @@ impl<P: Platform> AddressSpace<P> {
             return Look::Fault(if exclusive { Access::Write } else { access });
         };
         let (raw, level) = (slot.raw(), slot.level());
+        let early = cfg!(mutant = "pin_looks_before_lock")
+            && P::Format::frame(raw, level)
+                .is_some_and(|page| folio_of(p, page).2.contains(FrameFlags::EXCLUSIVE));
         let Ok(mut slot) = slot.lock(|| !vma.is_retired()) else {
             return if vma.is_retired() { Look::Fault(access) } else { Look::Again };
         };
@@ -237,7 +240,8 @@ impl<P: Platform> AddressSpace<P> {
         if exclusive && !flags.contains(FrameFlags::ANON) {
             return Look::Fault(Access::Write);
         }
-        let is_shared = || meta.flags() & (FrameFlags::ANON | FrameFlags::EXCLUSIVE) == FrameFlags::ANON;
+        let is_shared =
+            || !early && meta.flags() & (FrameFlags::ANON | FrameFlags::EXCLUSIVE) == FrameFlags::ANON;
         let mut unshare = || {
             if !attrs.contains(Attrs::WRITE) {
                 return Look::Unshare;

@@ -135,11 +135,12 @@ pub(crate) fn install<'e, P: Platform, B: Batch>(
         if reserve.len() < missing {
             return Err(Refused::Short(missing));
         }
+        let early = cfg!(mutant = "install_validates_unlocked") && batch.is_current();
         let Some(mut guard) = slot.at.lock() else {
             slot = around_dead(space, pin, slot, gather).ok_or(Refused::Raced)?;
             continue;
         };
-        if !batch.is_current() && !cfg!(mutant = "install_without_validation") {
+        if !early && !batch.is_current() && !cfg!(mutant = "install_without_validation") {
             return Err(Refused::Again);
         }
         let index = slot.index();

@@ -146,6 +146,44 @@ fn r12_copy_against_last_other_owner_main_2() {
     copy_against_last_other_owner(2);
 }
 
+/// A write fault makes a page that is the program's alone writable where it is. The program forks meanwhile: once the page is
+/// shared the fault copies it, though it had seen it before that, or waits for the fork. The entry is read-only already, for its
+/// mapping got its right to write back while a copy was not flushed; so fork leaves it as it is, and only the page, looked at
+/// under the table's lock, says whether it is shared.
+fn fork_against_reuse(main: usize) {
+    let setup = || {
+        let m = Machine::whole([5, 0, 0], [1, 1, 0], HugePolicy::Never);
+        m.map_private(0, 1);
+        assert_eq!(m.fault(0, Access::Write), MAPPED);
+        let space = m.process();
+        assert!(space.protect(at(0), PAGE_SIZE, Prot::READ).is_ok());
+        space.page_table().begin_unflushed();
+        assert!(space.protect(at(0), PAGE_SIZE, Prot::READ | Prot::WRITE).is_ok());
+        space.page_table().end_unflushed();
+        assert!(!m.is_writable());
+        m.child();
+        m
+    };
+    let roles: [Role; 2] = [|m| copy_to_child(m, pages(0, 1)), |m| m.fault(0, Access::Write)];
+    check(2, main, setup, roles, |m, [_, said]| {
+        let maps = m.meta(m.frame_at(0).unwrap()).counts().maps;
+        assert!(said == MAPPED || said == BLOCKED, "the fault said {said}");
+        assert!(!m.is_writable() || maps == 1, "a page that is shared can be written");
+        m.exit();
+    });
+}
+
+// catches: fork_keeps_exclusive, reuse_looks_once
+#[test]
+fn r12_fork_against_reuse_main_0() {
+    fork_against_reuse(0);
+}
+// catches: fork_keeps_exclusive, reuse_looks_once
+#[test]
+fn r12_fork_against_reuse_main_1() {
+    fork_against_reuse(1);
+}
+
 /// The program forks once more while a page is copied: the page, or the copy, is shared, and what is shared cannot be written to.
 fn fork_against_copy(main: usize) {
     let setup = || {

@@ -11,7 +11,7 @@
 //! | `r08_…` | `around` | two faults in one window, whose pages come once each |
 //! | `r09_…` | `around` | a window cut by its mapping, against a truncation: no page beyond the end |
 //! | `r10_…` | `exit` | exit against who looks for pages: none is free while it can be used, and all sums are zero |
-//! | `r12_…` | `copies` | copies against translations that other CPUs have of what is copied, against the exit of who shares it, and against fork |
+//! | `r12_…` | `copies` | copies against translations that other CPUs have of what is copied, against the exit of who shares it, and against fork; reuse against fork |
 //! | `r12_…` | `pins` | a page that a pin takes out of a folio shared in part, against writes and fork: none is lost, none reaches what is shared; what is pinned is not shared |
 //! | `r13_…` | `cut` | faults and reading in against truncation, growth and eviction: one page for an index, and nothing old comes back |
 //! | `r14_…` | `remap` | a move against faults at both ends and a truncation: no page is lost, none is used where it was |

@@ -65,12 +65,14 @@ fn fault_in_destination(main: usize) {
     });
 }
 
-// catches: install_without_validation, move_unannounced, refused_install_keeps_page, zap_skips_empty
+// catches: install_validates_unlocked, install_without_validation, move_unannounced, refused_install_keeps_page
+// catches: zap_skips_empty
 #[test]
 fn r14_move_against_fault_in_destination_main_0() {
     fault_in_destination(0);
 }
-// catches: install_without_validation, move_unannounced, refused_install_keeps_page, zap_skips_empty
+// catches: install_validates_unlocked, install_without_validation, move_unannounced, refused_install_keeps_page
+// catches: zap_skips_empty
 #[test]
 fn r14_move_against_fault_in_destination_main_1() {
     fault_in_destination(1);

@@ -149,12 +149,12 @@ fn huge_against_unmap(main: usize) {
     );
 }
 
-// catches: install_without_validation, zap_skips_empty
+// catches: install_validates_unlocked, install_without_validation, zap_skips_empty
 #[test]
 fn r11_huge_page_against_unmap_main_0() {
     huge_against_unmap(0);
 }
-// catches: install_without_validation, zap_skips_empty
+// catches: install_validates_unlocked, install_without_validation, zap_skips_empty
 #[test]
 fn r11_huge_page_against_unmap_main_1() {
     huge_against_unmap(1);

@@ -183,12 +183,12 @@ fn unmap_of_empty_slot(main: usize) {
     );
 }
 
-// catches: install_without_validation, unlock_forgets_dead, zap_skips_empty
+// catches: install_validates_unlocked, install_without_validation, unlock_forgets_dead, zap_skips_empty
 #[test]
 fn r11_install_against_unmap_of_empty_slot_main_0() {
     unmap_of_empty_slot(0);
 }
-// catches: install_without_validation, unlock_forgets_dead, zap_skips_empty
+// catches: install_validates_unlocked, install_without_validation, unlock_forgets_dead, zap_skips_empty
 #[test]
 fn r11_install_against_unmap_of_empty_slot_main_1() {
     unmap_of_empty_slot(1);
@@ -238,18 +238,19 @@ fn unmap_goes_on(main: usize) {
     });
 }
 
-// catches: install_without_validation, zap_skips_empty
+// catches: install_validates_unlocked, install_without_validation, zap_skips_empty
 #[test]
 fn r11_install_against_unmap_that_goes_on_main_0() {
     unmap_goes_on(0);
 }
-// catches: install_without_validation, zap_skips_empty
+// catches: install_validates_unlocked, install_without_validation, zap_skips_empty
 #[test]
 fn r11_install_against_unmap_that_goes_on_main_1() {
     unmap_goes_on(1);
 }
 
-/// The same where the leaf exists, holds a neighbour that stays, and is visited while it may look empty.
+/// The same where the leaf exists, holds a neighbour that stays, and is visited while it may look empty. The announcement may
+/// come after the fault has found its mapping, and the visit before the fault has the leaf's lock.
 fn unmap_in_leaf(main: usize) {
     let setup = || {
         let m = Machine::new([2, 0, 0]);
@@ -262,12 +263,12 @@ fn unmap_in_leaf(main: usize) {
     });
 }
 
-// catches: install_without_validation
+// catches: install_validates_unlocked, install_without_validation
 #[test]
 fn r11_install_against_unmap_in_leaf_main_0() {
     unmap_in_leaf(0);
 }
-// catches: install_without_validation
+// catches: install_validates_unlocked, install_without_validation
 #[test]
 fn r11_install_against_unmap_in_leaf_main_1() {
     unmap_in_leaf(1);
@@ -354,15 +355,15 @@ fn dead_table(main: usize) {
     });
 }
 
-// catches: install_counts_levels_once, install_without_validation, retire_without_grace, unlink_counted_by_finder
-// catches: zap_skips_empty
+// catches: install_counts_levels_once, install_validates_unlocked, install_without_validation, retire_without_grace
+// catches: unlink_counted_by_finder, zap_skips_empty
 // catches in turn: lock_ignores_dead, unlock_forgets_dead
 #[test]
 fn dead_table_hides_no_install_main_0() {
     dead_table(0);
 }
-// catches: install_counts_levels_once, install_without_validation, retire_without_grace, unlink_counted_by_finder
-// catches: zap_skips_empty
+// catches: install_counts_levels_once, install_validates_unlocked, install_without_validation, retire_without_grace
+// catches: unlink_counted_by_finder, zap_skips_empty
 // catches in turn: lock_ignores_dead, unlock_forgets_dead
 #[test]
 fn dead_table_hides_no_install_main_1() {
@@ -384,13 +385,15 @@ fn zap_and_touch(main: usize) {
     });
 }
 
-// catches: install_without_validation, retire_without_grace, unlink_counted_by_finder, zap_skips_empty
+// catches: install_validates_unlocked, install_without_validation, retire_without_grace, unlink_counted_by_finder
+// catches: zap_skips_empty
 // catches in turn: unlock_forgets_dead
 #[test]
 fn dead_table_hides_no_later_touch_main_0() {
     zap_and_touch(0);
 }
-// catches: install_without_validation, retire_without_grace, unlink_counted_by_finder, zap_skips_empty
+// catches: install_validates_unlocked, install_without_validation, retire_without_grace, unlink_counted_by_finder
+// catches: zap_skips_empty
 // catches in turn: unlock_forgets_dead
 #[test]
 fn dead_table_hides_no_later_touch_main_1() {
