@@ -30,7 +30,8 @@
 //! the mistakes that those name. Whether the library's plain tests find a mistake as well is said, and is no failure: they run
 //! one schedule, and a model all.
 //!
-//! `--deep` lets each model preempt its threads once more often, and gives it more time. It is not part of CI.
+//! `--deep` lets each model preempt its threads once more often. Of some that is too much to see the end of: they go on for five
+//! minutes, and are told. It is not part of CI.
 
 mod plan;
 mod run;
@@ -82,7 +83,11 @@ impl<'a> Options<'a> {
     }
     /// How long one model may run.
     fn limit(&self) -> Duration {
-        Duration::from_secs(if self.deep { 3600 } else { 200 })
+        Duration::from_secs(if self.deep { 600 } else { 200 })
+    }
+    /// How long one model looks, if there are too many orders.
+    fn looks(&self) -> Duration {
+        self.limit() / 2
     }
 }
 
@@ -105,6 +110,11 @@ pub(crate) fn run(args: &[&str]) -> Result {
 
     let mut problems = plan.problems();
     report(&plan, &runs, &in_turn, &mut problems);
+    if options.deep {
+        let is_cut = |run: &&Run| run.job.mutant.is_none() && run.time >= options.looks();
+        let cut: Vec<&str> = runs.iter().filter(is_cut).map(|run| run.job.model.as_str()).collect();
+        println!("not to their ends, in {} s: {}: {}", options.looks().as_secs(), cut.len(), cut.join(", "));
+    }
     if options.mutants {
         report_plain_tests(&plan, &options)?;
     }

@@ -59,8 +59,8 @@ fn everything_on_aarch64() {
     everything::<Aarch64>("everything_on_aarch64");
 }
 
-/// Of one page of private memory, which is shared again and again, everybody sees the same.
 // catches: copy_writable_at_once
+/// Of one page of private memory, which is shared again and again, everybody sees the same.
 #[test]
 fn one_page_on_x86_64() {
     explore("one_page_on_x86_64", 1, |dice, threads| world::run::<X86_64>(dice, threads, true));

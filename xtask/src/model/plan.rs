@@ -53,7 +53,7 @@ impl Plan {
             rotations: BTreeMap::new(),
             elsewhere,
             filtered: false,
-            problems: Vec::new(),
+            problems: sources.iter().flat_map(Source::stray_catches).collect(),
         };
         for (source, test) in
             sources.iter().flat_map(|source| source.tests().into_iter().map(move |test| (source, test)))

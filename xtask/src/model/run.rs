@@ -17,6 +17,8 @@ use crate::cmd::{self, End};
 const RUNNERS: usize = 2;
 /// Says to the test program how many preemptions more are allowed.
 const DEEPER: &str = "PAGEFIRST_DEEPER";
+/// And how many seconds it looks at most.
+const SECONDS: &str = "PAGEFIRST_SECONDS";
 /// Asks it for the roles to be played in turn.
 const IN_TURN: &str = "PAGEFIRST_IN_TURN";
 /// Asks it which mistakes could have been made, each told in a line that begins so.
@@ -97,7 +99,7 @@ pub(super) fn run_jobs(jobs: Vec<Job>, program: &Path, options: &Options<'_>) ->
 fn judge(job: &Job, program: &Path, options: &Options<'_>) -> Result<(Verdict, BTreeSet<String>)> {
     let mut command = test_program(program, job.mutant.as_deref());
     if options.deep {
-        command.env(DEEPER, "1");
+        command.env(DEEPER, "1").env(SECONDS, options.looks().as_secs().to_string());
     }
     if job.in_turn {
         command.env(IN_TURN, "1");

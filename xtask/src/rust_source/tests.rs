@@ -45,6 +45,13 @@ fn comments_end_at_the_first_line_that_is_none() {
 }
 
 #[test]
+fn a_mistake_that_is_named_where_no_test_sees_it_is_told() {
+    let text = "// catches: a\n#[test]\nfn f() {}\n/// doc\n// catches: b\n#[test]\nfn g() {}\n";
+    let stray = source(text).stray_catches();
+    assert_eq!(stray, ["crates/x/src/lib.rs: `catches: b` stands above no test"]);
+}
+
+#[test]
 fn examples_that_must_not_compile_are_named_by_their_functions() {
     let text = "/// Text fn none()\n/// ```\n/// fn runs() {}\n/// ```\n/// ```compile_fail,E0382\n/// fn c01_reserve_moves() {}\n/// ```\n/// fn after()\nfn f() {}\n";
     assert_eq!(source(text).compile_fail_examples(), ["c01_reserve_moves"]);

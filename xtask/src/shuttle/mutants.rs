@@ -28,7 +28,7 @@ struct Failure {
 pub(crate) fn run(program: &Path, filter: Option<&str>) -> Result {
     let source = Source::read(&cmd::root(), Path::new(TESTS))?;
     let planted = model::planted()?;
-    let (mut problems, mut n) = (Vec::new(), 0);
+    let (mut problems, mut n) = (source.stray_catches(), 0);
     for test in source.tests() {
         let lines = test.comments.iter().filter_map(|line| line.strip_prefix("catches: "));
         for mutant in lines.flat_map(|list| list.split(',')).map(str::trim) {

@@ -6,16 +6,14 @@ extern crate std;
 
 use super::{Entries, clean_then_read};
 use crate::frame::{FrameFlags, FrameMeta};
-use crate::table::model::{is_in_turn, preemptions};
+use crate::table::model::{explorer, is_in_turn};
 use loom::sync::{Arc, Mutex};
 
 type Role = fn(&FrameMeta) -> bool;
 
 #[track_caller]
 fn check(main: usize, setup: fn() -> FrameMeta, roles: [Role; 2], end: fn(&FrameMeta, [bool; 2])) {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(preemptions(4));
-    model.check(move || {
+    explorer(4).check(move || {
         let (meta, gate) = (Arc::new(setup()), Arc::new(Mutex::new(())));
         if is_in_turn() {
             let mut said = [false; 2];

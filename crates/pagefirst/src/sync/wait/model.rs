@@ -6,7 +6,7 @@ extern crate std;
 
 use super::super::atomic::{Acquire, AtomicU32, Relaxed, Release};
 use super::{Awaited, Bells, Wait};
-use crate::table::model::{is_in_turn, preemptions};
+use crate::table::model::{explorer, is_in_turn};
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 use loom::sync::{Arc, Mutex};
@@ -97,10 +97,7 @@ type Role = fn(&Arc<Things>, Option<Waiting>) -> Option<(Waiting, bool)>;
 fn check(main: usize, listed: [Option<usize>; 2], roles: [Role; 2], end: fn(&Things)) {
     let executions = std::sync::Arc::new(AtomicUsize::new(0));
     let count = executions.clone();
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(preemptions(4));
-    model.max_branches = 100_000;
-    model.check(move || {
+    explorer(4).check(move || {
         count.fetch_add(1, Relaxed);
         let things = Things::new();
         let mut given = listed.map(|listed| {

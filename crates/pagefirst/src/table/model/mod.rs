@@ -97,10 +97,18 @@ pub(crate) fn pages(first: u64, end: u64) -> VirtRange {
 /// What one thread does; the number it ends with is for the model's last check.
 pub(crate) type Role = fn(&'static Machine) -> u64;
 
-/// So many preemptions; more in a long run (`cargo xtask model --deep`), or fewer.
-pub(crate) fn preemptions(bound: usize) -> usize {
-    let more = std::env::var("PAGEFIRST_DEEPER").ok().and_then(|more| more.parse().ok());
-    bound.saturating_add_signed(more.unwrap_or(0))
+/// What runs a model, with so many preemptions; in a long run (`cargo xtask model --deep`) with more, as far as it comes in
+/// so many seconds.
+pub(crate) fn explorer(preemptions: usize) -> loom::model::Builder {
+    fn number<T: core::str::FromStr>(name: &str) -> Option<T> {
+        std::env::var(name).ok()?.parse().ok()
+    }
+    let mut model = loom::model::Builder::new();
+    let more = number("PAGEFIRST_DEEPER").unwrap_or(0);
+    model.preemption_bound = Some(preemptions.saturating_add_signed(more));
+    model.max_duration = number("PAGEFIRST_SECONDS").map(core::time::Duration::from_secs);
+    model.max_branches = 100_000;
+    model
 }
 
 /// Whether the roles are played one after another, from the one numbered `main` on: what shows then needs no race.
@@ -119,9 +127,8 @@ pub(crate) fn check<const N: usize>(
 ) {
     let executions = std::sync::Arc::new(AtomicUsize::new(0));
     let count = executions.clone();
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(preemptions(bound));
-    model.max_branches = 100_000;
+    let model = explorer(bound);
+    let preemptions = model.preemption_bound;
     let began = std::time::Instant::now();
     model.check(move || {
         count.fetch_add(1, Relaxed);
@@ -167,6 +174,6 @@ pub(crate) fn check<const N: usize>(
         "{} executions in {:.2} s, preemptions up to {}",
         executions.load(Relaxed),
         began.elapsed().as_secs_f64(),
-        preemptions(bound)
+        preemptions.unwrap_or_default()
     );
 }
