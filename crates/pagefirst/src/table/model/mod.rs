@@ -16,7 +16,7 @@
 //! | `take_…` | `take` | what hardware marks is in what is taken, and does not come back | 2 |
 //! | `c06_walk_against_retire_and_reuse` | `reuse` | a table found under a pin stays a table | 3: a grace period |
 //! | `retire_tags_in_order` | `reuse` | who retires late does not shorten another's grace period | 3 |
-//! | `r12_…` | `fork` | a page that fork shares is written by nobody; nor is one reused that somebody reads | |
+//! | `r12_…` | `fork` | a page that fork shared is not reused while somebody reads it | |
 //! | `epoch_…` | `epoch` | no reader is overtaken; what it read happened before the reuse | `sync::epoch` |
 //! | `link_against_replace` | `epoch` | the same for [`Link`](crate::mem::Link) and the slabs | `mem::shared` |
 //! | `link_to_what_is_shared` | `epoch` | what ends with what links to it is read by nobody | `mem::shared` |
