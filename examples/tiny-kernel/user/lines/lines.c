@@ -28,6 +28,30 @@ static void touch(long cpu, long which, char *p, long len, long step, int how) {
     meet(cpu);
 }
 
+// A mapping of this CPU's own, with a leaf table of its own that has an entry.
+static char *own(void) {
+    char *p = memory(3 * PART), *at = p + (-(long)p & (PART - 1));
+    // What lies beside it goes: touching the other CPU's, they would be one mapping.
+    if (at > p) CHECK(unmap(p, at - p) == 0);
+    CHECK(unmap(at + PART, p + 2 * PART - at) == 0);
+    at[PART - PAGE] = 1;
+    return at;
+}
+
+// The first CPU touches every `step` bytes, and the other one maps a page, touches and unmaps it, as often; both at once.
+static void beside(long cpu, long which, char *p, long len, long step, int how) {
+    if (cpu == 0) return touch(cpu, which, p, len, step, how);
+    meet(cpu);
+    mark(which);
+    for (long i = 0; i < len; i += step) {
+        char *other = memory(PAGE);
+        *other = 1;
+        CHECK(unmap(other, PAGE) == 0);
+    }
+    mark(0);
+    meet(cpu);
+}
+
 // This CPU's part of memory that both map: 2 MiB, with a leaf table of its own that has an entry.
 static char *part(long cpu, int prot, int flags, int file) {
     // Twice as much is mapped to find a place, and then the parts at a multiple of 2 MiB in it.
@@ -86,18 +110,23 @@ void start(long cpu, long cpus) {
     for (long i = 0; i < N; i++) CHECK(probe((char *)((cpu + 1) * MB), READ) == SEGV + 1);
     mark(0);
 
-    CASE("9 apart: new tables");
+    CASE("9 anonymous write, a mapping each");
+    p = own();
+    warm();
+    touch(cpu, 9, p, N * PAGE, PAGE, WRITE);
+
+    CASE("10 apart: new tables");
     p = both(cpu, 2 * N * PART, READ | WRITE, PRIVATE | ANONYMOUS, -1) + cpu * N * PART;
     warm();
-    touch(cpu, 9, p, N * PART, PART, WRITE);
+    touch(cpu, 10, p, N * PART, PART, WRITE);
 
-    CASE("10 apart: refills of frames");
+    CASE("11 apart: refills of frames");
     p = part(cpu, READ | WRITE, PRIVATE | ANONYMOUS, -1);
-    touch(cpu, 10, p, PART / 2, PAGE, WRITE);
+    touch(cpu, 11, p, PART / 2, PAGE, WRITE);
 
-    CASE("11 apart: map, touch, unmap");
+    CASE("12 apart: map, touch, unmap");
     meet(cpu);
-    mark(11);
+    mark(12);
     for (int i = 0; i < N; i++) {
         p = memory(PAGE);
         *p = 1;
@@ -106,21 +135,14 @@ void start(long cpu, long cpus) {
     mark(0);
     meet(cpu);
 
-    CASE("12 apart: faults while the other maps, touches, unmaps");
+    CASE("13 apart: faults while the other maps, touches, unmaps");
     p = part(cpu, READ | WRITE, PRIVATE | ANONYMOUS, -1);
     warm();
-    meet(cpu);
-    mark(12);
-    for (long i = 0; i < N; i++) {
-        if (cpu == 0) {
-            *(volatile long *)(p + i * PAGE) = i;
-        } else {
-            char *other = memory(PAGE);
-            *other = 1;
-            CHECK(unmap(other, PAGE) == 0);
-        }
-    }
-    mark(0);
-    meet(cpu);
+    beside(cpu, 13, p, N * PAGE, PAGE, WRITE);
+
+    CASE("14 apart: file reads while the other maps, touches, unmaps");
+    p = part(cpu, READ, PRIVATE, MEMORY);
+    warm();
+    beside(cpu, 14, p, N * 16 * PAGE, 16 * PAGE, READ);
     exit(0);
 }
