@@ -2,9 +2,10 @@
 //!
 //! Each thread stays on a CPU and touches pages of its own, each page the first time. An efficiency is what two did in a
 //! second, over twice what one did, in the same round. Time is that on the wall: a CPU that waits is seen. So this is
-//! for a machine with nothing else to do; how far its two CPUs are two at all, clearing pages alone says.
+//! for a machine with nothing else to do; how far its two CPUs are two at all, clearing pages alone says, and how far apart
+//! they are, a cache line that goes to and fro.
 
-use pagefirst::fault::Outcome;
+use pagefirst::fault::{FaultError, Outcome};
 use pagefirst::file::FileCache;
 use pagefirst::mem::Shared;
 use pagefirst::policy::Policy;
@@ -51,6 +52,17 @@ enum Beside {
     Same,
     /// It maps a page elsewhere, touches and unmaps it, again and again; what the first one does counts.
     Maps,
+    /// The same in another space. This and what follows says what of the above is the space's.
+    MapsApart,
+    /// It clears pages, again and again.
+    Clears,
+}
+
+impl Beside {
+    /// For those fewer rounds do.
+    fn is_control(&self) -> bool {
+        matches!(self, Beside::MapsApart | Beside::Clears)
+    }
 }
 
 const PRIVATE: Case = Case {
@@ -70,13 +82,17 @@ const READ: Case = Case {
     mappings: 8,
     ..PRIVATE
 };
-const CASES: [Case; 6] = [
+const CASES: [Case; 10] = [
     PRIVATE,
     Case { name: "the same in one mapping", is_one: true, ..PRIVATE },
     READ,
     Case { name: "shared file mapping, write", of_file: true, mappings: 4, ..PRIVATE },
     Case { name: "private memory, write, while the other maps and unmaps", beside: Beside::Maps, ..PRIVATE },
+    Case { name: "the same, in another space", beside: Beside::MapsApart, ..PRIVATE },
+    Case { name: "private memory, write, while the other clears pages", beside: Beside::Clears, ..PRIVATE },
     Case { name: "file, read, while the other maps and unmaps", beside: Beside::Maps, ..READ },
+    Case { name: "the same, in another space", beside: Beside::MapsApart, ..READ },
+    Case { name: "file, read, while the other clears pages", beside: Beside::Clears, ..READ },
 ];
 
 /// Memory in which mappings are made and touched, by two CPUs.
@@ -109,6 +125,14 @@ impl Ours {
             Ours { platform, file, space: AddressSpace::new(platform, Policy::default()).expect("memory") }
         })
     }
+    /// Another space of the same machine.
+    fn apart(&self) -> Self {
+        let Ours { platform, ref file, .. } = *self;
+        platform.be(0, || {
+            let space = AddressSpace::new(platform, Policy::default()).expect("memory");
+            Ours { platform, file: file.clone(), space }
+        })
+    }
 }
 
 impl Memory for Ours {
@@ -129,8 +153,14 @@ impl Memory for Ours {
         self.space.unmap(VirtAddr(at), len).expect("mapped");
     }
     fn touch(&self, at: u64, access: Access) {
-        let outcome = self.space.fault(VirtAddr(at), access);
-        assert!(matches!(outcome, Outcome::Mapped { .. }), "{outcome:?}");
+        loop {
+            match self.space.fault(VirtAddr(at), access) {
+                Outcome::Mapped { .. } => return,
+                // The host has taken the other CPU away in the middle of a fault, and nothing unmapped is free until it is back.
+                Outcome::Error(FaultError::NoMemory) => std::thread::yield_now(),
+                outcome => panic!("{outcome:?}"),
+            }
+        }
     }
 }
 
@@ -203,14 +233,12 @@ fn touch_all(memory: &impl Memory, case: &Case, cpu: usize) -> u64 {
     case.mappings * LEN / case.step
 }
 
-/// Maps a page, touches and unmaps it, until it is told to stop.
-fn map_and_unmap(memory: &impl Memory, stop: &AtomicBool) {
+/// Maps a page, touches and unmaps it.
+fn map_and_unmap(memory: &impl Memory) {
     let at = place(3, 0);
-    while !stop.load(Relaxed) {
-        memory.map(at, PAGE_SIZE, false);
-        memory.touch(at, Access::Write);
-        memory.unmap(at, PAGE_SIZE);
-    }
+    memory.map(at, PAGE_SIZE, false);
+    memory.touch(at, Access::Write);
+    memory.unmap(at, PAGE_SIZE);
 }
 
 /// Runs `work` on these CPUs at once, each on its thread, and adds up what they did in a second, in millions.
@@ -236,29 +264,30 @@ fn together(memory: &impl Memory, cpus: &[usize], work: impl Fn(usize) -> u64 + 
     })
 }
 
-/// What one CPU does in a second, alone, and what both do.
-fn rates(memory: &impl Memory, case: &Case, alone: usize) -> (f64, f64) {
+/// What one CPU does in a second, alone, and what both do. `apart` is another space.
+fn rates<M: Memory>(memory: &M, apart: &M, parts: &[Part; 2], case: &Case, alone: usize) -> (f64, f64) {
     let rate = |cpus: &[usize]| {
         let len = if case.of_file || case.is_one { 2 * LEN } else { LEN };
         let mapped: Vec<usize> = if case.is_one { vec![0] } else { cpus.to_vec() };
         let mappings =
             || mapped.iter().flat_map(|cpu| (0..case.mappings).map(|mapping| place(*cpu, mapping)));
         memory.be(0, || mappings().for_each(|at| memory.map(at, len, case.of_file)));
-        let rate = match case.beside {
-            Beside::Maps if cpus.len() > 1 => {
-                let stop = AtomicBool::new(false);
-                together(memory, cpus, |cpu| {
-                    if cpu != alone {
-                        map_and_unmap(memory, &stop);
-                        return 0;
-                    }
-                    let done = touch_all(memory, case, cpu);
-                    stop.store(true, Relaxed);
-                    done
-                })
+        let stop = AtomicBool::new(false);
+        let rate = together(memory, cpus, |cpu| {
+            if cpu == alone || case.beside == Beside::Same {
+                let done = touch_all(memory, case, cpu);
+                stop.store(true, Relaxed);
+                return done;
             }
-            _ => together(memory, cpus, |cpu| touch_all(memory, case, cpu)),
-        };
+            while !stop.load(Relaxed) {
+                match case.beside {
+                    Beside::Clears => clear(&parts[cpu]),
+                    Beside::MapsApart => map_and_unmap(apart),
+                    _ => map_and_unmap(memory),
+                }
+            }
+            0
+        });
         memory.be(0, || mappings().for_each(|at| memory.unmap(at, len)));
         rate
     };
@@ -268,20 +297,44 @@ fn rates(memory: &impl Memory, case: &Case, alone: usize) -> (f64, f64) {
 /// Clearing pages alone: memory, and CPUs, that are no fault's.
 fn clearing(memory: &impl Memory, parts: &[Part; 2], alone: usize) -> (f64, f64) {
     let work = |cpu: usize| {
-        let mut part = parts[cpu].lock().expect("nobody panicked");
-        for page in part.chunks_exact_mut(PAGE_SIZE as usize) {
-            std::hint::black_box(page).fill(0);
-        }
+        clear(&parts[cpu]);
         LEN / PAGE_SIZE
     };
     (together(memory, &[alone], work), together(memory, &[0, 1], work))
 }
 
+/// Nanoseconds in which a cache line goes to the other CPU and back.
+fn to_and_fro(memory: &impl Memory) -> f64 {
+    const TIMES: usize = 10_000;
+    let turn = AtomicUsize::new(0);
+    let rate = together(memory, &[0, 1], |cpu| {
+        for mine in (cpu..2 * TIMES).step_by(2) {
+            while turn.load(Acquire) != mine {
+                spin_loop();
+            }
+            turn.store(mine + 1, Release);
+        }
+        TIMES as u64
+    });
+    2e3 / rate
+}
+
 /// Memory that one CPU clears.
 type Part = Mutex<Vec<u8>>;
 
+/// Clears it all, page by page.
+fn clear(part: &Part) {
+    let mut part = part.lock().expect("nobody panicked");
+    for page in part.chunks_exact_mut(PAGE_SIZE as usize) {
+        std::hint::black_box(page).fill(0);
+    }
+}
+
 /// The medians of rates and of efficiencies within rounds; the work of one CPU counts, or that of `both`.
 fn cells(rounds: &[(f64, f64)], both: bool) -> String {
+    if rounds.is_empty() {
+        return " | | ".into();
+    }
     let of = |f: fn(&(f64, f64)) -> f64| median(rounds.iter().map(f));
     let efficiency = of(|(one, two)| two / one) / if both { 2.0 } else { 1.0 };
     format!("{:.2} | {:.2} | {efficiency:.2}", of(|r| r.0), of(|r| r.1))
@@ -289,18 +342,28 @@ fn cells(rounds: &[(f64, f64)], both: bool) -> String {
 
 fn main() {
     let (ours, linux) = (Ours::new(), Linux::new());
+    let apart = ours.apart();
     let parts = [(); 2].map(|()| Part::new(vec![1; LEN as usize]));
-    let mut floor = Vec::new();
+    let (mut floor, mut distances) = (Vec::new(), Vec::new());
     let mut rounds: Vec<(Vec<_>, Vec<_>)> = CASES.iter().map(|_| Default::default()).collect();
     for round in 0..ROUNDS {
         let alone = round % 2;
         floor.push(clearing(&linux, &parts, alone));
+        distances.push(to_and_fro(&linux));
         for (case, (our, linuxs)) in CASES.iter().zip(&mut rounds) {
-            our.push(rates(&ours, case, alone));
-            linuxs.push(rates(&linux, case, alone));
+            if case.beside.is_control() && round % 3 > 0 {
+                continue;
+            }
+            our.push(rates(&ours, &apart, &parts, case, alone));
+            // Another space would be another process.
+            if case.beside != Beside::MapsApart {
+                linuxs.push(rates(&linux, &linux, &parts, case, alone));
+            }
         }
     }
-    println!("\nMillion a second on one CPU, on two, and the efficiency; medians of {ROUNDS} rounds\n");
+    println!(
+        "\nMillion a second on one CPU, on two, and the efficiency; medians of {ROUNDS} rounds, of the controls of a third\n"
+    );
     println!(
         "| | pagefirst: one | two | efficiency | Linux: one | two | efficiency |\n|---|---|---|---|---|---|---|"
     );
@@ -309,7 +372,8 @@ fn main() {
         let both = case.beside == Beside::Same;
         println!("| {} | {} | {} |", case.name, cells(our, both), cells(linux, both));
     }
+    println!("\nA cache line goes to the other CPU and back in {:.0} ns.", median(distances.iter().copied()));
     // As a CPU of the platform's.
     let platform = ours.platform;
-    platform.be(0, move || drop(ours));
+    platform.be(0, move || drop((ours, apart)));
 }
