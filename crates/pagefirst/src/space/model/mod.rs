@@ -14,13 +14,14 @@
 //! | `r12_…` | `copies` | copies against translations that other CPUs have of what is copied, against the exit of who shares it, and against fork; reuse against fork |
 //! | `r12_…` | `pins` | a page that a pin takes out of a folio shared in part, against writes and fork: none is lost, none reaches what is shared; what is pinned is not shared |
 //! | `r13_…` | `cut` | faults and reading in against truncation, growth and eviction: one page for an index, and nothing old comes back |
+//! | `r13_…` | `split` | a merge of mappings against a truncation: no copy of what is beyond the end is hidden |
 //! | `r14_…` | `remap` | a move against faults at both ends and a truncation: no page is lost, none is used where it was |
 //! | `r15_…` | `huge` | a split against a fault: nobody takes what is split for nothing |
 //! | `r15_…` | `split` | a split against a truncation, by the reverse map: no page stays mapped beyond the end, no dirty bit is lost |
 //!
-//! Loops that wait for somebody by spinning have no end for loom. So waiting sleeps here ([`Platform::wait`]), and where the
-//! library looks again and again, `Machine::take_away` does once what a removal does until nobody maps a page. The longest models have two
-//! preemptions, by which their mistakes die in every rotation; `--deep` allows a third.
+//! Loops that wait for somebody by spinning end for loom because who spins yields, and sees what the other did before that did
+//! the same ([`Platform::relax`]); waiting sleeps ([`Platform::wait`]). The longest models have one preemption or two, by which
+//! their mistakes die in every rotation; `--deep` allows one more.
 
 extern crate std;
 
@@ -51,14 +52,14 @@ use crate::table::{PageTable, Stock};
 use crate::tlb::Gather;
 use crate::types::{Access, PAGE_SIZE, Pfn, Prot, VirtAddr, VirtRange};
 use std::boxed::Box;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, RwLock};
 use std::vec::Vec;
 
 /// What they work on.
 #[derive(Default)]
 pub(crate) struct Whole {
     space: OnceLock<&'static AddressSpace<Machine>>,
-    file: Mutex<Option<Shared<Machine, FileCache<Machine>>>>,
+    file: RwLock<Option<Shared<Machine, FileCache<Machine>>>>,
     children: Mutex<Vec<AddressSpace<Machine>>>,
     /// What stays of the space when it exited, as long as somebody holds it.
     exited: Mutex<Option<Shared<Machine, rmap::Space<Machine>>>>,
@@ -168,10 +169,10 @@ impl Machine {
     }
     fn open_file(&'static self, pages: u64, file: Zeros) {
         let file = FileCache::new(self, file, pages * PAGE_SIZE).unwrap();
-        *self.whole.file.lock().unwrap() = Some(file);
+        *self.whole.file.write().unwrap() = Some(file);
     }
     fn file(&self) -> Shared<Machine, FileCache<Machine>> {
-        self.whole.file.lock().unwrap().clone().unwrap()
+        self.whole.file.read().unwrap().clone().unwrap()
     }
     /// The file's page with this index, if it is in memory.
     fn page_of_file(&'static self, index: u64) -> Option<Pfn> {
@@ -195,13 +196,22 @@ impl Machine {
     }
     /// Maps pages of the file, from the first of them on, shared.
     fn map_file(&'static self, first: u64, pages: u64) {
+        self.map_from(0, first, pages, VmaFlags::SHARED);
+    }
+    /// Maps pages of the file, from one on.
+    fn map_from(&'static self, index: u64, first: u64, pages: u64, flags: VmaFlags) {
         let map = Map {
             place: Place::Fixed(at(first)),
-            flags: VmaFlags::SHARED,
-            backing: Backing::File { file: self.file(), first: 0 },
+            flags,
+            backing: Backing::File { file: self.file(), first: index },
             ..Map::anonymous(pages * PAGE_SIZE, Prot::READ | Prot::WRITE)
         };
         assert!(self.process().map(map).is_ok());
+    }
+    /// Another CPU has a translation to this frame, of page 0.
+    fn translate_elsewhere(&'static self, page: Pfn) {
+        *self.stale.lock().unwrap() = page.0.into();
+        self.stale_frame.store(page.0, Relaxed);
     }
     fn fault(&'static self, page: u64, access: Access) -> u64 {
         said(&self.process().fault(at(page), access))
@@ -278,7 +288,7 @@ impl Machine {
         );
         assert_eq!(exited.table.resident(), (0, 0));
         drop(exited);
-        drop(self.whole.file.lock().unwrap().take());
+        drop(self.whole.file.write().unwrap().take());
         self.assert_charged(0);
         let limit = self.whole.limit.lock().unwrap().take();
         drop(limit);

@@ -79,9 +79,47 @@ fn r14_move_against_fault_in_destination_main_1() {
 }
 
 /// A page of a file is on the move when the file is cut. It is found at either end, or does not arrive; and nobody frees it while
-/// another CPU can still use it where it was (CVE-2018-18281). Both are what others meet of the whole calls: a move from when
-/// it has announced, a removal from one walk to its look whether anybody maps
-/// the page.
+/// another CPU can still use it where it was. (The removal waits for the move, so it meets little of it: for that the parts
+/// are modelled below.)
+fn whole_truncate(main: usize) {
+    let setup = || {
+        let m = Machine::whole([4, 0, 0], [1, 0, 0], HugePolicy::Never);
+        m.open(1, false);
+        m.map_file(0, TO);
+        assert_eq!(m.fault(0, Access::Write), MAPPED);
+        m.translate_elsewhere(m.first_frame());
+        m
+    };
+    let cut: Role = |m| {
+        m.file().set_size(m, 0);
+        0
+    };
+    check(1, main, setup, [relocate, cut], |m, _| {
+        assert_eq!(
+            (m.mapped(), m.file().pages()),
+            (Vec::new(), 0),
+            "a page is there that the file has no longer"
+        );
+        m.exit();
+    });
+}
+
+// catches: move_unannounced, unlink_counted_by_finder
+#[test]
+fn r14_move_against_whole_truncate_main_0() {
+    whole_truncate(0);
+}
+// catches: move_unannounced, retire_without_grace, unlink_counted_by_finder
+#[test]
+fn r14_move_against_whole_truncate_main_1() {
+    whole_truncate(1);
+}
+
+/// A page of a file is on the move when the file is cut. It is found at either end, or does not arrive; and nobody frees it while
+/// another CPU can still use it where it was (CVE-2018-18281). Both are what others meet of the whole calls,
+/// which forgive more, for a removal waits and looks again: a move from when it has announced, a removal from one walk to its
+/// look whether anybody maps the page. (With whole calls and two preemptions, 30,000 executions and 18 s, `remove_without_going`
+/// and `zap_skips_empty` live.)
 fn truncate(main: usize) {
     let setup = || {
         let m = Machine::whole([4, 0, 0], [1, 0, 0], HugePolicy::Never);

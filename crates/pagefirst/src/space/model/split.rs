@@ -1,4 +1,4 @@
-//! Huge pages that come apart while they are looked for by the reverse map.
+//! Mappings that are cut and merged, and huge pages that come apart, while their pages are looked for by the reverse map.
 
 use super::*;
 use crate::frame::FrameFlags;
@@ -42,4 +42,50 @@ fn r15_split_against_truncate_main_0() {
 #[test]
 fn r15_split_against_truncate_main_1() {
     split_against_truncate(1);
+}
+
+/// A private mapping of three pages of a file, the one in the middle not yet; the last is copied.
+fn with_gap() -> &'static Machine {
+    let m = Machine::whole([1, 0, 0], [2, 0, 0], HugePolicy::Never);
+    m.open(3, false);
+    m.map_from(0, 0, 1, VmaFlags::empty());
+    m.map_from(2, 2, 1, VmaFlags::empty());
+    assert_eq!(m.fault(2, Access::Write), MAPPED);
+    m
+}
+
+/// Maps the middle: three mappings become one.
+fn merge(m: &'static Machine) -> u64 {
+    m.map_from(1, 1, 1, VmaFlags::empty());
+    0
+}
+
+/// Mappings of a file are merged while the file is cut. The removal finds the copy by one mapping or another; or it waits for the
+/// call; or the call takes the copy out itself, when it ends: its new mapping is where the removal's walk has been already, and
+/// the old one is gone when the walk comes there.
+fn merge_against_truncate(main: usize) {
+    let cut: Role = |m| {
+        m.file().set_size(m, 0);
+        0
+    };
+    // One to let the call begin on loom's second thread, and one to stop it.
+    check(1 + main, main, with_gap, [merge, cut], |m, _| {
+        assert_eq!(
+            (m.mapped(), m.file().pages()),
+            (Vec::new(), 0),
+            "a copy of what is beyond the end is mapped"
+        );
+        m.exit();
+    });
+}
+
+// catches: calls_do_not_help, removal_does_not_wait
+#[test]
+fn r13_merge_against_truncate_main_0() {
+    merge_against_truncate(0);
+}
+// catches: calls_do_not_help, removal_does_not_wait
+#[test]
+fn r13_merge_against_truncate_main_1() {
+    merge_against_truncate(1);
 }

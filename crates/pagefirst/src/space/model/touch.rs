@@ -23,7 +23,7 @@ fn enough(huge: HugePolicy) -> &'static Machine {
     Machine::whole([2, 1, 0], [3, 1, 1], huge)
 }
 
-/// The faults say this, or that and this in turn.
+/// The faults say this and that, whichever says which.
 fn are(said: [u64; 2], [this, that]: [u64; 2]) -> bool {
     said == [this, that] || said == [that, this]
 }

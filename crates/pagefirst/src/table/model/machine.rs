@@ -10,7 +10,7 @@ use crate::mem::{Link, Past, Pool, Pooled, Shared};
 use crate::platform::{Note, Platform};
 use crate::space::model::Whole;
 use crate::sync::RawLock;
-use crate::sync::atomic::{AtomicU32, AtomicU64, Relaxed, plain};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Relaxed, SeqCst, fence, plain};
 use crate::sync::epoch::Pin;
 use crate::tlb::Flush;
 use crate::types::{PAGE_SIZE, Pfn, VirtAddr};
@@ -180,6 +180,8 @@ pub(crate) struct Machine {
     bytes: OnceLock<Vec<[u64; PAGE_SIZE as usize / 8]>>,
     /// Whether somebody has the page.
     pub(crate) held: Vec<Watch>,
+    /// How often anybody has spun.
+    spun: plain::AtomicU32,
     /// Who waits asleep, and what wakes him.
     asleep: Mutex<()>,
     wake: Condvar,
@@ -189,6 +191,8 @@ pub(crate) struct Machine {
     /// none; gone with the next shootdown there.
     pub(crate) stale: Mutex<u64>,
     pub(crate) stale_at: plain::AtomicU64,
+    /// The frame that it leads to, in models that free it.
+    pub(crate) stale_frame: plain::AtomicU32,
     pub(crate) stale_in: plain::AtomicU64,
     pub(crate) space: OnceLock<PageTable<Machine>>,
     pub(crate) child: OnceLock<PageTable<Machine>>,
@@ -274,7 +278,12 @@ unsafe impl Platform for Machine {
         }
     }
     fn relax(&'static self) {
+        let spun = self.spun.fetch_add(1, Relaxed);
+        assert!(spun < 100, "what somebody spins for does not come");
+        // Two that spin see of each other what was there when they began, so that both end for loom as well.
+        fence(SeqCst);
         loom::thread::yield_now();
+        fence(SeqCst);
     }
     fn random(&'static self) -> u64 {
         0
@@ -290,7 +299,12 @@ unsafe impl Platform for Machine {
                 self.watch[pfn.0 as usize].change(false);
             }
             Note::FrameAllocated(pfn, order) => self.hold(pfn, order, true),
-            Note::FrameFreed(pfn, order) => self.hold(pfn, order, false),
+            Note::FrameFreed(pfn, order) => {
+                if pfn.0 == self.stale_frame.load(Relaxed) {
+                    assert_eq!(*self.stale.lock().unwrap(), 0, "a page is free, and another CPU can use it");
+                }
+                self.hold(pfn, order, false);
+            }
             _ => {}
         }
     }
@@ -315,11 +329,13 @@ impl Machine {
             memory: (0..frames).map(|_| AtomicU64::new(0)).collect(),
             bytes: OnceLock::new(),
             held: (0..frames).map(|_| Watch::new()).collect(),
+            spun: plain::AtomicU32::new(0),
             asleep: Mutex::new(()),
             wake: Condvar::new(),
             whole: Whole::default(),
             stale: Mutex::new(0),
             stale_at: plain::AtomicU64::new(0),
+            stale_frame: plain::AtomicU32::new(0),
             stale_in: plain::AtomicU64::new(0),
             space: OnceLock::new(),
             child: OnceLock::new(),

@@ -57,7 +57,7 @@
 //! | loads that see stores to come | loom runs one operation after another | reasoned, where `Relaxed` stands; the table's lock or a fence orders what decides |
 //! | hardware that walks tables, its TLBs and caches of tables, late shootdowns | a model has at most one cached translation | the embedded machine, with all of it (`cargo xtask harsh`), and mistakes that its checks must see (`cargo xtask plants`); QEMU's MMUs (`cargo xtask mmu`, `cargo xtask kernel`) |
 //! | more than three threads, more preemptions, larger tables and trees, many calls in a row | the states would be too many | `cargo xtask model --deep`, random schedules (`cargo xtask shuttle`), `pagefirst stress` |
-//! | who waits by spinning for another thread | has no end for loom | shuttle and stress; here waiting sleeps, and a removal looks once (`space::model`) |
+//! | who waits by spinning for another thread | has no end for loom | shuttle and stress; here waiting sleeps, and who spins yields and sees the newest (`space::model`) |
 //! | what the compiler reorders or takes for granted; races on plain memory: values behind locks, bytes of pages, counters that decide nothing (`atomic::plain`) | loom sees its own types alone | Miri (`cargo xtask miri`), ThreadSanitizer (`cargo xtask tsan`); tables and pages have a watch here |
 //! | formats whose entries must be broken before they are made | the models' format is not one | the embedded machine, and shuttle, with the rules of AArch64 (`copy_without_break` and `make_before_flush` must be seen) |
 //! | slabs | objects are boxed here, and no box is used twice | Miri; the machine's tests of the slabs as they are |
