@@ -11,8 +11,9 @@
 //!
 //! First every model must pass. Then each must fail with each mistake that it names: a model and the same model with its
 //! roles rotated are two tests, and both must catch it (loom may never show a new value to one of the threads). A model fails
-//! by a check of its own, or because loom saw two accesses race or all threads wait. If it dies otherwise (the library panics,
-//! a loop has no end for loom, the process is killed), that is no catch, and is told.
+//! by a check of its own (the model's machine has some, one of them of how often a role spins), or because loom saw two accesses
+//! race or all threads wait. If it dies otherwise (the library panics, a loop has no end for loom, the process is killed), that is no
+//! catch, and is told.
 //!
 //! A mistake that shows whatever the order of a model's roles needs no race. So each model is run once more, with its roles
 //! played in turn and the mistake made, and must pass in one rotation at least. (What shows in some order a plain test can

@@ -72,12 +72,16 @@ impl Source {
     /// Lines that name planted mistakes, and belong to no test: what is wrong with each.
     pub(crate) fn stray_catches(&self) -> Vec<String> {
         let is_one = |line: &str| line.starts_with("catches: ") || line.starts_with("catches in turn: ");
-        let tests = self.tests();
-        let named: Vec<&String> =
-            tests.iter().flat_map(|test| &test.comments).filter(|line| is_one(line)).collect();
-        let lines = self.text.lines().filter_map(|line| line.trim_start().strip_prefix("// "));
-        let stray = lines.filter(|line| is_one(line) && !named.iter().any(|named| *named == line));
-        stray.map(|line| format!("{}: `{line}` stands above no test", self.path)).collect()
+        let mut named: Vec<String> = self.tests().into_iter().flat_map(|test| test.comments).collect();
+        let mut stray = Vec::new();
+        for line in self.text.lines().filter_map(|line| line.trim_start().strip_prefix("// ")) {
+            match named.iter().position(|named| named == line) {
+                Some(at) => drop(named.swap_remove(at)),
+                None if is_one(line) => stray.push(format!("{}: `{line}` stands above no test", self.path)),
+                None => {}
+            }
+        }
+        stray
     }
 
     /// The functions that stand in ```` ```compile_fail ```` examples of the documentation.

@@ -478,11 +478,13 @@ impl<'w, F: Format> Worker<'w, F> {
             }
             _ => {
                 self.forget(&to);
-                if seen.is_of_file(range.clone()) {
+                let new = (to.end - to.start) * PAGE_SIZE;
+                let moved = space.remap(at, len, new, RemapTo::Fixed(self.world.at(to.start))).map(drop);
+                // Whoever maps a file says so first, and it may have been moved here before.
+                if seen.is_of_file(0..PAGES) {
                     seen.may_be_of_file(to.clone());
                 }
-                let new = (to.end - to.start) * PAGE_SIZE;
-                space.remap(at, len, new, RemapTo::Fixed(self.world.at(to.start))).map(drop)
+                moved
             }
         };
         self.tell(|| format!("pages {range:?}, {prot:?}, call {kind}: {done:?}"));

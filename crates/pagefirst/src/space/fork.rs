@@ -77,16 +77,19 @@ impl<P: Platform> AddressSpace<P> {
         let child = AddressSpace::with(self.p, self.policy, self.gap, tree, state, shared);
         drop(child.limit.replace(self.limit.share()));
         child.tree.overlapping(EVERYTHING).for_each(|vma| rmap::insert(&vma));
-        let hold = |hold: bool| {
-            let each = |vma: &Vma<P>| if hold { vma.retire() } else { vma.resume() };
-            self.tree.overlapping(EVERYTHING).for_each(|vma| each(&vma));
-        };
+        let hold = |hold| self.hold(hold);
         let copied = held_up(self.page_table(), hold, |gather| self.copy_to(&child, gather));
         for tree in [&self.tree, &child.tree] {
             tree.overlapping(EVERYTHING).for_each(|vma| rmap::help(&vma));
         }
         copied?;
         Ok(child)
+    }
+
+    /// Faults in this space are held up from now on, or no more.
+    pub(super) fn hold(&self, hold: bool) {
+        let each = |vma: &Vma<P>| if hold { vma.retire() } else { vma.resume() };
+        self.tree.overlapping(EVERYTHING).for_each(|vma| each(&vma));
     }
 
     /// Copies the entries of private memory to the child.

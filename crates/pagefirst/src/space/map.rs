@@ -101,13 +101,16 @@ impl<P: Platform> AddressSpace<P> {
             match self.fault(at, access) {
                 Outcome::Mapped { huge: true, .. } => at = P::Format::span_of(at, HUGE_LEVEL).end,
                 Outcome::Mapped { .. } => at = VirtAddr(at.0 + PAGE_SIZE),
-                Outcome::Spurious => match self.page_table().translate(&Pin::new(self.p), at) {
-                    Some(there) if access == Access::Read || there.attrs.contains(Attrs::WRITE) => {
-                        at = P::Format::span_of(at, there.level).end;
+                Outcome::Spurious => {
+                    let there = self.page_table().translate(&Pin::new(self.p), at);
+                    match there {
+                        Some(there) if access == Access::Read || there.attrs.contains(Attrs::WRITE) => {
+                            at = P::Format::span_of(at, there.level).end;
+                        }
+                        // A huge page that is being split; or somebody who only reads was faster.
+                        _ => self.p.relax(),
                     }
-                    // A huge page that is being split; or somebody who only reads was faster.
-                    _ => self.p.relax(),
-                },
+                }
                 Outcome::Blocked(ticket) => {
                     // What comes next is read while the caller waits.
                     let soon = VirtAddr(at.0.saturating_add(AHEAD)).min(range.end);

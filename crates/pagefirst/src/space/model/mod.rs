@@ -19,6 +19,10 @@
 //! | `r15_…` | `huge` | a split against a fault: nobody takes what is split for nothing |
 //! | `r15_…` | `split` | a split against a truncation, by the reverse map: no page stays mapped beyond the end, no dirty bit is lost |
 //!
+//! Three roles are not calls of the library as they stand, for those would be too much: fork is what it does with entries, held up
+//! and flushed (`copy_to_child`), without making mappings and spaces; a truncation in one model of a move, and the look for a bad
+//! page in one of exit, are a removal by the reverse map, of one page (`take_away`).
+//!
 //! Loops that wait for somebody by spinning end for loom because who spins yields, and sees what the other did before that did
 //! the same ([`Platform::relax`]); waiting sleeps ([`Platform::wait`]). The longest models have one preemption or two, by which
 //! their mistakes die in every rotation; `--deep` allows one more.

@@ -88,14 +88,14 @@ fn r12_pin_against_stale_write_main_1() {
 /// What a fork does with the entries of a range, when the mappings of the child, the last, are made.
 pub(super) fn copy_to_child(m: &'static Machine, range: VirtRange) -> u64 {
     let (parent, child) = (m.process(), m.whole.children.lock().unwrap().last().unwrap().shared.clone());
-    let hold = |hold: bool| {
-        let each = |vma: &Vma<Machine>| if hold { vma.retire() } else { vma.resume() };
-        parent.tree.overlapping(EVERYTHING).for_each(|vma| each(&vma));
-    };
-    let copied = held_up(parent.page_table(), hold, |gather| {
-        let mut copier = Copier::new(&child.table, child.root().name(), Payer::Caller);
-        copier.copy(parent.page_table(), range, gather)
-    });
+    let copied = held_up(
+        parent.page_table(),
+        |hold| parent.hold(hold),
+        |gather| {
+            let mut copier = Copier::new(&child.table, child.root().name(), Payer::Caller);
+            copier.copy(parent.page_table(), range, gather)
+        },
+    );
     assert!(copied.is_ok());
     0
 }

@@ -242,7 +242,7 @@ unsafe impl Platform for Machine {
     }
     fn page(&'static self, pfn: Pfn) -> NonNull<u8> {
         if self.whole.is_limited() {
-            // What is charged is in such a page, plain for loom: so that it runs all orders of this as well.
+            // What is charged is in such a page, plain for loom: so that it runs all orders of looking charges up, too.
             self.memory[pfn.0 as usize].fetch_add(0, Relaxed);
         }
         let page = || std::vec![[0; PAGE_SIZE as usize / 8]; self.meta.len()];
@@ -280,7 +280,7 @@ unsafe impl Platform for Machine {
     fn relax(&'static self) {
         let spun = self.spun.fetch_add(1, Relaxed);
         assert!(spun < 100, "what somebody spins for does not come");
-        // Two that spin see of each other what was there when they began, so that both end for loom as well.
+        // Else loom would let two threads that spin see, again and again, what was there before the other had changed it.
         fence(SeqCst);
         loom::thread::yield_now();
         fence(SeqCst);
