@@ -4,7 +4,7 @@ use super::*;
 use crate::frame::{FrameFlags, Part, head_of};
 use crate::limit::Payer;
 use crate::space::fork::{Copier, held_up};
-use crate::space::{Advice, EVERYTHING, RemapTo, Vma};
+use crate::space::{Advice, RemapTo};
 use crate::table::model::{Role, check};
 
 /// The page that is pinned. A child shares the other parts of its folio, so the folio is not exclusive; this part has never
