@@ -84,7 +84,7 @@ fn merge_against_truncate(main: usize) {
 fn r13_merge_against_truncate_main_0() {
     merge_against_truncate(0);
 }
-// catches: calls_do_not_help, removal_does_not_wait
+// catches: calls_do_not_help, removal_does_not_wait, retire_without_grace, unlink_counted_by_finder
 #[test]
 fn r13_merge_against_truncate_main_1() {
     merge_against_truncate(1);

@@ -108,11 +108,13 @@ fn small_against_huge(main: usize) {
 }
 
 // catches: install_counts_levels_once, install_overwrites, lost_race_keeps_tables, refused_install_keeps_page
+// catches: unlock_forgets_dead
 #[test]
 fn r03_small_fault_against_huge_fault_main_0() {
     small_against_huge(0);
 }
 // catches: install_counts_levels_once, install_overwrites, lost_race_keeps_tables, refused_install_keeps_page
+// catches: unlock_forgets_dead
 #[test]
 fn r03_small_fault_against_huge_fault_main_1() {
     small_against_huge(1);
