@@ -77,8 +77,8 @@ impl<P: Platform> AddressSpace<P> {
         let child = AddressSpace::with(self.p, self.policy, self.gap, tree, state, shared);
         drop(child.limit.replace(self.limit.share()));
         child.tree.overlapping(EVERYTHING).for_each(|vma| rmap::insert(&vma));
-        let hold = |hold| self.hold(hold);
-        let copied = held_up(self.page_table(), hold, |gather| self.copy_to(&child, gather));
+        let copied =
+            held_up(self.page_table(), |hold| self.hold(hold), |gather| self.copy_to(&child, gather));
         for tree in [&self.tree, &child.tree] {
             tree.overlapping(EVERYTHING).for_each(|vma| rmap::help(&vma));
         }

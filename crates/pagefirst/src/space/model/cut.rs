@@ -200,11 +200,7 @@ fn read_in_against_truncate(main: usize) {
         m.map_file(0, 1);
         m
     };
-    let cut: Role = |m| {
-        m.file().set_size(m, 0);
-        0
-    };
-    check(2, main, setup, [|m| m.fault(0, Access::Read), cut], |m, [said, _]| {
+    check(2, main, setup, [|m| m.fault(0, Access::Read), Machine::cut], |m, [said, _]| {
         assert!([MAPPED, BLOCKED, BEYOND_END].contains(&said), "the fault said {said}");
         assert_eq!((m.file().pages(), m.mapped()), (0, Vec::new()), "a page beyond the end is in memory");
         m.file().set_size(m, PAGE_SIZE);

@@ -21,11 +21,7 @@ fn against_truncate(main: usize) {
         m.translate_elsewhere(m.first_frame());
         m
     };
-    let cut: Role = |m| {
-        m.file().set_size(m, 0);
-        0
-    };
-    check(2, main, setup, [exit, cut], |m, _| {
+    check(2, main, setup, [exit, Machine::cut], |m, _| {
         assert_eq!(m.file().pages(), 0);
         m.assert_nothing_left();
     });

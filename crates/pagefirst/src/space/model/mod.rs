@@ -178,6 +178,11 @@ impl Machine {
     fn file(&self) -> Shared<Machine, FileCache<Machine>> {
         self.whole.file.read().unwrap().clone().unwrap()
     }
+    /// Cuts the file off at its start: a role.
+    fn cut(&'static self) -> u64 {
+        self.file().set_size(self, 0);
+        0
+    }
     /// The file's page with this index, if it is in memory.
     fn page_of_file(&'static self, index: u64) -> Option<Pfn> {
         self.file().cursor(&crate::sync::epoch::Pin::new(self)).look(index).map(|found| found.pfn)

@@ -78,23 +78,25 @@ fn r14_move_against_fault_in_destination_main_1() {
     fault_in_destination(1);
 }
 
+/// A page of a file, mapped and written to.
+fn written_page_of_file() -> &'static Machine {
+    let m = Machine::whole([4, 0, 0], [1, 0, 0], HugePolicy::Never);
+    m.open(1, false);
+    m.map_file(0, TO);
+    assert_eq!(m.fault(0, Access::Write), MAPPED);
+    m
+}
+
 /// A page of a file is on the move when the file is cut. It is found at either end, or does not arrive; and nobody frees it while
 /// another CPU can still use it where it was. (The removal waits for the move, so it meets little of it: for that the parts
 /// are modelled below.)
 fn whole_truncate(main: usize) {
     let setup = || {
-        let m = Machine::whole([4, 0, 0], [1, 0, 0], HugePolicy::Never);
-        m.open(1, false);
-        m.map_file(0, TO);
-        assert_eq!(m.fault(0, Access::Write), MAPPED);
+        let m = written_page_of_file();
         m.translate_elsewhere(m.first_frame());
         m
     };
-    let cut: Role = |m| {
-        m.file().set_size(m, 0);
-        0
-    };
-    check(1, main, setup, [relocate, cut], |m, _| {
+    check(1, main, setup, [relocate, Machine::cut], |m, _| {
         assert_eq!(
             (m.mapped(), m.file().pages()),
             (Vec::new(), 0),
@@ -122,10 +124,7 @@ fn r14_move_against_whole_truncate_main_1() {
 /// and `zap_skips_empty` live.)
 fn truncate(main: usize) {
     let setup = || {
-        let m = Machine::whole([4, 0, 0], [1, 0, 0], HugePolicy::Never);
-        m.open(1, false);
-        m.map_file(0, TO);
-        assert_eq!(m.fault(0, Access::Write), MAPPED);
+        let m = written_page_of_file();
         *m.stale.lock().unwrap() = 1;
         m
     };

@@ -64,12 +64,8 @@ fn merge(m: &'static Machine) -> u64 {
 /// call; or the call takes the copy out itself, when it ends: its new mapping is where the removal's walk has been already, and
 /// the old one is gone when the walk comes there.
 fn merge_against_truncate(main: usize) {
-    let cut: Role = |m| {
-        m.file().set_size(m, 0);
-        0
-    };
     // One to let the call begin on loom's second thread, and one to stop it.
-    check(1 + main, main, with_gap, [merge, cut], |m, _| {
+    check(1 + main, main, with_gap, [merge, Machine::cut], |m, _| {
         assert_eq!(
             (m.mapped(), m.file().pages()),
             (Vec::new(), 0),

@@ -23,6 +23,14 @@ fn enough(huge: HugePolicy) -> &'static Machine {
     Machine::whole([2, 1, 0], [3, 1, 1], huge)
 }
 
+/// The same with small pages alone, of which two may be charged.
+fn for_two() -> &'static Machine {
+    let m = enough(HugePolicy::Never);
+    m.limit(None, 2);
+    m.map_private(0, ALL);
+    m
+}
+
 /// The faults say this and that, whichever says which.
 fn are(said: [u64; 2], [this, that]: [u64; 2]) -> bool {
     said == [this, that] || said == [that, this]
@@ -31,13 +39,7 @@ fn are(said: [u64; 2], [this, that]: [u64; 2]) -> bool {
 /// Two faults at one address: one maps its page, and the other finds that done, before it has taken a page or after. It gives
 /// back what it has taken: the page, a table, and a charge, which is then there for another CPU.
 fn same_page(main: usize) {
-    let setup = || {
-        let m = enough(HugePolicy::Never);
-        m.limit(None, 2);
-        m.map_private(0, ALL);
-        m
-    };
-    check(4, main, setup, [FIRST, FIRST], |m, said| {
+    check(4, main, for_two, [FIRST, FIRST], |m, said| {
         assert!(are(said, [MAPPED, SPURIOUS]), "{said:?}");
         become_cpu(2);
         assert_eq!(SECOND(m), MAPPED, "what nobody uses is charged");
@@ -61,13 +63,7 @@ fn r01_two_faults_one_page_charged_once_main_1() {
 
 /// Two faults at two pages whose table is not there, each with a table in hand: one table is published, and both pages are in it.
 fn same_table(main: usize) {
-    let setup = || {
-        let m = enough(HugePolicy::Never);
-        m.limit(None, 2);
-        m.map_private(0, ALL);
-        m
-    };
-    check(4, main, setup, [FIRST, SECOND], |m, said| {
+    check(4, main, for_two, [FIRST, SECOND], |m, said| {
         assert_eq!(said, [MAPPED; 2]);
         assert_mapped(m, &[0, 1], 2);
         m.exit();
