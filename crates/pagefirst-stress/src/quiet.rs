@@ -16,7 +16,7 @@ impl<H: Host> Worker<'_, '_, H> {
     /// Stops where a quiet point is asked for; whether the run goes on. The first worker is the one who asks.
     pub fn goes_on(&mut self, cpu: &mut H::Cpu) -> bool {
         let (stress, board) = (self.stress, self.stress.board);
-        if self.me == 0 {
+        if self.me == 0 && board.state.load(Relaxed) != OVER {
             if stress.host.is_over() {
                 self.conduct(cpu);
                 board.state.store(OVER, Release);
@@ -53,7 +53,8 @@ impl<H: Host> Worker<'_, '_, H> {
 
     fn conduct(&mut self, cpu: &mut H::Cpu) {
         let board = self.stress.board;
-        board.state.store(QUIET, Release);
+        // Who has seen that all is over stops no more, and would be waited for.
+        assert_eq!(board.state.swap(QUIET, AcqRel), 0, "a quiet point within another, or after the end");
         self.verify_all(Some(cpu));
         self.begin(Op::Stop);
         while (board.parked.load(Acquire) as usize) < self.stress.config.workers - 1 {
