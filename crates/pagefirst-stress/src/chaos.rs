@@ -1,31 +1,14 @@
-//! Private memory, huge pages and physical memory that all workers map, change and touch.
+//! Private memory, huge pages, heaps, stacks and physical memory that all workers map, change and touch.
 
 use crate::Host;
 use crate::layout::{Area, place_of};
 use crate::tally::Op;
 use crate::worker::{Tag, Word, Worker, is_short};
-use core::sync::atomic::Ordering::Relaxed;
 use pagefirst::fault::{FaultError, Segv};
-use pagefirst::frame::Frame;
-use pagefirst::platform::Platform;
 use pagefirst::space::{self, Advice, Backing, Map, MemoryType, Place, VmaFlags};
-use pagefirst::types::{NoMemory, PAGE_SIZE, Prot, VirtAddr};
+use pagefirst::types::{PAGE_SIZE, Prot, VirtAddr};
 
 const RW: Prot = Prot::READ.union(Prot::WRITE);
-/// log2 of the pages of physical memory.
-const ORDER: u8 = 4;
-
-/// Physical memory to map: as long as the run, nobody's but the run's.
-pub(crate) struct Physical<P: Platform>(Frame<P>);
-
-impl<P: Platform> Physical<P> {
-    pub fn new(p: &'static P) -> Result<Self, NoMemory> {
-        let block = Frame::block(p, ORDER)?;
-        (0..1 << ORDER)
-            .for_each(|i| p.cells(block.pfn().add(i)).iter().for_each(|cell| cell.store(0, Relaxed)));
-        Ok(Physical(block))
-    }
-}
 
 /// An area, what is in it, and where else its pages may be.
 struct Scene {
@@ -36,9 +19,11 @@ struct Scene {
 
 impl<H: Host> Worker<'_, '_, H> {
     fn scene(&mut self) -> Scene {
-        match self.dice.roll(8) {
+        match self.dice.roll(10) {
             0..3 => Scene { tag: Tag::Huge, area: Area::huge(), other: None },
-            3 => Scene { tag: Tag::Physical, area: Area::physical(1 << ORDER), other: None },
+            3 => Scene { tag: Tag::Physical, area: Area::physical(), other: None },
+            4 => Scene { tag: Tag::Heap, area: Area::heap(), other: None },
+            5 => Scene { tag: Tag::Stack, area: Area::stack(), other: None },
             which => {
                 let which = which as usize;
                 Scene { tag: Tag::Chaos, area: Area::chaos(which), other: Some(Area::chaos(which + 1)) }
@@ -87,19 +72,31 @@ impl<H: Host> Worker<'_, '_, H> {
 
     fn map_scene(&mut self, space: &H::Space, scene: &Scene) {
         let area = scene.area;
+        if scene.tag == Tag::Heap {
+            return self.move_break(space, area);
+        }
         let whole = scene.tag == Tag::Huge && !self.dice.once_in(3);
         let (first, n) = if whole { (0, area.pages) } else { self.dice.pages(area.pages) };
         let (at, len) = (area.page(first), n * PAGE_SIZE);
         let place = Place::Fixed(at);
         let map = match scene.tag {
             Tag::Physical => {
-                let first = self.stress.physical.0.pfn().add(first as u32);
+                let first = self.stress.physical.first().add(first as u32);
                 let backing = Backing::Physical(space::Physical { first, memory: MemoryType::Normal });
                 Map { backing, place, flags: VmaFlags::SHARED, ..Map::anonymous(len, RW) }
             }
+            // Its top, from where it grows.
+            Tag::Stack => {
+                let place = Place::Fixed(area.page(area.pages - 1));
+                Map { place, flags: VmaFlags::GROWS_DOWN, ..Map::anonymous(PAGE_SIZE, RW) }
+            }
             _ => Map { place, ..Map::anonymous(len, RW) },
         };
-        self.begin(if scene.tag == Tag::Physical { Op::MapPhysical } else { Op::MapAnonymous });
+        self.begin(match scene.tag {
+            Tag::Physical => Op::MapPhysical,
+            Tag::Stack => Op::MapStack,
+            _ => Op::MapAnonymous,
+        });
         if let Err(error) = space.map(map) {
             return self.expect_short(error);
         }
@@ -110,6 +107,16 @@ impl<H: Host> Worker<'_, '_, H> {
                 Err(space::MapError::NotMapped(_)) => self.tally().refused(),
                 Err(error) => self.expect_short(error),
             }
+        }
+    }
+
+    fn move_break(&mut self, space: &H::Space, heap: Area) {
+        self.begin(Op::Brk);
+        let end = VirtAddr(heap.start.0 + self.dice.roll(heap.pages * PAGE_SIZE + 1));
+        match space.brk(end) {
+            Ok(there) if there == end => {}
+            Ok(there) => self.violation(format_args!("the break is at {there}, not at {end}")),
+            Err(error) => self.expect_short(error),
         }
     }
 

@@ -11,7 +11,8 @@
 //! | `own` | a stretch of private memory that one worker alone maps and touches, among the others' in the same tables | all of it: what is mapped, every answer, every word, also in the child of a fork, and while rights are taken away and given back |
 //! | `files` | pages of files, mapped shared and private in all spaces, read, written, cut, stored, dropped by all | a word is its writer's last, or newer than any that was seen; zero only if the file was cut since, and then for good |
 //! | `cuts` | their ends, and holes in them | what was there before is gone |
-//! | `chaos` | private memory, huge pages and physical memory that all map and touch | a word belongs where it is, and was written |
+//! | `chaos` | private memory, huge pages, heaps, stacks and physical memory that all map and touch | a word belongs where it is, and was written |
+//! | `direct` | a file that is memory itself, mapped shared and private, cut and cleaned | a worker's word is its last |
 //! | `lose` | pages of a file in which hardware reports errors | they are lost, or all there |
 //! | `hunt` | the page that somebody else is about to touch, or just has | the same; faults come to an end |
 //!
@@ -26,6 +27,7 @@ mod board;
 mod chaos;
 mod cuts;
 mod dice;
+mod direct;
 mod files;
 mod hunt;
 mod layout;
@@ -47,7 +49,7 @@ use pagefirst::mem::Shared;
 use pagefirst::platform::Platform;
 use pagefirst::policy::Policy;
 use pagefirst::space::AddressSpace;
-use pagefirst::types::{NoMemory, VirtAddr};
+use pagefirst::types::{NoMemory, Pfn, VirtAddr};
 use spin::RwLock;
 
 /// A file, in memory.
@@ -68,6 +70,8 @@ pub trait Host: Sync + Sized {
     fn share(&self, space: AddressSpace<Self::Platform>) -> Self::Space;
     /// A file of this kind, fresh.
     fn file(&self, kind: FileKind) -> <Self::Platform as Platform>::File;
+    /// A file of so many pages that is memory itself, from this frame on; it tracks writes.
+    fn direct_file(&self, first: Pfn, pages: u64) -> <Self::Platform as Platform>::File;
     /// Charges to a limit, or to none, what this CPU's reads and writes of files bring in.
     fn charge_to(&self, limit: Option<&Shared<Self::Platform, Limit<Self::Platform>>>);
     /// Whether it is time for a quiet point.
@@ -134,7 +138,8 @@ pub struct Stress<'a, H: Host> {
     root: Shared<H::Platform, Limit<H::Platform>>,
     /// One for the homes, one for the guests.
     limits: [Shared<H::Platform, Limit<H::Platform>>; 2],
-    physical: chaos::Physical<H::Platform>,
+    physical: direct::Block<H::Platform>,
+    direct: direct::Direct<H>,
 }
 
 impl<'a, H: Host> Stress<'a, H> {
@@ -160,7 +165,8 @@ impl<'a, H: Host> Stress<'a, H> {
             spaces: [const { RwLock::new(None) }; SPACES],
             files: [file(still)?, file(moving)?, file(memory)?, file(huge)?],
             limits,
-            physical: chaos::Physical::new(p)?,
+            physical: direct::Block::new(p)?,
+            direct: direct::Direct::new(host)?,
             root,
         };
         for (i, slot) in stress.spaces.iter().enumerate() {
@@ -172,6 +178,7 @@ impl<'a, H: Host> Stress<'a, H> {
     /// A space for the place of this number.
     fn fresh_space(&self, number: usize) -> Result<AddressSpace<H::Platform>, NoMemory> {
         let space = AddressSpace::new(self.host.platform(), Policy::default())?;
+        space.set_heap(layout::Area::heap().start).expect("it can be mapped");
         space.set_limit(Some(self.limits[usize::from(number >= HOMES)].clone()));
         Ok(space)
     }

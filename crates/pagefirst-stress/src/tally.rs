@@ -26,7 +26,8 @@ macro_rules! ops {
 ops! {
     Load "load", Store "store", CopyIn "copy in", CopyOut "copy out", Exchange "compare and exchange",
     MapAnonymous "map anonymous", MapPrivate "map private", MapShared "map shared", MapPhysical "map physical",
-    MapAnywhere "map anywhere", Populate "populate", Unmap "unmap", Protect "protect", Discard "discard",
+    MapStack "map a stack", MapDirect "map direct", CutDirect "cut direct",
+    Clean "clean direct", Brk "move the break", MapAnywhere "map anywhere", Populate "populate", Unmap "unmap", Protect "protect", Discard "discard",
     Remap "remap", Advise "advise", Huge "huge page", Pin "pin", Device "device write", Fork "fork", Space "new space",
     Exit "exit", Read "read file", Write "write file", Resize "set size", Punch "punch", Evict "evict",
     WriteBack "write back", Sync "sync", Ahead "read ahead", Limit "limit", Poison "poison",

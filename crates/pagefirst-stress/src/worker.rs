@@ -1,6 +1,7 @@
 //! A worker: which operation comes next, and what all operations use.
 
 use crate::dice::Dice;
+use crate::direct::BLOCK;
 use crate::files::Kind;
 use crate::layout::{Area, PAGES, place_of};
 use crate::own::Stretch;
@@ -22,6 +23,9 @@ pub(crate) enum Tag {
     Chaos = 0x44,
     Huge = 0x55,
     Physical = 0x66,
+    Heap = 0x77,
+    Stack = 0x88,
+    Direct = 0x99,
 }
 
 /// A word says where it belongs, who wrote it, and by which write.
@@ -86,6 +90,8 @@ pub(crate) struct Worker<'s, 'h, H: Host> {
     pub wide: Stretch<H::Platform>,
     /// By file and page, the last write to it that must be there still: 0 if it reads as zero.
     pub last: [[u32; PAGES as usize]; Kind::COUNT],
+    /// By page, the last word that it wrote to the file that is memory.
+    pub last_direct: [u64; BLOCK as usize],
 }
 
 impl<'s, 'h, H: Host> Worker<'s, 'h, H> {
@@ -101,6 +107,7 @@ impl<'s, 'h, H: Host> Worker<'s, 'h, H> {
             own: Stretch::new(Area::own(me)),
             wide: Stretch::new(Area::wide(me)),
             last: [[0; PAGES as usize]; Kind::COUNT],
+            last_direct: [0; BLOCK as usize],
         }
     }
 
@@ -174,7 +181,8 @@ impl<'s, 'h, H: Host> Worker<'s, 'h, H> {
                 let is_wide = which < 3 && self.me < WIDE;
                 self.on_stretch(is_wide, |worker| worker.work_on_own(space, cpu));
             }
-            0..14 => self.work_on_file(space, cpu),
+            0..13 => self.work_on_file(space, cpu),
+            13 => self.work_on_direct(space, cpu),
             14..19 => self.work_on_chaos(space, cpu),
             _ => self.work_on_spaces(),
         }

@@ -6,7 +6,7 @@ use core::ptr::from_ref;
 use core::sync::atomic::Ordering::*;
 use elf::abi::{PF_W, PF_X, PT_LOAD};
 use elf::{ElfBytes, endian::LittleEndian};
-use pagefirst::file::{self, FileCache, FillGuard, Hint, Io, MAX_FOLIO_ORDER, StoreGuard};
+use pagefirst::file::{self, Direct, FileCache, FillGuard, Hint, Io, IoError, MAX_FOLIO_ORDER, StoreGuard};
 use pagefirst::space::{AddressSpace, Advice, Backing, Map, Place, VmaFlags};
 use pagefirst::types::{PAGE_SIZE, Prot, VirtAddr};
 use pagefirst::{mem::Shared, platform::Platform};
@@ -21,13 +21,20 @@ pub struct File {
     tracks_writes: bool,
     /// It is zero, and has folios of 2 MiB.
     huge: bool,
+    /// Where it is, if it is memory itself.
+    place: Option<Direct>,
 }
 
 impl File {
     /// A file for the stress: zero until it is written.
     #[cfg(feature = "stress")]
     pub fn zeros(number: u64, tracks_writes: bool, huge: bool) -> Self {
-        File { id: 5 + number, tracks_writes, huge }
+        File { id: 5 + number, tracks_writes, huge, place: None }
+    }
+    /// The same, which is memory itself.
+    #[cfg(feature = "stress")]
+    pub fn direct(place: Direct) -> Self {
+        File { place: Some(place), ..File::zeros(u64::from(place.first.0) << 8, true, false) }
     }
     fn is_zero(&self) -> bool {
         self.huge || self.id > 4
@@ -50,6 +57,8 @@ impl file::File for File {
         Io::Ready
     }
     fn is_stored(&self) -> bool { self.id <= 4 }
+    fn is_direct(&self) -> bool { self.place.is_some() }
+    fn direct(&self, _: u64, _: bool) -> Result<Direct, IoError> { self.place.ok_or(IoError) }
     /// There is nothing behind the pages in memory, which are kept as long as the file is.
     fn write(&self, _: u64, _: StoreGuard<'_>) -> Io { Io::Error }
 }
@@ -68,7 +77,9 @@ impl Task {
     pub fn load(image: &[u8]) -> Result<Task, &'static str> {
         let p = kernel();
         let space = AddressSpace::new(p, Default::default()).map_err(|_| "no memory for a space")?;
-        let open = |id, size| FileCache::new(p, File { id, tracks_writes: id == 2, huge: id == 4 }, size);
+        let open = |id, size| {
+            FileCache::new(p, File { id, tracks_writes: id == 2, huge: id == 4, place: None }, size)
+        };
         let files = [open(1, 4 << 20), open(2, 4 << 20), open(3, 6000), open(4, 16 << 20)];
         let [Ok(a), Ok(b), Ok(c), Ok(d)] = files else { return Err("no memory for files") };
         #[cfg(feature = "stress")]

@@ -10,9 +10,10 @@ use core::ptr::{from_ref, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};
 use pagefirst::arch::{Attrs, Format};
 use pagefirst::fault::{Bus, FaultError, Segv};
+use pagefirst::file::Direct;
 use pagefirst::frame::{FrameFlags, head_of};
 use pagefirst::platform::Platform;
-use pagefirst::space::AddressSpace;
+use pagefirst::space::{AddressSpace, MemoryType};
 use pagefirst::types::{Pfn, VirtAddr};
 use pagefirst::{limit::Limit, mem::Shared};
 use pagefirst_stress::{Board, Config, Cpu, FileKind, Host, Quiet, Stress};
@@ -110,6 +111,7 @@ impl Host for Bench {
     fn platform(&self) -> &'static Kernel { kernel() }
     fn share(&self, space: AddressSpace<Kernel>) -> Task { self.task.with(space) }
     fn file(&self, kind: FileKind) -> File { File::zeros(kind as u64, kind == FileKind::Still, kind == FileKind::Huge) }
+    fn direct_file(&self, first: Pfn, pages: u64) -> File { File::direct(Direct { index: 0, pages, first, memory: MemoryType::Normal }) }
     fn charge_to(&self, limit: Option<&Shared<Kernel, Limit<Kernel>>>) { *kernel().this_cpu().limit.lock() = limit.cloned(); }
     fn is_quiet_due(&self) -> bool { self.turns.fetch_add(1, Relaxed).is_multiple_of(BETWEEN) }
     fn is_over(&self) -> bool { self.over.load(Relaxed) }

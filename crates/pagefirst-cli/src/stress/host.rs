@@ -1,12 +1,12 @@
 //! The embedded machine as the place where the stress runs.
 
 use pagefirst::fault::FaultError;
-use pagefirst::file::ShmemHuge;
+use pagefirst::file::{Direct, ShmemHuge};
 use pagefirst::frame::FrameFlags;
 use pagefirst::limit::Limit;
 use pagefirst::mem::Shared;
 use pagefirst::platform::Platform;
-use pagefirst::space::AddressSpace;
+use pagefirst::space::{AddressSpace, MemoryType};
 use pagefirst::types::{Pfn, VirtAddr};
 use pagefirst_machine::{Late, Machine, MachineFile, Vcpu};
 use pagefirst_stress::{FileKind, FileOf, Host, Quiet};
@@ -82,6 +82,10 @@ impl Host for Bench {
             FileKind::Memory => MachineFile::shmem(ShmemHuge::Never).with_folios(4),
             FileKind::Huge => MachineFile::shmem(ShmemHuge::Always),
         }
+    }
+    fn direct_file(&self, first: Pfn, pages: u64) -> MachineFile {
+        let direct = Direct { index: 0, pages, first, memory: MemoryType::Normal };
+        MachineFile::zeros().with_tracking(true).placed(move |_, _| Ok(direct))
     }
     fn charge_to(&self, limit: Option<&Shared<Machine, Limit<Machine>>>) {
         self.machine.charge_to(limit.cloned());
