@@ -154,3 +154,24 @@ fn a_huge_page_that_is_cut_is_split() -> Result {
     drop(table);
     Ok(machine.nothing_left()?)
 }
+
+/// What is taken out behind a huge page that was split on the way is flushed too.
+#[test]
+fn what_goes_behind_a_split_is_flushed() -> Result {
+    let machine = machine();
+    let s = space(machine)?;
+    let two = VirtRange::new(VirtAddr(LEAF), VirtAddr(3 * LEAF));
+    s.page_table().mapper().map(two, Pfn(512), 1, Attrs::WRITE)?;
+    s.map(at(VirtAddr(64 * LEAF), anonymous(1, RW)))?;
+    let mut cpu = machine.vcpu();
+    cpu.switch_to(&s);
+    let flushes = || machine.counts().shootdowns;
+    let before = flushes();
+    s.page_table().mapper().unmap(VirtRange::new(VirtAddr(LEAF + PAGE_SIZE), two.end))?;
+    // That of the split, and that of what was taken out after it.
+    assert_eq!(flushes(), before + 2);
+    // Nothing waits for a flush any more: tables for small pages come without one.
+    cpu.store_u64(VirtAddr(64 * LEAF), 1)?;
+    assert_eq!(flushes(), before + 2);
+    Ok(())
+}

@@ -170,7 +170,8 @@ impl<P: Platform, R: Pages + ?Sized> Gather<'_, P, R> {
     pub fn flush(&mut self) {
         let range = core::mem::replace(&mut self.range, NOTHING);
         if range.is_empty() {
-            debug_assert!(self.pages.is_empty() && self.tables.len() == 0, "taken away and not touched");
+            let nothing = self.pages.is_empty() && self.taken == 0 && self.tables.len() == 0;
+            debug_assert!(nothing, "taken away and not touched");
             return;
         }
         let p = self.space.platform();

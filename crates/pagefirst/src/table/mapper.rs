@@ -177,7 +177,6 @@ impl<P: Platform> Mapper<'_, P> {
         let cut = self.space.tables_to_cut(pin, range.start) + self.space.tables_to_cut(pin, range.end);
         self.pin = None;
         let mut cuts = Stock::new(p, cut).map_err(|NoMemory| FramesError::NoMemory(range))?;
-        self.gather.touch(range);
         self.space.visit(range, &mut Unmap, &mut cuts, &mut self.gather);
         Ok(())
     }
@@ -239,7 +238,8 @@ impl<F: Format> Batch for Frames<F> {
 struct Unmap;
 
 impl<P: Platform> Visitor<P> for Unmap {
-    fn leaf(&mut self, guard: &mut Guard<'_, P>, range: VirtRange, _: &mut Gather<'_, P>) -> Flow {
+    fn leaf(&mut self, guard: &mut Guard<'_, P>, range: VirtRange, gather: &mut Gather<'_, P>) -> Flow {
+        let before = guard.entries();
         for i in P::Format::slots(range, guard.table().level()) {
             let raw = guard.entry(i);
             if raw != 0 && P::Format::attrs(raw).contains(Attrs::SPECIAL) {
@@ -248,6 +248,10 @@ impl<P: Platform> Visitor<P> for Unmap {
             if guard.entries() == 0 {
                 break;
             }
+        }
+        // Only now: a split on the way here has flushed what was touched before it.
+        if guard.entries() < before {
+            gather.touch(range);
         }
         Flow::Done
     }
