@@ -81,6 +81,55 @@ fn a_stack_keeps_its_guard_gap() -> Result {
     b.end()
 }
 
+/// The limit is that of the stack, whatever parts it was cut into.
+#[test]
+fn a_stack_in_parts_has_one_limit() -> Result {
+    let mut b = with_stack(Policy { max_stack: 100 * PAGE_SIZE, ..policy() })?;
+    b.cpu.store_u64(page(AT, 9_940), 1)?;
+    b.s.protect(page(AT, 9_940), PAGE_SIZE, R)?;
+    b.s.protect(page(AT, 9_940), PAGE_SIZE, RW)?;
+    assert_eq!(b.vmas(), [(9_940, 9_941, RW), (9_941, 10_000, RW)]);
+    assert!(b.cpu.store_u64(page(AT, 9_899), 3).is_err());
+    b.cpu.store_u64(page(AT, 9_900), 2)?;
+    assert_eq!(b.vmas(), [(9_900, 9_941, RW), (9_941, 10_000, RW)]);
+    b.end()
+}
+
+/// What nobody can access is a guard itself: a program's own, at the end of the room for its stack. And a hole in a stack may
+/// fill again.
+#[test]
+fn a_stack_grows_down_to_a_guard_of_its_own() -> Result {
+    let mut b = with_stack(policy())?;
+    b.s.map(at(page(AT, 9_800), anonymous(1, NONE)))?;
+    b.cpu.store_u64(page(AT, 9_801), 1)?;
+    assert_eq!(b.vmas(), [(9_800, 9_801, NONE), (9_801, 10_000, RW)]);
+    assert!(b.cpu.store_u64(page(AT, 9_800), 1).is_err());
+    b.s.unmap(page(AT, 9_900), 10 * PAGE_SIZE)?;
+    b.cpu.store_u64(page(AT, 9_905), 2)?;
+    assert_eq!(b.vmas()[1..], [(9_801, 9_900, RW), (9_905, 10_000, RW)]);
+    assert_eq!((b.cpu.load_u64(page(AT, 9_801))?, b.cpu.load_u64(page(AT, 9_905))?), (1, 2));
+    b.end()
+}
+
+/// A stack that was moved up grows as far as its pages have numbers, counted from where they were filled; who looks for a page
+/// by its number finds it.
+#[test]
+fn a_stack_that_was_moved_grows_as_far_as_its_pages_have_numbers() -> Result {
+    let machine = machine();
+    let mut b = Bench::on(machine, space(machine)?);
+    let (from, to) = (VirtAddr(1 << 20), VirtAddr(1 << 40));
+    b.s.map(at(from, Map { flags: VmaFlags::GROWS_DOWN, ..anonymous(16, RW) }))?;
+    let len = 16 * PAGE_SIZE;
+    assert_eq!(b.s.remap(from, len, len, pagefirst::space::RemapTo::Fixed(to))?, to);
+    assert!(b.cpu.store_u64(VirtAddr(to.0 - (2 << 20)), 1).is_err());
+    let lowest = VirtAddr(to.0 - (1 << 20));
+    b.cpu.store_u64(lowest, 1)?;
+    let bad = frame(&b.s, lowest).ok_or("a page")?;
+    assert_eq!(machine.vm().poison(machine, bad), pagefirst::Poisoned::Private { huge: false });
+    assert!(b.cpu.load_u64(lowest).is_err());
+    Ok(())
+}
+
 #[test]
 fn what_lies_far_below_a_stack_or_without_one_is_not_mapped() -> Result {
     let mut b = with_stack(policy())?;

@@ -135,11 +135,26 @@ impl Areas {
         }
         true
     }
-    /// Lets the stack that starts at `start` start at `page`.
-    pub fn grow(&mut self, start: u64, page: u64) {
-        if let Some((end, area)) = self.map.remove(&start) {
+    /// Lets this stack start at `page`; it becomes no part of what it may have been cut out of, and now grows down to.
+    pub fn grow(&mut self, stack: Range<u64>, page: u64) {
+        if let Some((end, area)) = self.map.remove(&stack.start) {
             self.map.insert(page, (end, area));
         }
+        self.stacks += 1;
+        self.map.range_mut(page..stack.end).for_each(|(_, (_, area))| area.stack = self.stacks);
+    }
+    /// Where the stacks end that follow one upon the other from `page` on.
+    pub fn end_of_stacks(&self, mut page: u64) -> u64 {
+        while let Some((end, area)) = self.map.get(&page)
+            && area.flags.contains(VmaFlags::GROWS_DOWN)
+        {
+            page = *end;
+        }
+        page
+    }
+    /// What is mapped next below `page`, and where that ends.
+    pub fn before(&self, page: u64) -> Option<(u64, Area)> {
+        self.map.range(..page).next_back().map(|(_, there)| *there)
     }
     /// The stack to grow for an access to `page`, where nothing is mapped: its first page and the page past its last.
     pub fn stack_above(&self, page: u64) -> Option<Range<u64>> {

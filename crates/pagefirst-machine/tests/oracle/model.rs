@@ -218,15 +218,20 @@ impl Space {
     /// Grows a stack down to `page`, if one is above and may.
     pub fn grow_stack(&mut self, page: u64) -> bool {
         let Some(stack) = self.areas.stack_above(page) else { return false };
-        let bytes = (stack.end - page) * PAGE_SIZE;
-        let guard = page.saturating_sub(GUARD)..page;
+        // Parts one above the other, whoever cut them, have one limit.
+        let bytes = (self.areas.end_of_stacks(stack.end) - page) * PAGE_SIZE;
+        let below = self.areas.before(page).filter(|(end, _)| *end > page.saturating_sub(GUARD));
+        let is_near = below
+            .is_some_and(|(_, area)| !area.prot.is_empty() && !area.flags.contains(VmaFlags::GROWS_DOWN));
+        let moved = self.areas.at(stack.start).map_or(0, |area| area.moved);
         let grown = self.areas.pages() + stack.start - page;
         let may = bytes <= self.policy.max_stack
             && page >= self.policy.min_addr.0 / PAGE_SIZE
-            && self.areas.within(guard).next().is_none()
+            && !is_near
+            && page as i64 >= moved
             && grown * PAGE_SIZE <= self.policy.max_bytes;
         if may {
-            self.areas.grow(stack.start, page);
+            self.areas.grow(stack, page);
         }
         may
     }

@@ -29,9 +29,10 @@ impl<P: Platform> AddressSpace<P> {
             return Grown::No;
         };
         let range = VirtRange::new(addr.page(), stack.range.end);
-        let guard = VirtRange::new(VirtAddr(range.start.0.saturating_sub(STACK_GUARD)), stack.range.start);
-        let is_near = self.tree.overlaps(guard) && !cfg!(mutant = "stack_without_guard");
-        if range.len() > self.policy.max_stack || !self.usable().covers(range) || is_near {
+        if self.stack_from(range) > self.policy.max_stack || !self.usable().covers(range) {
+            return Grown::No;
+        }
+        if self.is_near(range.start) && !cfg!(mutant = "stack_without_guard") {
             return Grown::No;
         }
         match writing.grow(&stack, range) {
@@ -40,12 +41,40 @@ impl<P: Platform> AddressSpace<P> {
             Err(_) => Grown::No,
         }
     }
+
+    /// The length of the stack whose lowest part this is, as far as its limit: of parts with other rights or other advice,
+    /// one above the other, together.
+    fn stack_from(&self, lowest: VirtRange) -> u64 {
+        let mut whole = lowest;
+        while whole.len() <= self.policy.max_stack
+            && let Some(next) = self.tree.after(whole.end)
+            && next.range.start == whole.end
+            && next.flags.contains(VmaFlags::GROWS_DOWN)
+        {
+            whole.end = next.range.end;
+        }
+        whole.len()
+    }
+
+    /// Whether what a stack that begins at `start` has below it is in its guard gap: not what nobody can access, which
+    /// guards by itself, nor a part of a stack (as Linux since 561b5e0709e4, "mm/mmap.c: do not blow on PROT_NONE
+    /// MAP_FIXED holes in the stack").
+    fn is_near(&self, start: VirtAddr) -> bool {
+        self.tree.before(start).is_some_and(|below| {
+            let in_gap = below.range.end.0 > start.0.saturating_sub(STACK_GUARD);
+            in_gap && !below.prot.is_empty() && !below.flags.contains(VmaFlags::GROWS_DOWN)
+        })
+    }
 }
 
 impl<P: Platform> Writing<'_, P> {
     fn grow(&mut self, stack: &Vma<P>, range: VirtRange) -> Result<(), MapError> {
         let mut change = Change::cut(self, range);
         let whole = stack.part(range, stack.prot, stack.flags);
+        // One that was moved up may grow below where its memory was filled, as far as that has addresses.
+        if !whole.has_indexes() {
+            return Err(MapError::Invalid(range));
+        }
         change.push(whole, &mut self.state)?;
         let ready = change.finish(&mut self.state)?;
         ready.announce();
