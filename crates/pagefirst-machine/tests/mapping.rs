@@ -153,8 +153,13 @@ fn map_populated_is_there_without_a_fault() -> Result {
         assert!(made.unpopulated.is_none());
         assert_eq!(mapped(&b.s, page(AT, first), pages).len() as u64, pages);
     }
+    // Half of a page is one too.
+    b.s.map(at(page(AT, 40), anonymous(2, RW)))?;
+    let halves = VirtRange::new(VirtAddr(page(AT, 40).0 + 2048), VirtAddr(page(AT, 41).0 + 2048));
+    assert!(b.s.populate(halves, RW).is_none());
+    assert_eq!(mapped(&b.s, page(AT, 40), 2).len(), 2);
     let faults = b.cpu.counts().faults;
-    for i in (0..11).chain(16..19) {
+    for i in (0..11).chain(16..19).chain(40..42) {
         b.cpu.touch(page(AT, i), if (4..8).contains(&i) { Access::Read } else { Access::Write })?;
     }
     assert_eq!(b.cpu.counts().faults, faults);

@@ -6,7 +6,7 @@ use kit::*;
 use pagefirst::arch::Attrs;
 use pagefirst::fault::{Bus, FaultError, Outcome};
 use pagefirst::file::Io;
-use pagefirst::space::Why;
+use pagefirst::space::{Map, Why};
 use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
 use pagefirst_machine::{Config, Machine, MachineFile};
 use std::sync::atomic::Ordering::SeqCst;
@@ -71,6 +71,18 @@ fn c68_a_file_is_asked_before_each_page_becomes_writable() -> Result {
     s.map(at(page(AT, 100), private(&c, 0, 64, RW)))?;
     fault(&s, page(AT, 102), Access::Write);
     assert_eq!((talk.asked(), is_writable(&s, 17)), (0, false));
+    drop((s, c));
+    machine.nothing_left().map_err(Into::into)
+}
+
+/// Nothing is written by that, so nobody is asked, and nothing is stored.
+#[test]
+fn c68_a_shared_mapping_that_is_populated_makes_nothing_dirty() -> Result {
+    let (machine, s, file, c, talk) = stage()?;
+    assert!(s.map(Map { populate: true, ..at(page(AT, 100), shared(&c, 0, 64, RW)) })?.unpopulated.is_none());
+    assert_eq!(mapped(&s, page(AT, 100), 64).len(), 64);
+    assert!(!attrs(&s, page(AT, 100)).contains(Attrs::WRITE));
+    assert_eq!((talk.asked(), c.write_back(machine)?, file.writes()), (0, 0, 0));
     drop((s, c));
     machine.nothing_left().map_err(Into::into)
 }

@@ -78,25 +78,32 @@ impl<P: Platform> fmt::Debug for Mapped<'_, P> {
 impl<P: Platform> AddressSpace<P> {
     /// Maps.
     ///
-    /// Populating comes after the mapping is there and may stop short of its end: [`Mapped`] says where and why.
+    /// Populating comes after the mapping is there and may stop short of its end: [`Mapped`] says where and why. Pages of a
+    /// file that is mapped shared are populated as by reads, which makes none dirty.
     ///
     /// # Errors
     /// [`MapError`]; nothing has changed then.
     pub fn map(&self, map: Map<P>) -> Result<Mapped<'_, P>, MapError> {
-        let (prot, populate) = (map.prot, map.populate);
+        let (mut prot, populate) = (map.prot, map.populate);
+        // Nothing is written by that: of a file that is shared all would become dirty (as in Linux's
+        // `populate_vma_page_range`).
+        let is_shared = map.flags.contains(VmaFlags::SHARED);
+        if is_shared && matches!(map.backing, Backing::File { .. }) && !prot.is_empty() {
+            prot = Prot::READ;
+        }
         let range = self.write().map(map)?;
         let unpopulated = if populate { self.populate(range, prot) } else { None };
         Ok(Mapped { range, unpopulated })
     }
 
-    /// Fills a range as if every page were touched; tells where it stopped short of the end.
+    /// Fills a range as if every page of it were touched, written to if `prot` allows that; tells where it stopped short of the end.
     pub fn populate(&self, range: VirtRange, prot: Prot) -> Option<Unpopulated<'_, P>> {
         let access = match prot {
             p if p.contains(Prot::WRITE) => Access::Write,
             p if p.is_empty() => return None,
             _ => Access::Read,
         };
-        let mut at = range.start;
+        let mut at = range.start.page();
         while at < range.end {
             match self.fault(at, access) {
                 Outcome::Mapped { huge: true, .. } => at = P::Format::span_of(at, HUGE_LEVEL).end,
