@@ -76,6 +76,13 @@ fn every_size<F: Format>() -> Result {
         assert_eq!((s.account().resident_bytes(), tables(&s)), (0, 1));
         assert_eq!((cpu.load_u64(page(start, middle))?, entry(&s, page(start, middle)).1), (8, highest));
 
+        // So is what a page was discarded of: nothing is cut, and no table is needed, whatever comes meanwhile.
+        let free = machine.leave_free(0);
+        s.discard(page(start, middle), PAGE_SIZE)?;
+        drop(free);
+        assert_eq!((s.account().tables_bytes(), tables(&s)), (PAGE_SIZE, 1));
+        assert_eq!((cpu.load_u64(page(start, middle))?, entry(&s, page(start, middle)).1), (8, highest));
+
         // Moved to where the large pieces do not fit, and a hole cut before that.
         s.unmap(page(start, 2), PAGE_SIZE)?;
         let to = VirtAddr(16 * GIB + PAGE_SIZE);

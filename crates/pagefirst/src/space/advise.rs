@@ -125,8 +125,8 @@ impl<P: Platform> AddressSpace<P> {
     /// copies of a file's pages as the file, shared pages stay in the file. Tables that held nothing else go.
     ///
     /// Announces nothing: a fault may refill at once, by a huge page that reaches beyond the range too. Of private memory
-    /// none can come where one was cut, for its other part is there; of a file it can. So a file's huge page is not cut:
-    /// all of it goes, and faults in again.
+    /// none can come where one was cut, for its other part is there; of a file, or of physical memory, it can. So a huge page
+    /// of these is not cut: all of it goes, and faults in again.
     ///
     /// # Errors
     /// [`MapError`], [`NotMapped`](MapError::NotMapped) with the first hole among them; nothing has changed then.
@@ -134,16 +134,16 @@ impl<P: Platform> AddressSpace<P> {
         let range = self.check_range(start, len)?;
         let _writing = self.write();
         self.check_mapped(range)?;
-        let mut cuts = match self.tree.overlapping(range).all(|vma| vma.is_of_file()) {
-            true => Stock::empty(self.p),
-            false => self.cuts(&[range.start, range.end])?,
+        let mut cuts = match self.tree.overlapping(range).any(|vma| vma.is_anonymous()) {
+            true => self.cuts(&[range.start, range.end])?,
+            false => Stock::empty(self.p),
         };
         let mut gather = Gather::new(self.page_table());
         for vma in self.tree.overlapping(range) {
             let part = vma.range.intersect(range);
-            match vma.is_of_file() {
-                true => self.page_table().zap_selected(part, &mut Whole, &mut gather),
-                false => self.page_table().zap(part, None, &mut cuts, &mut gather),
+            match vma.is_anonymous() {
+                true => self.page_table().zap(part, None, &mut cuts, &mut gather),
+                false => self.page_table().zap_selected(part, &mut Whole, &mut gather),
             }
         }
         #[cfg(feature = "__baseline")]

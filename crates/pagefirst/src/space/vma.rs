@@ -161,9 +161,9 @@ impl<P: Platform> Vma<P> {
     pub fn is_retired(&self) -> bool {
         self.state.load(Acquire) != LIVE
     }
-    /// Whether it shows a file, in private copies or not.
-    pub(crate) fn is_of_file(&self) -> bool {
-        matches!(self.backing, Backing::File { .. })
+    /// Whether it shows private memory that was never anything else.
+    pub(crate) fn is_anonymous(&self) -> bool {
+        matches!(self.backing, Backing::Anonymous)
     }
     /// Whether it shows private memory or private copies of a file's pages.
     pub fn is_private(&self) -> bool {
