@@ -7,10 +7,12 @@ use kit::*;
 use pagefirst::arch::{Attrs, Format, X86_64};
 use pagefirst::fault::{FaultError, Segv};
 use pagefirst::file::FileCache;
+use pagefirst::platform::Platform;
 use pagefirst::policy::Policy;
 use pagefirst::space::{AddressSpace, Map, MapError, Place, RemapTo, VmaFlags, Why};
 use pagefirst::types::{Access, PAGE_SIZE, Pfn, Prot, VirtAddr, VirtRange};
 use pagefirst_machine::{Machine, MachineFile, POISON};
+use std::sync::atomic::Ordering::Relaxed;
 
 const AT: VirtAddr = VirtAddr(1 << 40);
 /// What a count stops at.
@@ -75,9 +77,28 @@ fn no_byte_predates_its_page() -> Result {
 }
 
 fn machine_word(machine: &'static Machine, pfn: Pfn, i: usize) -> u64 {
-    use pagefirst::platform::Platform;
-    machine.cells(pfn)[i].load(std::sync::atomic::Ordering::Relaxed)
+    machine.cells(pfn)[i].load(Relaxed)
 }
+
+/// Nor is it looked at, where what is mapped ends at it: tables in it are none of the library's.
+fn the_kernels_half_is_not_looked_at<F: Format>() -> Result {
+    let machine = machine_of::<F>();
+    let s = space(machine)?;
+    let first = &machine.cells(s.page_table().root_frame())[F::user_entries(F::LEVELS - 1)];
+    let before = first.swap(F::table(Pfn(u32::MAX)), Relaxed);
+    let last = VirtAddr(F::USER_END.0 - 2 * PAGE_SIZE);
+    s.map(at(last, anonymous(2, RW)))?;
+    fault(&s, last, Access::Write);
+    s.protect(last, 2 * PAGE_SIZE, R)?;
+    s.discard(last, 2 * PAGE_SIZE)?;
+    s.unmap(last, 2 * PAGE_SIZE)?;
+    s.page_table().mapper().unmap(VirtRange::new(last, F::USER_END))?;
+    first.store(before, Relaxed);
+    check(&s);
+    Ok(())
+}
+
+on_formats!(the_kernels_half_is_not_looked_at: sv39 Sv39, sv48 Sv48);
 
 #[test]
 fn a_kernels_half_is_left_alone() -> Result {

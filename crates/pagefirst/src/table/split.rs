@@ -46,6 +46,10 @@ impl<P: Platform> PageTable<P> {
 
     /// The tables that it takes to cut what is mapped at `at`: one for each level of a huge page that `at` is inside of.
     pub(crate) fn tables_to_cut(&self, pin: &Pin<P>, at: VirtAddr) -> u64 {
+        // Where no entry reaches across nothing is looked at: the end of the user's half is the kernel's first address.
+        if at.is_aligned(P::Format::span(P::Format::TOP_LEAF)) {
+            return 0;
+        }
         match self.walk(pin, at) {
             Walk::Huge(slot) => {
                 (1..=slot.level()).filter(|l| !at.is_aligned(P::Format::span(*l))).count() as u64
