@@ -1,16 +1,18 @@
 //! Pins: whose page it is that is pinned, through forks, copies and the end of its mapping (r12).
 
+mod doors;
 mod kit;
 
+use doors::{DoorsOf, Point, arm, disarm};
 use kit::*;
-use pagefirst::arch::Attrs;
+use pagefirst::arch::{Attrs, X86_64};
 use pagefirst::fault::{FaultError, Segv};
 use pagefirst::frame::{Frame, FrameFlags};
 use pagefirst::platform::Platform;
 use pagefirst::policy::{HugePolicy, Policy};
-use pagefirst::space::{Advice, PinError, Pinned, RemapTo};
+use pagefirst::space::{Advice, Backing, Map, MemoryType, Physical, PinError, Pinned, RemapTo, VmaFlags};
 use pagefirst::types::{Access, PAGE_SIZE, Pfn, VirtAddr, VirtRange};
-use pagefirst_machine::Machine;
+use pagefirst_machine::{Config, Machine};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
@@ -88,6 +90,28 @@ fn r12_a_shared_page_is_unshared_before_it_is_pinned() -> Result {
         end(machine, [child, parent])?;
     }
     Ok(())
+}
+
+/// What it was to be made exclusive of is a device's by then, of whose frames nothing is known.
+#[test]
+fn r12_a_page_whose_place_a_device_takes_is_not_pinned() -> Result {
+    let machine = Machine::<DoorsOf<X86_64>>::new(Config { device: 1 << 30, ..hardware() });
+    let parent = space(machine)?;
+    parent.map(at(AT, anonymous(1, RW)))?;
+    put(&parent, AT, 1)?;
+    let child = fork(&parent)?;
+    let other = child.clone();
+    // It has been seen to be shared; the second time it is about to be copied.
+    arm(Point::Found, 1, move || {
+        let backing = Backing::Physical(Physical { first: Pfn(1 << 18), memory: MemoryType::Device });
+        let device = Map { backing, flags: VmaFlags::SHARED, ..anonymous(1, RW) };
+        other.map(at(AT, device)).expect("room");
+        assert!(matches!(fault(&other, AT, Access::Write), End::Mapped(..)));
+    });
+    assert!(matches!(child.pin(pages(AT, 1), false), Err(PinError::NotMemory)));
+    disarm();
+    drop((parent, child));
+    Ok(machine.nothing_left()?)
 }
 
 /// So it is where the program may not write just now: or else its next write would be to another page.

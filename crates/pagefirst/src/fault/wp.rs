@@ -61,9 +61,9 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         pfn: Pfn,
     ) -> Look<'a, P> {
         let p = self.pin.platform();
-        let special = P::Format::attrs(slot.raw()).contains(Attrs::SPECIAL);
-        let flags = p.meta(head_of(p, pfn)).flags();
-        if special || flags & OURS != FrameFlags::ANON {
+        // What is not counted may be no memory that anything is known of.
+        let is_counted = !P::Format::attrs(slot.raw()).contains(Attrs::SPECIAL);
+        if !is_counted || p.meta(head_of(p, pfn)).flags() & OURS != FrameFlags::ANON {
             return Look::Done(Outcome::Spurious);
         }
         self.unshare(vma, slot, pfn)
