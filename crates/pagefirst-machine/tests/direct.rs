@@ -10,7 +10,7 @@ use pagefirst::frame::Frame;
 use pagefirst::limit::Limit;
 use pagefirst::platform::Platform;
 use pagefirst::space::{Advice, MemoryType, PinError, RemapTo, Why};
-use pagefirst::types::{Access, PAGE_SIZE, Pfn, VirtAddr, VirtRange};
+use pagefirst::types::{Access, PAGE_SIZE, Pfn, Prot, VirtAddr, VirtRange};
 use pagefirst_machine::{Config, Machine, MachineFile};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU32};
@@ -221,6 +221,36 @@ fn user_copies_use_it() -> Result {
     assert!(matches!(stopped.why, Why::Error(FaultError::Segv(Segv::Access))), "{stopped}");
     Ok(())
 }
+
+/// What is not cached is not executable, whatever its mapping says: hardware would fetch ahead from a device.
+fn only_memory_is_executed<F: Format>() -> Result {
+    let machine = Machine::<F>::new(hardware_of::<F>(false));
+    let first = memory(machine)?;
+    let pfn = first.pfn();
+    let file = MachineFile::zeros().placed(move |index, _| {
+        let memory = [MemoryType::Normal, MemoryType::Uncached, MemoryType::Device][index as usize];
+        Ok(Direct { index, pages: 1, first: pfn.add(index as u32), memory })
+    });
+    let c = cache(machine, &file, 3)?;
+    let s = space_with(machine, policy().with_fault_around(PAGE_SIZE).ok_or("a window")?)?;
+    let refused = End::Error(FaultError::Segv(Segv::Access));
+    for asked_later in [false, true] {
+        s.map(at(AT, shared(&c, 0, 3, if asked_later { R } else { R | Prot::EXEC })))?;
+        for (i, end) in [(0, End::Spurious), (1, refused), (2, refused)] {
+            assert_eq!(fault(&s, page(AT, i), Access::Read), End::Mapped(false, 0));
+            s.protect(page(AT, i), PAGE_SIZE, R | Prot::EXEC)?;
+            assert_eq!(
+                (fault(&s, page(AT, i), Access::Execute), attrs(&s, page(AT, i)).contains(Attrs::EXEC)),
+                (end, i == 0)
+            );
+            assert_eq!(fault(&s, page(AT, i), Access::Read), End::Spurious);
+        }
+        check(&s);
+    }
+    Ok(())
+}
+
+on_formats!(only_memory_is_executed);
 
 /// A file that moves: where it is when it is asked, and what happens while it is.
 struct Moves {

@@ -261,10 +261,14 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         if self.hand.unshares {
             return self.make_exclusive(vma, slot, page);
         }
-        // Whatever else the VMA allows, the entry allows: it was made, or changed, to the VMA's rights. So hardware
-        // wants it marked, where it does not do that itself (RISC-V Svade, AArch64 without FEAT_HAFDBS).
+        // Whatever else the VMA allows, the entry allows: it was made, or changed, to the VMA's rights; but for code in a
+        // file that is memory, and not cached. So hardware wants it marked, where it does not do that itself (RISC-V Svade,
+        // AArch64 without FEAT_HAFDBS).
         let marks = if write { Attrs::ACCESSED | Attrs::DIRTY } else { Attrs::ACCESSED };
         if attrs.contains(marks) || cfg!(mutant = "fault_leaves_unmarked") {
+            if self.access == Access::Execute && attrs.intersects(Attrs::UNCACHED | Attrs::DEVICE) {
+                return Look::error(FaultError::Segv(Segv::Access));
+            }
             return Look::Done(Outcome::Spurious);
         }
         self.mark(vma, slot, marks)

@@ -86,7 +86,9 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         let va = P::Format::span_of(self.addr, level).start;
         let window = (level == 0).then(|| window(self.space.policy().fault_around, vma, va, &slot).0);
         let write = if writable { WRITTEN } else { Attrs::empty() };
-        let attrs = readable(vma) | write | memory.attrs() | Attrs::SPECIAL;
+        // Fetched ahead, a device's registers would be read.
+        let never = if memory == MemoryType::Normal { Attrs::empty() } else { Attrs::EXEC };
+        let attrs = (readable(vma) - never) | write | memory.attrs() | Attrs::SPECIAL;
         self.install(slot, &mut Frames { vma, va, level, window, attrs, source })
     }
 

@@ -27,7 +27,7 @@ pub struct Direct {
     pub pages: u64,
     /// The frame of the first.
     pub first: Pfn,
-    /// How it is accessed.
+    /// How it is accessed. What is not [`Normal`](MemoryType::Normal) is never executable.
     pub memory: MemoryType,
 }
 

@@ -23,7 +23,8 @@ impl<P: Platform> Protect<'_, P> {
     fn attrs(&self, p: &'static P, raw: u64, level: u8) -> Attrs {
         let mut attrs = P::Format::attrs(raw);
         attrs.set(Attrs::NONE, self.prot.is_empty());
-        attrs.set(Attrs::EXEC, self.prot.contains(Prot::EXEC));
+        let may_execute = !attrs.intersects(Attrs::UNCACHED | Attrs::DEVICE);
+        attrs.set(Attrs::EXEC, self.prot.contains(Prot::EXEC) && may_execute);
         if !self.prot.contains(Prot::WRITE) {
             attrs.remove(Attrs::WRITE);
         } else if self.is_physical {

@@ -37,7 +37,8 @@ impl<P: Platform> AddressSpace<P> {
     /// it is then.
     ///
     /// # Errors
-    /// [`MapError`]; nothing has changed then. The old range must lie in one mapping.
+    /// [`MapError`]; nothing has changed then. The old range must lie in one mapping, and not be empty: of what is shared there is
+    /// no second mapping to be had by this (Linux makes one then), but by mapping it again.
     pub fn remap(
         &self,
         start: VirtAddr,
