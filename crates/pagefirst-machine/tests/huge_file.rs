@@ -12,8 +12,9 @@ use pagefirst::frame::{Frame, FrameFlags, head_of};
 use pagefirst::platform::Platform;
 use pagefirst::space::{Advice, Map, RemapTo};
 use pagefirst::sync::epoch::Pin;
-use pagefirst::types::{Access, PAGE_SIZE, Pfn, VirtAddr};
+use pagefirst::types::{Access, PAGE_SIZE, Pfn, VirtAddr, VirtRange};
 use pagefirst_machine::{Config, Machine, MachineFile};
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Small pages in a huge one.
 const SMALL: u64 = LEAF / PAGE_SIZE;
@@ -376,6 +377,37 @@ fn a_folio_across_the_new_end_is_split_or_zeroed() -> Result {
     assert_eq!(file.pages(), 0);
     check(&space);
     nothing_left(machine, (space, file))
+}
+
+// The first page beyond the end is in a folio by itself by then, and so is the one that was written to by who had it pinned.
+// catches: grow_clears_one_folio
+#[test]
+fn r13_pages_beyond_the_end_are_zero_when_the_file_grows_whatever_became_of_their_folio() -> Result {
+    let machine = machine();
+    for by_writing in [false, true] {
+        let store = MachineFile::shmem(ShmemHuge::Always).with_folios(3);
+        let file = FileCache::new(machine, store, 8 * PAGE_SIZE)?;
+        let space = space_with(machine, kit::policy())?;
+        space.map(kit::at(BASE, shared(&file, 0, 8, RW)))?;
+        fault(&space, page(BASE, 6), Access::Write)?;
+        let pin = space.pin(VirtRange::new(page(BASE, 6), page(BASE, 7)), true).map_err(|e| e.to_string())?;
+        file.set_size(machine, 5 * PAGE_SIZE);
+        let device = pin.first();
+        machine.cells(device)[0].store(7, Relaxed);
+        drop(pin);
+        space.discard(BASE, 8 * PAGE_SIZE)?;
+        file.punch(machine, PAGE_SIZE..2 * PAGE_SIZE);
+        match by_writing {
+            true => assert_eq!(file.write_at(machine, 8 * PAGE_SIZE, &[1]).map_err(|e| format!("{e:?}"))?, 1),
+            false => file.set_size(machine, 8 * PAGE_SIZE),
+        }
+        let mut seen = [1; 8 * PAGE_SIZE as usize];
+        file.read_at(machine, 0, &mut seen).map_err(|e| format!("{e:?}"))?;
+        assert_eq!(seen.iter().max(), Some(&0));
+        check(&space);
+        drop((space, file));
+    }
+    nothing_left(machine, ())
 }
 
 #[test]

@@ -371,3 +371,83 @@ fn a_page_beyond_the_end_is_not_read_with_its_folio() -> Result {
     assert_eq!((read, byte, file.pages()), (0, [7], 0));
     Ok(())
 }
+
+// The hole is zero in memory, and the storage has yet to forget it: bytes at its edge, and a page of a folio across it.
+// catches: forget_beside_stores
+#[test]
+fn r05_what_is_written_into_a_hole_in_the_making_is_not_forgotten() -> Result {
+    for (pages, order, hole) in [(1, 0, 100..200), (8, 3, 4 * PAGE_SIZE..8 * PAGE_SIZE)] {
+        let stage = Stage::new(256);
+        let store = MachineFile::zeros().with_tracking(true).with_folios(order);
+        let (s, file) = (stage.space()?, stage.cache(&store, pages)?);
+        let write = |at: u64, bytes: &[u8]| file.write_at(stage, at, bytes).map_err(|e| format!("{e:?}"));
+        let read = |to: &mut [u8]| file.read_at(stage, hole.start, to).map_err(|e| format!("{e:?}"));
+        write(0, &vec![7; (pages * PAGE_SIZE) as usize])?;
+        assert_eq!(file.write_back(stage)?, pages);
+        shared(&s, BASE, &file, pages, RW)?;
+        assert_eq!(fault(&s, BASE, Access::Read), "mapped");
+        let page = frame(&s, BASE).ok_or("mapped")?.add((hole.start / PAGE_SIZE) as u32);
+        let mut zeroes = false;
+        let is_zeroed = move |step: &Step| {
+            zeroes |= *step == Step::Page(page);
+            zeroes && *step == Step::Leave
+        };
+        let (written, start) = (file.clone(), hole.start);
+        let waits = Arc::new(AtomicBool::new(false));
+        let has_begun = waits.clone();
+        let store = stage.begin_at(
+            is_zeroed,
+            move || {
+                written.write_at(stage, start, &[9]).expect("it is there");
+                stage.at(|step| *step == Step::Relax, move || waits.store(true, Release));
+                written.write_back(stage).expect("it can be stored");
+            },
+            move || has_begun.load(Acquire),
+        );
+        file.punch(stage, hole.clone());
+        store.end()?;
+        s.discard(BASE, pages * PAGE_SIZE)?;
+        let mut seen = [1; 100];
+        read(&mut seen)?;
+        assert_eq!(seen[..2], [9, 0]);
+        assert_eq!(file.evict(stage), pages);
+        read(&mut seen)?;
+        assert_eq!((seen[0], seen[1..].iter().max()), (9, Some(&0)), "what was stored is forgotten");
+    }
+    Ok(())
+}
+
+/// A folio lies across a hole's edge and across the end. The one who maps it goes when the hole is being made, at whatever
+/// moment, and it is evicted as far as that goes.
+#[test]
+fn r05_a_folio_that_comes_apart_while_a_hole_is_made_is_zero_there() -> Result {
+    let mut seen = 0;
+    for moment in 1.. {
+        let stage = Stage::new(256);
+        let file = stage.cache(&MachineFile::shmem(ShmemHuge::Always).with_folios(3), 8)?;
+        let s = stage.space()?;
+        shared(&s, BASE, &file, 1, RW)?;
+        assert_eq!(fault(&s, BASE, Access::Write), "mapped");
+        file.set_size(stage, 6 * PAGE_SIZE);
+        file.write_at(stage, 0, &[7; 6 * PAGE_SIZE as usize]).map_err(|e| format!("{e:?}"))?;
+        assert_eq!(file.pages(), 8);
+        let (mapped, evicted) = (s.clone(), file.clone());
+        stage.at(nth(moment, |step| *step == Step::Leave), move || {
+            on(1, || {
+                mapped.discard(BASE, PAGE_SIZE).expect("mapped");
+                evicted.evict(stage);
+            });
+        });
+        file.punch(stage, 4 * PAGE_SIZE..8 * PAGE_SIZE);
+        if !stage.is_done() {
+            break;
+        }
+        seen = moment;
+        let mut bytes = [1; 6 * PAGE_SIZE as usize];
+        file.read_at(stage, 0, &mut bytes).map_err(|e| format!("{e:?}"))?;
+        let (before, hole) = bytes.split_at(4 * PAGE_SIZE as usize);
+        assert_eq!((before.iter().min(), hole.iter().max()), (Some(&7), Some(&0)), "moment {moment}");
+    }
+    assert!(seen > 5);
+    Ok(())
+}

@@ -253,9 +253,10 @@ impl<P: Platform> FileCache<P> {
                 let is_dirty = meta.flags().contains(FrameFlags::DIRTY) && !is_lost;
                 if is_dirty && indexes.start < end {
                     meta.thaw();
-                    // What of it lies beyond the end goes when it is by itself.
+                    // What of it lies beyond the end goes when it is by itself. What a removal has looked at stays whole.
                     let whole = Found { pfn: found.folio(), ..found };
-                    let cut = end < indexes.end && self.split(&mut w, indexes.start, whole);
+                    let may_split = end < indexes.end && !self.is_removing(&w, &indexes);
+                    let cut = may_split && self.split(&mut w, indexes.start, whole);
                     return if cut { Break(end) } else { Continue(()) };
                 }
                 meta.set(FrameFlags::GOING);

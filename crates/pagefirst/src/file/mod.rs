@@ -23,7 +23,7 @@
 //!
 //! **Contents never return.** When a file has shrunk, no page beyond its end is in memory or mapped, and its storage has
 //! forgotten them; but pages of a folio across the end that somebody holds stay, zeroed, and may be written to by who holds
-//! them. Growing zeroes what of that folio lies beyond the old end, and only then stores the size.
+//! them; small ones in the end. Growing zeroes the pages that are there beyond the old end, and only then stores the size.
 //!
 //! **Folios** of several pages are attached, read in and taken out whole: their first frame has the metadata, and each
 //! page its slot in the index. Only a folio that nobody maps or refers to becomes small pages (its count is frozen
@@ -110,7 +110,8 @@ pub trait File: Clone + Eq + Send + Sync + 'static {
     fn write(&self, index: u64, bytes: StoreGuard<'_>) -> Io;
     /// What is stored of these bytes is to read as zero from now on: the file has shrunk to where they start (then they
     /// have no end), or they are a hole. Called with no spin lock and no pin held, and before anybody reads in what of it
-    /// may be read; it must not use the file's cache.
+    /// may be read; nothing of the file begins to be stored meanwhile. It must not use the file's cache, nor wait for somebody
+    /// who does.
     fn forget(&self, bytes: Range<u64>);
     /// Whether shared pages are mapped read-only until they are written, so that it is known at once which to store (a file
     /// on a disk), or writable from the first (a file in memory). What is written to a file that does not, and is stored all

@@ -15,7 +15,7 @@
 //!
 //! | | store | write fault | `write_at` | evict | removal |
 //! |---|---|---|---|---|---|
-//! | store | `STORING`: one at a time for a folio | the table's lock, and the order above | sets `DIRTY` after it wrote | the reference | the lock under which it is begun; the storage forgets after that |
+//! | store | `STORING`: one at a time for a folio | the table's lock, and the order above | sets `DIRTY` after it wrote | the reference | the lock under which it is begun; with it held the storage forgets |
 //!
 //! A file that stores later keeps the copy; the page is `STORING` until that ends, and may be written to and be dirty
 //! again. If it could not be stored it is dirty again, and `UNTOLD`: whoever stores or waits next notes the error in the

@@ -135,6 +135,6 @@ impl<P: Platform> FileCache<P> {
 }
 
 /// The index behind the folio.
-fn behind<P: Platform>(folio: &Frame<P>) -> u64 {
+pub(super) fn behind<P: Platform>(folio: &Frame<P>) -> u64 {
     folio.meta().index() + (1 << folio.order())
 }

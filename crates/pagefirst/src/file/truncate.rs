@@ -4,14 +4,15 @@
 //! keeps the others waiting. A removal
 //!
 //! 1. *announces*: the size, where it shrinks; `removing`, the range that every insert checks; and `GOING` on each folio of
-//!    the range. Parts of pages at its edges are zeroed. The file's turn is odd from here on;
+//!    the range. The file's turn is odd from here on;
 //! 2. walks the mappings of the range, takes its pages out of their tables, and flushes; once more if mappings came
 //!    meanwhile;
 //! 3. takes each folio out of the cache whose map count, read with a read-modify-write, is zero, and that is not being
 //!    stored. One that is being read in is mapped nowhere, and its reader notices;
 //! 4. while one is left that is being stored waits for that, and while one is mapped (somebody has taken its entry out and
 //!    has not flushed, or is about to notice) goes back to 2;
-//! 5. waits for what of the edges is being stored, has the storage forget the range, and ends the turn.
+//! 5. zeroes what stays of the range, at its edges, waits for what of that is being stored, and has the storage forget the
+//!    range; no store begins meanwhile. Then the turn ends.
 //!
 //! **Two walks find everything**, whatever mapping calls do meanwhile. A walk takes entries out where a mapping is live,
 //! looked at under the table's lock; so nothing goes from where a mapping call puts it. Where one is not, a mapping call
@@ -35,7 +36,7 @@
 //! | reading in | a page is made up to date in one step, and only if it is not `GOING` |
 //! | `read_at`, `write_at` | what they hold stays readable; what is gone they ask for again, and wait for the turn |
 //! | growth, another removal | the lock that may sleep |
-//! | write-back | `GOING` is seen under the lock under which one folio at a time begins to be stored; `STORING` is waited for |
+//! | write-back | `GOING` is seen under the lock under which one folio at a time begins to be stored; `STORING` is waited for. Of what stays, nothing is stored from when it is zeroed until that is forgotten: it would be forgotten too, and be lost |
 //! | evict | the cache's lock |
 //! | a mapping call | the mapping that it makes is in the tree before the one that it replaces is out; at its end it sees the removal, or its mapping was seen live |
 //! | fork | the child's mappings are in the tree before their entries are made; the parent's are not live meanwhile; then as a mapping call |
@@ -48,6 +49,7 @@
 use super::File as _;
 use super::cache::{FileCache, LOOKED_AT, Outs, pages_of};
 use super::index::{Found, LAST_INDEX, Writer};
+use super::sync::behind;
 use crate::arch::{Attrs, Format};
 use crate::fault::{Ticket, removal_key};
 use crate::frame::{Frame, FrameFlags, FrameMeta, bytes, head_of, words};
@@ -117,11 +119,6 @@ impl Removal {
         let last = Some(end - 1).filter(|last| !self.shrinks && *last != start);
         [Some(start), last].into_iter().flatten()
     }
-    /// The bytes of the page at `index` that are in the range, if that is not all of them.
-    fn part_of(&self, index: u64) -> Option<Range<usize>> {
-        let at = |byte: u64| byte.saturating_sub(index * PAGE_SIZE).min(PAGE_SIZE) as usize;
-        Some(at(self.bytes.start)..at(self.bytes.end)).filter(|part| part.len() < PAGE_SIZE as usize)
-    }
 }
 
 impl<P: Platform> FileCache<P> {
@@ -154,26 +151,43 @@ impl<P: Platform> FileCache<P> {
         self.size.store(new, Release);
     }
 
-    /// Zeroes what lies beyond the end, and before `new`, of the folio across it: who maps the last page may have written
-    /// there, and who held others when the file was cut, to those. What is being read in is zeroed by its reader: it was
-    /// inserted with this size, or a smaller one. `changes` is locked.
+    /// Zeroes what lies beyond the end, up to that of the page before `new`: who maps the last page may have written there, and
+    /// who held others when the file was cut, to those. What is being read in is zeroed by its reader: it was inserted with
+    /// this size, or a smaller one. `changes` is locked.
     pub(super) fn clear_tail(&self, new: u64) {
-        let size = self.size();
-        let Some((folio, indexes)) = self.folio_at(size / PAGE_SIZE) else { return };
-        if !folio.meta().flags().contains(FrameFlags::UP_TO_DATE) {
-            return;
-        }
-        for index in size / PAGE_SIZE..pages_of(new).min(indexes.end) {
-            let start = size.saturating_sub(index * PAGE_SIZE) as usize;
-            self.zero(folio.pfn().add((index - indexes.start) as u32), start..PAGE_SIZE as usize);
+        self.clear(self.size()..pages_of(new).saturating_mul(PAGE_SIZE));
+    }
+
+    /// Zeroes these bytes where pages are there; with no spin lock held, for they may be many.
+    fn clear(&self, bytes: Range<u64>) {
+        let pages = bytes.start / PAGE_SIZE..pages_of(bytes.end);
+        let most = if cfg!(mutant = "grow_clears_one_folio") { 1 } else { usize::MAX };
+        for folio in self.folios(pages.clone()).take(most) {
+            let meta = folio.meta();
+            if !meta.flags().contains(FrameFlags::UP_TO_DATE) {
+                continue;
+            }
+            let first = meta.index();
+            for index in first.max(pages.start)..behind(&folio).min(pages.end) {
+                let at = |byte: u64| byte.saturating_sub(index * PAGE_SIZE).min(PAGE_SIZE) as usize;
+                self.zero(folio.pfn().add((index - first) as u32), at(bytes.start)..at(bytes.end));
+            }
         }
     }
 
-    /// The folio of the page at `index`, and its indexes.
-    fn folio_at(&self, index: u64) -> Option<(Frame<P>, Range<u64>)> {
-        let w = self.writer.lock(self.p);
-        let found = self.index.get(&w, index)?;
-        Some((Frame::try_get(self.p, found.folio())?, found.indexes(index)))
+    /// The folios of which there are pages among these, one after the other.
+    fn folios(&self, mut pages: Range<u64>) -> impl Iterator<Item = Frame<P>> {
+        core::iter::from_fn(move || {
+            let (p, last) = (self.p, pages.end.checked_sub(1).filter(|last| pages.start <= *last)?);
+            let pin = Pin::new(p);
+            // By this the folio stays the cache's until it is referred to.
+            let _w = self.writer.lock(p);
+            let mut first = |index, found| Break((index, found));
+            let (index, found): (u64, Found) =
+                self.index.scan(&pin, pages.start, last, &mut first).break_value()?;
+            pages.start = found.indexes(index).end;
+            Frame::try_get(p, found.folio())
+        })
     }
 
     /// Zeroes some of a page that stays. What hardware reported an error in is touched no more.
@@ -188,13 +202,10 @@ impl<P: Platform> FileCache<P> {
         if removal.has_pages() {
             self.take_away(p, &removal);
         }
-        self.clear_what_stays(&removal);
-        self.wait_for_stores(p, &removal);
-        let end = removal.bytes.start;
-        self.file.forget(removal.bytes);
+        self.forget(p, &removal);
         self.end_removal(p);
         if removal.shrinks && cfg!(mutant = "size_after_removal") {
-            self.size.store(end, Release);
+            self.size.store(removal.bytes.start, Release);
         }
         p.vm().collect(p, COLLECT);
     }
@@ -237,8 +248,8 @@ impl<P: Platform> FileCache<P> {
         }
     }
 
-    /// Says what is removed, and zeroes the parts of pages at the edges. A folio across an edge that is being read in goes,
-    /// for what is read may be from before; its reader notices.
+    /// Says what is removed. A folio across an edge that is being read in goes, for what is read may be from before; its
+    /// reader notices.
     fn announce(&self, p: &'static P, removal: &Removal) {
         let mut outs = Outs::new();
         let mut w = self.writer.lock(p);
@@ -254,25 +265,26 @@ impl<P: Platform> FileCache<P> {
             }
             if folio.stop_filling() {
                 self.detach(&mut w, indexes.start, folio, &mut outs);
-            } else if let Some(part) = removal.part_of(index) {
-                self.zero(found.pfn, part);
             }
         }
     }
 
-    /// Waits until nothing of the folios across the edges is being stored that was read before they were zeroed.
-    fn wait_for_stores(&self, p: &'static P, removal: &Removal) {
-        drop(self.stores.lock(p));
-        for index in removal.edges() {
-            // A store that begins from here on is of what is there now.
-            let page = {
-                let w = self.writer.lock(p);
-                self.index.get(&w, index).and_then(|found| storing(p, found.folio()))
-            };
-            if let Some(page) = page {
-                p.wait(&Ticket::for_store(page));
+    /// Zeroes what stays of the range, and has the storage forget the range. What is written there meanwhile is stored
+    /// afterwards.
+    fn forget(&self, p: &'static P, removal: &Removal) {
+        let mut stores = Some(self.stores.lock(p));
+        if cfg!(mutant = "forget_beside_stores") {
+            stores = None;
+        }
+        self.clear(removal.bytes.clone());
+        for folio in self.folios(removal.touched()) {
+            // Perhaps of what was there before.
+            if folio.meta().flags().contains(FrameFlags::STORING) {
+                p.wait(&Ticket::for_store(folio));
             }
         }
+        self.file.forget(removal.bytes.clone());
+        drop(stores);
     }
 
     /// Calls `f`, the lock held, with the folios that lie across an edge of the range, and their pages' indexes.
@@ -284,19 +296,6 @@ impl<P: Platform> FileCache<P> {
                 && !removal.contains(&indexes)
             {
                 f(&mut w, Found { pfn: found.folio(), ..found }, indexes);
-            }
-        }
-    }
-
-    /// Zeroes the pages of the range that stay, being of folios across an edge; with no lock held, for they may be many.
-    fn clear_what_stays(&self, removal: &Removal) {
-        for index in removal.edges() {
-            let Some((folio, indexes)) = self.folio_at(index) else { continue };
-            if removal.contains(&indexes) {
-                continue;
-            }
-            for index in indexes.start.max(removal.first)..indexes.end.min(removal.end) {
-                self.zero(folio.pfn().add((index - indexes.start) as u32), 0..PAGE_SIZE as usize);
             }
         }
     }
