@@ -11,7 +11,7 @@
 //! fn a_frame_to_be_used_again_before_the_flush() -> Result { … }
 //! ```
 //!
-//! A test of `oracle.rs`, `huge_file.rs`, `huge_file_order.rs`, `truncate_order.rs`, `walk_order.rs`,
+//! A test of `oracle.rs`, `huge_file.rs`, `huge_file_order.rs`, `limits.rs`, `rmap.rs`, `truncate_order.rs`, `walk_order.rs`,
 //! `write_back.rs` or `write_back_order.rs` there, or of `crates/pagefirst-cli/tests/stress.rs`, names several, and it does not
 //! matter how they come to light.
 //!
@@ -47,7 +47,7 @@ struct Program {
 const MACHINE: &str = "pagefirst-machine";
 const EQUAL: &str = "assertion `left == right` failed";
 
-static PROGRAMS: [Program; 10] = [
+static PROGRAMS: [Program; 11] = [
     Program {
         name: "plants",
         package: MACHINE,
@@ -64,6 +64,7 @@ static PROGRAMS: [Program; 10] = [
     },
     Program { name: "huge_file", package: MACHINE, found: "assertion ", is_exact: false, env: &[] },
     Program { name: "huge_file_order", package: MACHINE, found: "page 1", is_exact: false, env: &[] },
+    Program { name: "limits", package: MACHINE, found: EQUAL, is_exact: false, env: &[] },
     Program { name: "rmap", package: MACHINE, found: EQUAL, is_exact: false, env: &[] },
     Program { name: "truncate_order", package: MACHINE, found: EQUAL, is_exact: false, env: &[] },
     Program { name: "walk_order", package: MACHINE, found: EQUAL, is_exact: false, env: &[] },

@@ -332,6 +332,33 @@ fn a_limit_that_is_lowered_is_kept() -> Result {
     Ok(())
 }
 
+// catches: stock_over_limit
+/// Nor are pages that are freed afterwards, as long as more is charged; so it is with a limit above.
+#[test]
+fn a_limit_that_is_lowered_is_kept_when_pages_are_freed() -> Result {
+    let machine = machine();
+    let above = Limit::new(machine, None, 1000)?;
+    for lowers_above in [false, true] {
+        let (space, limit) = (space(machine)?, Limit::new(machine, Some(&above), 100)?);
+        space.set_limit(Some(limit.clone()));
+        space.map(at(AT, anonymous(60, RW)))?;
+        let fault = |i| fault(&space, page(AT, i), Access::Write);
+        assert!((0..60).all(|i| matches!(fault(i), End::Mapped(..))));
+        let lowered = if lowers_above { &above } else { &limit };
+        lowered.set_max(10);
+        space.discard(page(AT, 10), 50 * PAGE_SIZE)?;
+        let over = End::Error(FaultError::OverLimit(lowered.id()));
+        assert_eq!((10..60).find(|i| fault(*i) != over), None);
+        space.discard(AT, PAGE_SIZE)?;
+        assert_eq!((fault(20), fault(30)), (End::Mapped(false, 0), over));
+        assert_eq!(charged(machine, &limit), 10);
+        drop((space, limit));
+        machine.vm().quiesce(machine);
+    }
+    drop(above);
+    Ok(machine.nothing_left()?)
+}
+
 /// Nobody is refused for the pages of a file that has ended.
 #[test]
 fn what_waits_to_be_freed_is_given_back_before_a_limit_refuses() -> Result {

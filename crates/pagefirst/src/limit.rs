@@ -9,6 +9,10 @@
 //! charged, and gives that back when it is freed. Each CPU has some pages of one limit charged in advance, so that CPUs that
 //! share a limit do not write to one cache line for every page. Before anybody is told [`OverLimit`], these are given back.
 //!
+//! A limit may be lowered to less than is charged. Then nothing is charged in advance until that is less again: who lowers it
+//! says so first, then looks at what is charged, and takes back what CPUs have; who charges does it first, and then looks at
+//! what is allowed; and freed pages are not kept where more is charged than that.
+//!
 //! What is counted lies in frames of its own, found by the limit's number: one word has the pages charged and how many refer
 //! to the limit (its object, and the limits below it). When that is zero the number is free again.
 
@@ -17,7 +21,7 @@ use crate::mem::{Link, Pooled, Shared};
 use crate::platform::Platform;
 use crate::sync::Spin;
 use crate::sync::atomic::plain::{AtomicU32, AtomicU64};
-use crate::sync::atomic::{AcqRel, Acquire, Relaxed, Release};
+use crate::sync::atomic::{AcqRel, Acquire, Relaxed, Release, SeqCst, fence};
 use crate::sync::epoch::Pin;
 use crate::sync::held;
 use crate::types::{NoMemory, Pfn};
@@ -106,6 +110,7 @@ impl<P: Platform> Limit<P> {
     /// Allows so many from now on. What is charged already stays.
     pub fn set_max(&self, pages: u64) {
         self.record().max.store(pages, Relaxed);
+        fence(SeqCst); // as in `charge`
         // What was charged in advance is given out without a look at it.
         if self.charged() > pages {
             drain(self.p);
@@ -268,7 +273,25 @@ impl<P: Platform> Records<P> {
             }
             at = record.above();
         }
+        // Lowered meanwhile: this sees it, or who did it sees what is charged.
+        fence(SeqCst);
+        if let Some(over) = self.over(p, id) {
+            self.take_off(p, id, pages.into());
+            return Err(OverLimit(LimitId(over)));
+        }
         Ok(())
+    }
+    /// The limit, this one or one above, to which more is charged than it allows.
+    fn over(&self, p: &'static P, id: u16) -> Option<u16> {
+        let mut at = id;
+        while at != 0 {
+            let record = self.record(p, at);
+            if record.used.load(Relaxed) & PAGES > record.max.load(Relaxed) {
+                return Some(at);
+            }
+            at = record.above();
+        }
+        None
     }
     /// Takes pages, and references to the limit itself, off it, and the pages off all above.
     fn take_off(&self, p: &'static P, id: u16, amount: u64) {
@@ -336,7 +359,7 @@ impl Stock {
         }
         has
     }
-    /// Keeps what was charged, or gives it back if that is too much.
+    /// Keeps what was charged, or gives it back if that is too much, or more is charged than is allowed.
     #[cold]
     pub fn keep<P: Platform>(&mut self, p: &'static P, limit: u16, pages: u32) {
         if self.limit != limit {
@@ -344,10 +367,13 @@ impl Stock {
             self.limit = limit;
         }
         self.pages += pages;
-        if self.pages > 2 * BATCH {
+        let records = &p.vm().limit_records;
+        if records.over(p, limit).is_some() && !cfg!(mutant = "stock_over_limit") {
+            self.drain(p);
+        } else if self.pages > 2 * BATCH {
             let rest = self.pages - BATCH;
             self.pages = BATCH;
-            p.vm().limit_records.take_off(p, limit, rest.into());
+            records.take_off(p, limit, rest.into());
         }
     }
     fn drain<P: Platform>(&mut self, p: &'static P) -> u32 {
