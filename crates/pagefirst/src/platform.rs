@@ -137,8 +137,8 @@ pub unsafe trait Platform: Sync + Sized + 'static {
     /// it runs; `tables` says that a table was published. Whatever it had cached of a page there, huge or small, goes.
     fn sync_local(&'static self, tag: u64, addr: VirtAddr, tables: bool);
     /// Called before the page in frame `pfn` can be executed; not for physical memory, nor files that are memory themselves
-    /// ([`File::direct`](crate::file::File::direct)): whoever writes code to these sees to it. Nothing to do where instruction fetches see stores
-    /// (x86); elsewhere the data cache is cleaned and the instruction cache invalidated for it.
+    /// ([`File::direct`]): whoever writes code to these sees to it. Nothing to do where instruction fetches see stores (x86);
+    /// elsewhere the data cache is cleaned and the instruction cache invalidated for it.
     #[inline]
     fn sync_instructions(&'static self, _pfn: Pfn) {}
     /// Told that what is waited for under this [key](crate::fault::Ticket::key) is ready: called by whoever did it, with no
