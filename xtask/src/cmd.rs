@@ -180,12 +180,12 @@ mod tests {
     fn a_program_that_takes_too_long_is_stopped_with_its_children() {
         let start = Instant::now();
         let output =
-            capture(Command::new("sh").args(["-c", "echo one; sleep 20"]), Some(Duration::from_millis(300)));
+            capture(Command::new("sh").args(["-c", "echo one; sleep 60"]), Some(Duration::from_secs(5)));
         let output = output.expect("sh starts");
         assert!(matches!(output.end, End::TimedOut));
         assert_eq!(output.stdout, "one\n");
-        assert!(has_own_group() || start.elapsed() >= Duration::from_secs(20));
-        assert!(!has_own_group() || start.elapsed() < Duration::from_secs(10));
+        assert!(has_own_group() || start.elapsed() >= Duration::from_secs(60));
+        assert!(!has_own_group() || start.elapsed() < Duration::from_secs(30));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::{Result, cmd, kernel};
 
 /// How long one run may take. It takes a fraction of a second.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// A machine whose MMU walks tables.
 struct Guest {

@@ -225,9 +225,15 @@ impl MachineFile {
         self
     }
 
-    /// The pages whose reads, or writes, have begun and not ended, of a file whose reads end later.
+    /// The pages whose reads, or writes, have begun and not ended, of a file whose reads end later. One that is just being
+    /// done is waited for.
     pub fn pending(&self) -> Vec<u64> {
-        self.0.late.as_ref().map(Device::pending).unwrap_or_default()
+        let _busy = self.0.busy.lock();
+        self.queued()
+    }
+
+    fn queued(&self) -> Vec<u64> {
+        self.0.late.as_ref().map(Device::queued).unwrap_or_default()
     }
 
     /// Ends the read of this page; false if it has not begun.
@@ -239,7 +245,7 @@ impl MachineFile {
 
     /// Ends the read that began first.
     pub fn finish_one(&self) -> bool {
-        self.pending().first().is_some_and(|index| self.finish(*index))
+        self.queued().first().is_some_and(|index| self.finish(*index))
     }
 
     /// Loses the page of a read that has begun, as a driver's mistake would.

@@ -64,7 +64,7 @@ impl Device {
         }
     }
 
-    pub fn pending(&self) -> Vec<u64> {
+    pub fn queued(&self) -> Vec<u64> {
         self.queue.lock().reads.iter().map(|read| read.index).collect()
     }
 

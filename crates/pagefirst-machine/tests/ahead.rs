@@ -203,9 +203,7 @@ fn stress_of_read_ahead() -> Result {
             std::thread::sleep(Duration::from_micros(300));
         }
     });
-    while !file.pending().is_empty() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    settle(&file);
     drop((c, file));
     machine.nothing_left().map_err(Into::into)
 }

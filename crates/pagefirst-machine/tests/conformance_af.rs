@@ -1,9 +1,7 @@
 //! The fault path, items 1 to 38: what it does where nothing is mapped, in what order, and what a failure leaves.
 
-mod gate;
 mod kit;
 
-use gate::Gate;
 use kit::*;
 use pagefirst::arch::Attrs;
 use pagefirst::fault::{Bus, FaultError, Segv};
@@ -461,7 +459,7 @@ fn c26_who_loses_the_race_for_a_page_gives_its_own_back() -> Result {
     let s = space(machine)?;
     s.map(at(BASE, Map::anonymous(ROUNDS * LEAF, RW)))?;
     let before = machine.counts().live_frames();
-    let turn = Gate::new(machine, 4);
+    let turn = Gate::new(4);
     let losers = AtomicU32::new(0);
     std::thread::scope(|scope| {
         for _ in 0..4 {

@@ -1,9 +1,7 @@
 //! However a fault ends, it holds nothing: items 20, 27, 31 and 37.
 
-mod gate;
 mod kit;
 
-use gate::Gate;
 use kit::*;
 use pagefirst::fault::{Bus, FaultError, Outcome, Segv};
 use pagefirst::frame::FrameFlags;
@@ -86,7 +84,7 @@ fn c20_a_copy_that_other_cpus_must_be_told_of_holds_nothing() -> Result {
     let mut cpu = machine.vcpu();
     cpu.switch_to(&s);
     assert_eq!(cpu.load_u64(BASE)?, 0);
-    let turn = Gate::new(machine, 2);
+    let turn = Gate::new(2);
     std::thread::scope(|scope| -> Result {
         let other = scope.spawn(|| {
             let turn = turn.member();
@@ -286,7 +284,7 @@ fn c37_a_batch_is_seen_whole_or_not_at_all_where_its_table_is_new() -> Result {
         s.map(at(VirtAddr(BASE.0 + round * LEAF), private(&file, 0, 16, R)))?;
     }
     s.map(at(VirtAddr(BASE.0 + (1 << 39)), Map::anonymous(PAGE_SIZE, RW)))?;
-    let turn = Gate::new(machine, 2);
+    let turn = Gate::new(2);
     std::thread::scope(|scope| -> Result {
         let other = scope.spawn(|| {
             let turn = turn.member();

@@ -18,9 +18,9 @@ use pagefirst::space::RemapTo;
 use pagefirst::sync::epoch::Pin;
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
 use pagefirst_machine::{Config, Machine, MachineFile};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Barrier};
 
 const AT: VirtAddr = VirtAddr(1 << 30);
 const RX: Prot = Prot::READ.union(Prot::EXEC);
@@ -128,16 +128,17 @@ fn c41_a_fault_that_loses_leaves_every_count_alone() -> Result {
     let machine = machine();
     let s = space(machine)?;
     s.map(at(AT, anonymous(1, RW)))?;
-    let barrier = Barrier::new(2);
+    let gate = Gate::new(2);
     let won = AtomicU64::new(0);
     let write = |_| {
+        let gate = gate.member();
         for _ in 0..300 {
-            barrier.wait();
+            gate.pass();
             match fault(&s, AT, Access::Write) {
                 End::Mapped(false, 0) => drop(won.fetch_add(1, SeqCst)),
                 end => assert_eq!(end, End::Spurious),
             }
-            if barrier.wait().is_leader() {
+            if gate.pass() {
                 assert_eq!(won.swap(0, SeqCst), 1, "one page is mapped, once");
                 let account = s.account();
                 assert_eq!((account.anon_bytes, account.file_bytes), (PAGE_SIZE, 0));
@@ -148,7 +149,7 @@ fn c41_a_fault_that_loses_leaves_every_count_alone() -> Result {
                 s.quiesce();
                 assert_eq!((s.account().resident_bytes(), machine.vm().held(machine).tables), (0, 1));
             }
-            barrier.wait();
+            gate.pass();
         }
     };
     together(2, write, || ());
@@ -186,8 +187,9 @@ fn c43_an_entry_that_can_be_seen_is_counted_and_counts_fall_again() -> Result {
     // The largest window: neighbours are checked long after they were found.
     let s = space_with(machine, policy().with_fault_around(LEAF).ok_or("a window")?)?;
     s.map(at(AT, private(&c, 0, PAGES, R)))?;
-    // Odd while entries are being taken away.
-    let turn = AtomicU64::new(0);
+    // Odd while entries are being taken away: by discards, and by cuts of the file.
+    let [turn, cut] = [const { AtomicU64::new(0) }; 2];
+    let turns = || (turn.load(SeqCst), cut.load(SeqCst));
     let seen = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
     let looks = || {
@@ -195,10 +197,10 @@ fn c43_an_entry_that_can_be_seen_is_counted_and_counts_fall_again() -> Result {
         while !stop.load(SeqCst) {
             let _pin = Pin::new(machine); // the tables stay readable
             dice = (dice * 5 + 3) % PAGES;
-            let before = turn.load(SeqCst);
+            let before = turns();
             let Some(pfn) = frame(&s, page(AT, dice)) else { continue };
             let (refs, maps) = counts(machine, pfn);
-            if before.is_multiple_of(2) && turn.load(SeqCst) == before {
+            if before.0.is_multiple_of(2) && before.1.is_multiple_of(2) && turns() == before {
                 assert!(maps >= 1 && refs > maps, "page {dice} is mapped and counts {refs}, {maps}");
                 seen.fetch_add(1, SeqCst);
             }
@@ -207,7 +209,9 @@ fn c43_an_entry_that_can_be_seen_is_counted_and_counts_fall_again() -> Result {
     let shrinks = || {
         // The file loses its end and gets it back, its pages change places: neighbours fail when they are checked.
         while !stop.load(SeqCst) {
+            cut.fetch_add(1, SeqCst);
             c.set_size(machine, 40 * PAGE_SIZE);
+            cut.fetch_add(1, SeqCst);
             c.evict(machine);
             c.set_size(machine, PAGES * PAGE_SIZE);
             let _ = warm(machine, &c, (0..PAGES).rev()); // a page that the fault reads in is its own
@@ -219,10 +223,8 @@ fn c43_an_entry_that_can_be_seen_is_counted_and_counts_fall_again() -> Result {
     };
     together(2, user, || {
         let _stopping = StopAtEnd(&stop);
-        for round in 0..100_000 {
-            if round >= 300 && seen.load(SeqCst) >= 20 || stop.load(SeqCst) {
-                break;
-            }
+        let mut round = 0;
+        until(|| {
             if let End::Mapped(..) = fault(&s, page(AT, round % 30), Access::Read) {
                 for i in mapped(&s, AT, PAGES) {
                     let known = [mark(i), if i < 40 { mark(i) } else { 0 }];
@@ -232,7 +234,9 @@ fn c43_an_entry_that_can_be_seen_is_counted_and_counts_fall_again() -> Result {
             turn.fetch_add(1, SeqCst);
             s.discard(AT, PAGES * PAGE_SIZE).expect("mapped");
             turn.fetch_add(1, SeqCst);
-        }
+            round += 1;
+            round >= 300 && seen.load(SeqCst) >= 20 || stop.load(SeqCst)
+        });
     });
     assert!(seen.load(SeqCst) >= 20, "seen {seen:?} times");
     // Nothing is mapped and no fault is under way: no page has a count left, so all of them can go.

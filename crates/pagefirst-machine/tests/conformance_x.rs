@@ -1,9 +1,7 @@
 //! Defects that must not come back: items x08, x09, x16 to x19 and x21; x07 on real TLBs.
 
-mod gate;
 mod kit;
 
-use gate::Gate;
 use kit::*;
 use pagefirst::arch::{Attrs, Format, X86_64};
 use pagefirst::fault::{Bus, FaultError};
@@ -21,7 +19,7 @@ fn x07_a_cpu_with_a_stale_translation_does_not_fault_for_ever() -> Result {
     let s = space(machine)?;
     let file = cache(machine, &marked().with_tracking(true), 4)?;
     s.map(at(BASE, shared(&file, 0, 4, RW)))?;
-    let turn = Gate::new(machine, 2);
+    let turn = Gate::new(2);
     std::thread::scope(|scope| -> Result {
         let other = scope.spawn(|| {
             let turn = turn.member();
@@ -250,7 +248,7 @@ fn x19_a_spurious_fault_tells_no_other_cpu_to_flush() -> Result {
     s.map(at(BASE, Map::anonymous(4 * PAGE_SIZE, RW)))?;
     s.map(at(VirtAddr(BASE.0 + LEAF), shared(&file, 0, 4, RW)))?;
     let places = [BASE, VirtAddr(BASE.0 + LEAF)];
-    let turn = Gate::new(machine, 2);
+    let turn = Gate::new(2);
     std::thread::scope(|scope| -> Result {
         let other = scope.spawn(|| {
             let turn = turn.member();

@@ -514,6 +514,7 @@ fn r04_huge_faults_against_discard() -> Result {
     let (machine, space, at) = always(HUGE)?;
     let (stop, faults) = (AtomicBool::new(false), std::sync::atomic::AtomicU64::new(0));
     let user = |n: u64| {
+        let _stop = kit::StopAtEnd(&stop);
         let mut cpu = machine.vcpu();
         cpu.switch_to(&space);
         while !stop.load(Acquire) {
@@ -530,12 +531,15 @@ fn r04_huge_faults_against_discard() -> Result {
     };
     kit::together(3, user, || {
         let _stop = kit::StopAtEnd(&stop);
-        for i in 0..40 {
+        let mut i = 0;
+        kit::until(|| {
             let hoarded = if i % 8 == 0 { hoard(machine) } else { Vec::new() };
             space.discard(at, HUGE).expect("mapped");
             std::thread::yield_now();
             drop(hoarded);
-        }
+            i += 1;
+            i >= 40 && space.account().faults.huge > 0 || stop.load(Acquire)
+        });
     });
     check(&space);
     assert!(space.account().faults.huge > 0);
@@ -556,33 +560,35 @@ fn huge_zero_page_is_not_read_where_a_page_was_written() -> Result {
     let _ = space.fault(at, Access::Read);
     let _hoarded = hoard(machine);
     const ROUNDS: u64 = 2000;
-    let (barrier, told) = (std::sync::Barrier::new(3), AtomicBool::new(false));
+    let (gate, told) = (kit::Gate::new(3), AtomicBool::new(false));
     let writer = |n: u64| {
+        let (gate, _told) = (gate.member(), kit::StopAtEnd(&told));
         let mut cpu = machine.vcpu();
         cpu.switch_to(&space);
         for _ in 0..ROUNDS {
-            barrier.wait();
+            gate.pass();
             cpu.store(page(at, [1, 7][n as usize]), &1u64.to_le_bytes()).expect("mapped");
             if n == 1 {
                 told.store(true, std::sync::atomic::Ordering::Release);
             }
-            barrier.wait();
+            gate.pass();
         }
     };
     let mut stale = 0;
     kit::together(2, writer, || {
+        let gate = gate.member();
         let mut cpu = machine.vcpu();
         cpu.switch_to(&space);
         for _ in 0..ROUNDS {
             space.discard(at, HUGE).expect("mapped");
             told.store(false, Relaxed);
             let _ = cpu.load_u64(page(at, 7));
-            barrier.wait();
+            gate.pass();
             while !told.load(Acquire) {
                 let _ = cpu.load_u64(page(at, 100));
             }
             stale += (cpu.load_u64(page(at, 7)).expect("mapped") != 1) as u64;
-            barrier.wait();
+            gate.pass();
         }
     });
     assert_eq!(stale, 0, "of {ROUNDS} rounds");

@@ -102,12 +102,18 @@ fn copy_that_meets_a_split_relaxes() -> Result {
         stage.steps();
         let m2 = m.clone();
         let copy = move || on(1, || m2.copy_in(page(BASE, 9), &mut [0u8; 8]).is_ok());
-        let _ = tx.send(std::thread::spawn(copy));
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        let steps = stage.steps();
-        let relaxed = count(&steps, |s| *s == Step::Relax);
-        let syncs = count(&steps, |s| matches!(s, Step::Sync { .. }));
+        let copy = std::thread::spawn(copy);
+        let (mut relaxed, mut syncs) = (0, 0);
+        until(|| {
+            std::thread::yield_now();
+            let has_ended = copy.is_finished();
+            let steps = stage.steps();
+            relaxed += count(&steps, |s| *s == Step::Relax);
+            syncs += count(&steps, |s| matches!(s, Step::Sync { .. }));
+            relaxed > 0 || has_ended
+        });
         assert!(relaxed > 0, "{syncs} rounds, no relax");
+        let _ = tx.send(copy);
     });
     s.discard(page(BASE, 1), PAGE_SIZE)?;
     assert!(rx.recv()?.join().is_ok_and(|copied| copied));

@@ -391,9 +391,7 @@ fn stress_of_late_reads() -> Result {
             std::thread::sleep(Duration::from_micros(200));
         }
     });
-    while !file.pending().is_empty() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    settle(&file);
     drop((c, file));
     machine.nothing_left().map_err(Into::into)
 }

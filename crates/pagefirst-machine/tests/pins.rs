@@ -150,7 +150,7 @@ fn ends(f: impl FnOnce() + Send + 'static) {
         f();
         let _ = done.send(());
     });
-    is_done.recv_timeout(std::time::Duration::from_secs(20)).expect("it ends");
+    is_done.recv_timeout(PATIENCE).expect("it ends");
 }
 /// What a pin is of, another space's writes do not reach, nor its own another page.
 fn is_pinned_as_mapped(s: &Space, at: VirtAddr) {

@@ -9,7 +9,6 @@ use pagefirst::policy::Policy;
 use pagefirst::space::{Map, RemapTo, VmaFlags};
 use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
 use pagefirst_machine::{Machine, MachineFile, Trap, Vcpu};
-use std::sync::Barrier;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
@@ -339,14 +338,15 @@ fn writers_that_copy_the_same_page_lose_nothing() -> Result {
     let c = cache(machine, &MachineFile::zeros(), PAGES)?;
     s.map(at(AT, private(&c, 0, PAGES, RW)))?;
     for round in 0..150 {
-        let gate = Barrier::new(3);
+        let gate = Gate::new(3);
         let writer = |number: u64| {
+            let gate = gate.member();
             let mut cpu = machine.vcpu();
             cpu.switch_to(&s);
             if round % 2 == 0 {
                 (0..PAGES).for_each(|i| assert_eq!(cpu.load_u64(page(AT, i)), Ok(0)));
             }
-            gate.wait();
+            gate.pass();
             for i in 0..PAGES {
                 cpu.fetch_add_u64(page(AT, i), 1 << (8 * number)).expect("mapped");
             }

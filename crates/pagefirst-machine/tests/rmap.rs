@@ -13,8 +13,8 @@ use pagefirst::space::RemapTo;
 use pagefirst::types::{Access, PAGE_SIZE, Pfn, Prot, VirtAddr};
 use pagefirst_machine::Machine;
 use std::collections::BTreeSet;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::Acquire;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 const AT: VirtAddr = VirtAddr(1 << 30);
 const FAR: VirtAddr = VirtAddr(5 << 30);
@@ -237,7 +237,9 @@ fn a_page_on_its_way_is_found() -> Result {
         (0..64).try_for_each(|i| put(&s, page(AT, i), 1))?;
         let frames = private_frames(&s, AT, 64);
         let is_done = AtomicBool::new(false);
+        let calls = [const { AtomicU64::new(0) }; 2];
         let user = |user: u64| {
+            let _stop = StopAtEnd(&is_done);
             while !is_done.load(Acquire) {
                 let done = match user {
                     0 => s.fork().and_then(|child| child.fork().map(drop)),
@@ -246,10 +248,13 @@ fn a_page_on_its_way_is_found() -> Result {
                     }),
                 };
                 assert_eq!(done, Ok(()));
+                calls[user as usize].fetch_add(1, Relaxed);
             }
         };
         together(2, user, || {
             let _stop = StopAtEnd(&is_done);
+            // They are at work.
+            wait_until(|| calls.iter().all(|n| n.load(Relaxed) > 0) || is_done.load(Acquire));
             for pfn in &frames {
                 assert_eq!((poison(machine, *pfn), counts(machine, *pfn).1), (SMALL, 0));
             }

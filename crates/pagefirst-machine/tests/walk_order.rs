@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::channel;
-use std::time::Duration;
 
 const BASE: VirtAddr = VirtAddr(1 << 40);
 /// Pages of a leaf table.
@@ -48,11 +47,11 @@ fn r11_what_comes_where_an_unmap_has_passed_is_taken_out_though_it_stopped_half_
                 other.unmap(BASE, 2 * LEAF * PAGE_SIZE).expect("a range");
                 ended.send(other).expect("received");
             });
-            has_passed.recv_timeout(Duration::from_secs(5)).expect("it passed, or it waits");
+            has_passed.recv_timeout(PATIENCE).expect("it passed, or it waits");
         },
     );
     assert_eq!(fault(&s, page(BASE, 5), Access::Write), "mapped");
-    drop(has_ended.recv_timeout(Duration::from_secs(5)).expect("it ended"));
+    drop(has_ended.recv_timeout(PATIENCE).expect("it ended"));
     assert!(stage.is_done());
     let left = (0..2 * LEAF).find(|i| entry(&s, page(BASE, *i)) != 0);
     assert_eq!(left, None, "page {left:?} is mapped in no VMA");

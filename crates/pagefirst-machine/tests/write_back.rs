@@ -7,8 +7,8 @@ use pagefirst::arch::Attrs;
 use pagefirst::file::WriteBackError;
 use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
 use pagefirst_machine::{Config, Late, Machine, MachineFile};
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 const AT: VirtAddr = VirtAddr(1 << 30);
@@ -172,6 +172,15 @@ fn pages_are_stored_later_and_written_to_meanwhile() -> Result {
     machine.nothing_left().map_err(Into::into)
 }
 
+/// Counts a thread that has ended, also by a panic.
+struct CountAtEnd<'a>(&'a AtomicU64);
+
+impl Drop for CountAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
 /// Threads write to their own words of shared pages, of a file that is written back, evicted and cut all the time: what
 /// they wrote last is in memory as long as the file is, and stored in the end.
 fn stress(file: MachineFile, config: Config) -> Result {
@@ -179,11 +188,10 @@ fn stress(file: MachineFile, config: Config) -> Result {
     let machine: &'static Machine = Machine::new(Config { cpus: 8, memory: 16 << 20, ..config });
     let c = cache(machine, &file, PAGES)?;
     let ends = AtomicU64::new(0);
-    let stop = AtomicBool::new(false);
     let last: Vec<AtomicU64> = (0..WRITERS * PAGES).map(|_| AtomicU64::new(0)).collect();
     let place = |n: u64, i: u64| VirtAddr(page(AT, i).0 + 8 * n);
     let write = |n: u64| {
-        let _ends = StopAtEnd(&stop);
+        let _ends = CountAtEnd(&ends);
         let s = space(machine).expect("memory");
         s.map(at(AT, shared(&c, 0, PAGES, RW))).expect("room");
         let mut cpu = machine.vcpu();
@@ -201,11 +209,9 @@ fn stress(file: MachineFile, config: Config) -> Result {
                 s.discard(AT, PAGES * PAGE_SIZE).expect("mapped");
             }
         }
-        drop(cpu);
-        ends.fetch_add(1, SeqCst);
     };
     together(WRITERS, write, || {
-        while !stop.load(SeqCst) || ends.load(SeqCst) < WRITERS {
+        while ends.load(SeqCst) < WRITERS {
             c.write_back(machine).expect("it can be stored");
             c.evict(machine);
             if machine.free_frames() == 0 {
@@ -213,7 +219,7 @@ fn stress(file: MachineFile, config: Config) -> Result {
             }
         }
     });
-    while c.storing(machine).is_some() || c.write_back(machine)? > 0 {
+    while c.storing(machine).is_some() || c.write_back(machine)? > 0 || !file.pending().is_empty() {
         std::thread::sleep(Duration::from_micros(50));
     }
     machine.vm().quiesce(machine);

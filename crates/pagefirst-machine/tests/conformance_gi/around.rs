@@ -5,7 +5,7 @@ use pagefirst::arch::{Tiny, X86_64};
 use pagefirst::fault::{Bus, FaultError};
 use pagefirst::types::{Access, PAGE_SIZE, VirtAddr, VirtRange};
 use pagefirst_machine::Machine;
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Arc, Mutex};
 
 const AT: VirtAddr = VirtAddr(1 << 30);
 /// Pages of the default window.
@@ -247,20 +247,21 @@ fn c58_without_memory_for_a_table_fault_around_leaves_nothing_and_the_fault_says
 fn c59_what_is_left_of_a_reserve_returns_before_the_fault_ends() -> Result {
     let machine = machine();
     let (s, _) = mapping(machine, 64, 0..64)?;
-    let barrier = Barrier::new(2);
+    let gate = Gate::new(2);
     // Two first faults in one empty range: one of them has reserved tables that it cannot use.
     let toucher = |first: u64| {
+        let gate = gate.member();
         for _ in 0..300 {
-            barrier.wait();
+            gate.pass();
             assert_eq!(fault(&s, page(AT, first), Access::Read), End::Mapped(false, 15));
-            if barrier.wait().is_leader() {
+            if gate.pass() {
                 // Nothing is held but what was published.
                 assert_eq!((tables(&s), machine.vm().held(machine).tables), (4, 4));
                 s.discard(AT, 64 * PAGE_SIZE).expect("mapped");
                 s.quiesce();
                 assert_eq!((tables(&s), machine.vm().held(machine).tables), (1, 1));
             }
-            barrier.wait();
+            gate.pass();
         }
     };
     together(2, |n| toucher(32 * n), || ());

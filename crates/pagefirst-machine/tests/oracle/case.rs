@@ -4,7 +4,7 @@
 use super::calls::{Called, bytes_of};
 use super::crew::{Crew, enter};
 use super::files::{File, mark};
-use super::kit::{Cache, Space as Real, entry};
+use super::kit::{Cache, Space as Real, entry, settle};
 use super::model::{self, Level};
 use super::plan::{By, FILES, MEMORY, Op, Setting, Step};
 use super::seeds::Tally;
@@ -82,6 +82,10 @@ impl<F: Format> Case<F> {
         Case { machine, setting, crew, real, spaces: models, files, stores, tally: Tally::default() }
     }
 
+    /// Waits until no read of its files is under way.
+    pub fn settle(&self) {
+        self.stores.iter().for_each(settle);
+    }
     /// Whether memory may run out.
     pub fn is_short(&self) -> bool {
         self.setting.free.is_some()

@@ -99,6 +99,8 @@ impl<F: Format> Case<F> {
             self.write_back(step, file);
         }
         let (machine, cache) = (self.machine, self.real.caches[file].clone());
+        // A read that is not over keeps its page.
+        self.settle();
         let found = self.crew.on(step.cpu, move |_| cache.evict(machine));
         if self.files[file].huge != ShmemHuge::Never {
             // Whole folios go that nobody wrote to: they are zero, and come back so.

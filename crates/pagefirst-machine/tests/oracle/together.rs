@@ -14,7 +14,7 @@ use super::calls::bytes_of;
 use super::case::{Case, spaces, store};
 use super::crew::enter;
 use super::files::mark;
-use super::kit::{Cache, Space as Real, check, private};
+use super::kit::{Cache, Gate, Space as Real, check, private, settle};
 use super::model;
 use super::parts::{COMMON, Common, Part};
 use super::plan::{FILES, Setting, Step};
@@ -30,9 +30,9 @@ use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::{Arc, Barrier};
 
 /// A number as it is written: the page and the word in it that it was written to, its owner's count.
 fn word(page: u64, owner: usize, count: u64) -> u64 {
@@ -171,8 +171,9 @@ pub fn run<F: Format>(
     let kept = ManuallyDrop::new((space.clone(), file.clone()));
     space.map(mapping(&file, &(0..COMMON.end - COMMON.start), false)).expect("nothing is mapped yet");
     let counts: Vec<AtomicU64> = steps.iter().map(|_| AtomicU64::new(0)).collect();
-    let start = Barrier::new(steps.len());
+    let start = Gate::new(steps.len());
     let work = |me: usize| {
+        let start = start.member();
         let mut case = Case::new(machine, *setting, vec![space.clone()], 1);
         let (seen, written) = (BTreeMap::new(), BTreeMap::new());
         let mut shared = Shared {
@@ -184,7 +185,7 @@ pub fn run<F: Format>(
             written,
             snapshot: BTreeMap::new(),
         };
-        start.wait();
+        start.pass();
         for (n, (step, common)) in steps[me].iter().enumerate() {
             if let Some(step) = Part(me as u64).step(step) {
                 case.step(&Step { space: n % case.spaces.len(), ..step });
@@ -201,6 +202,7 @@ pub fn run<F: Format>(
             fork(&mut case, &mut shared);
         }
         case.compare_pages(0, PAGE_SIZE as usize / 8, false);
+        case.settle();
         let Case { real, mut spaces, tally, .. } = case;
         drop(ManuallyDrop::into_inner(real));
         (spaces.remove(0), tally)
@@ -233,6 +235,7 @@ pub fn run<F: Format>(
     if let Some(whole) = whole {
         compare(&space, &whole);
     }
+    settle(file.file());
     drop((space, file, ManuallyDrop::into_inner(kept)));
     machine.nothing_left().map(|()| tally)
 }

@@ -33,6 +33,7 @@ pub fn run<F: Format>(
     for space in 0..case.spaces.len() {
         case.compare_entries(space, PAGE_SIZE as usize / 8);
     }
+    case.settle();
     let Case { crew, real, spaces, mut tally, .. } = case;
     for model in spaces {
         tally.add("huge of files in the end", model.resident().3 / (LEAF * PAGE_SIZE));

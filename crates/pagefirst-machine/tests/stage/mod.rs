@@ -2,6 +2,11 @@
 //! CPU: so a race is one defined order of events, on one thread.
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+#[path = "../gate/mod.rs"]
+mod gate;
+
+#[allow(unused_imports, reason = "each test program uses its own part")]
+pub use gate::*;
 use pagefirst::arch::{Attrs, Format, X86_64};
 use pagefirst::fault::{Outcome, Ticket};
 use pagefirst::file::{File as _, FileCache, ReadError};

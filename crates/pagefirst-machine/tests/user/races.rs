@@ -43,16 +43,18 @@ fn into<F: Format>(s: &Space<F>, from: VirtAddr, to: &mut [u8]) -> Either<(), Fa
     patiently(s.platform(), |done| told(s.copy_in(VirtAddr(from.0 + done as u64), &mut to[done..])))
 }
 
-/// Runs `users` threads until `writer` has worked for a while.
+/// Runs `users` threads until `writer` has worked for a while, and it is enough.
 fn race<F: Format>(
     machine: &'static Machine<F>,
     users: u64,
     user: impl Fn(u64, u64) + Sync,
     mut writer: impl FnMut(u64) -> Result,
+    is_enough: impl Fn() -> bool,
 ) -> Result {
     let stop = AtomicBool::new(false);
     let mut calls = 0;
     let run = |n| {
+        let _stop = StopAtEnd(&stop);
         let mut turn = 0;
         while !stop.load(Acquire) {
             user(n, turn);
@@ -63,10 +65,11 @@ fn race<F: Format>(
     together(users, run, || {
         let _stop = StopAtEnd(&stop);
         let end = Instant::now() + TIME;
-        while Instant::now() < end {
+        until(|| {
             writer(calls).expect("a mapping call");
             calls += 1;
-        }
+            Instant::now() >= end && calls > 50 && is_enough() || stop.load(Acquire)
+        });
     });
     assert!(calls > 50, "{calls} calls");
     Ok(())
@@ -96,7 +99,7 @@ fn numbers<F: Format>(machine: &'static Machine<F>, pages: u64) -> Result {
         };
         assert!(matches!(end, Ok(()) | Err(FaultError::Segv(_))), "{end:?}");
     };
-    race(machine, 2, write, |n| {
+    let change = |n| {
         let first = n * 5 % pages;
         let len = (pages - first) * PAGE_SIZE;
         match n % 5 {
@@ -110,7 +113,8 @@ fn numbers<F: Format>(machine: &'static Machine<F>, pages: u64) -> Result {
             s.map(at(page(start, first), anonymous(pages - first, RW)))?;
         }
         Ok(())
-    })?;
+    };
+    race(machine, 2, write, change, || true)?;
     check(&s);
     drop(s);
     machine.nothing_left()?;
@@ -158,10 +162,11 @@ fn race_a_counter_loses_no_step() -> Result {
         }
     };
     let user = |n, _| if n == 2 { program() } else { exchange(n as usize) };
-    race(machine, 3, user, |n| {
+    let change = |n| {
         let prot = [R, RW, NONE, RW][n as usize % 4];
         Ok(s.protect(start, PAGE_SIZE, prot)?)
-    })?;
+    };
+    race(machine, 3, user, change, || steps.iter().all(|n| n.load(Relaxed) > 20))?;
     s.protect(start, PAGE_SIZE, RW)?;
     let mut found = [0; 8];
     into(&s, start, &mut found).map_err(|e| e.to_string())?;
@@ -199,7 +204,7 @@ fn race_a_copy_into_a_file_is_not_lost_when_the_mapping_goes() -> Result {
             Err(_) => machine.relax(), // another reads it in
         }
     };
-    race(machine, 2, user, |n| {
+    let change = |n| {
         match n % 4 {
             0 => s.unmap(AT, PAGES * PAGE_SIZE)?,
             1 => _ = c.write_back(machine)?,
@@ -207,8 +212,10 @@ fn race_a_copy_into_a_file_is_not_lost_when_the_mapping_goes() -> Result {
             _ => drop(s.map(at(AT, shared(&c, 0, PAGES, RW)))?),
         }
         Ok(())
-    })?;
-    assert!(lasting.iter().flatten().map(|n| n.load(Acquire)).sum::<u64>() > 1000);
+    };
+    let written = || lasting.iter().flatten().map(|n| n.load(Acquire)).sum::<u64>();
+    race(machine, 2, user, change, || written() > 1000)?;
+    assert!(written() > 1000);
     check(&s);
     Ok(())
 }
