@@ -169,7 +169,11 @@ fn all() -> Result<Vec<Plant>> {
     let root = cmd::root();
     let mut all = Vec::new();
     for program in &PROGRAMS {
-        all.extend(plants(program, &Source::read(&root, &program.path())?)?);
+        let source = Source::read(&root, &program.path())?;
+        if let Some(stray) = source.stray_catches().into_iter().next() {
+            return Err(stray);
+        }
+        all.extend(plants(program, &source)?);
     }
     Ok(all)
 }

@@ -19,9 +19,9 @@ fn is_leaf_scanned(step: &Step) -> bool {
     matches!(step, Step::Note(Note::TableScanned(_, 0)))
 }
 
+// catches: zap_skips_empty
 /// A fault is about to publish a table in the first slot when an unmap comes there. It does not pass it by: in the second
 /// slot there are more pages than it takes out in one go, and when it has flushed them, it does not look back.
-// catches: zap_skips_empty
 #[test]
 fn r11_what_comes_where_an_unmap_has_passed_is_taken_out_though_it_stopped_half_way() -> Result {
     let stage = Stage::new(1024);
