@@ -3,7 +3,8 @@
 mod kit;
 
 use kit::*;
-use pagefirst::file::{StoreErrors, SyncError, Syncing};
+use pagefirst::file::{StoreErrors, SyncError, Syncing, WriteBackError};
+use pagefirst::frame::Frame;
 use pagefirst::types::{PAGE_SIZE, VirtAddr};
 use pagefirst_machine::{Late, Machine, MachineFile};
 use std::sync::atomic::AtomicBool;
@@ -116,6 +117,27 @@ fn the_error_of_a_write_that_ended_later_is_told_once_to_each_who_syncs() -> Res
     Ok(())
 }
 
+/// So it is of a page that is gone by then: cut off, or in a hole.
+#[test]
+fn the_error_of_a_write_that_ended_later_is_told_though_its_page_is_gone() -> Result {
+    let removes: [fn(&'static Machine, &Cache); 2] =
+        [|machine, c| c.set_size(machine, 0), |machine, c| c.punch(machine, 0..PAGE_SIZE)];
+    for remove in removes {
+        let (machine, s, file, c) = stage(1)?;
+        let mut seen = c.store_errors();
+        write(&s, 0, 50)?;
+        c.write_back(machine)?;
+        file.fail_writes(0, true);
+        assert!(file.finish(0));
+        remove(machine, &c);
+        assert_eq!(c.pages(), 0);
+        let told = sync(&c, &file, Syncing::all(), &mut seen);
+        assert!(told.is_err_and(|why| why.to_string() == "input/output error"));
+        assert!(sync(&c, &file, Syncing::all(), &mut seen).is_ok());
+    }
+    Ok(())
+}
+
 #[test]
 fn a_sync_of_a_page_that_is_lost_fails() -> Result {
     let (machine, s, file, c) = stage(4)?;
@@ -125,6 +147,26 @@ fn a_sync_of_a_page_that_is_lost_fails() -> Result {
     write(&s, 1, 51)?;
     assert!(sync(&c, &file, Syncing::all(), &mut seen).is_err());
     assert_eq!((file.stored(0).len(), file.stored(1)[0]), (0, 51));
+    Ok(())
+}
+
+#[test]
+fn a_store_for_which_there_is_no_memory_is_no_error_of_the_file() -> Result {
+    let machine = small_machine(400);
+    let file = MachineFile::zeros().with_folios(3).with_tracking(true).late(Late::Held).late_writes();
+    let c = cache(machine, &file, 8)?;
+    c.will_need(machine, 0, 1);
+    while file.finish_one() {}
+    assert_eq!(c.write_at(machine, 0, &[1])?, 1);
+    let mut seen = c.store_errors();
+    // One copy can be had.
+    let mut frames: Vec<_> = std::iter::from_fn(|| Frame::new(machine).ok()).collect();
+    frames.pop();
+    assert!(matches!(c.write_back(machine), Err(WriteBackError::NoMemory(_))));
+    drop(frames);
+    while file.finish_one() {}
+    assert_eq!(sync(&c, &file, Syncing::all(), &mut seen)?, 1);
+    assert_eq!((file.stored(0)[0], file.stored(7).len()), (1, PAGE_SIZE as usize));
     Ok(())
 }
 

@@ -225,10 +225,12 @@ impl<P: Platform> FileCache<P> {
         frame::link_tails(self.p, folio.pfn());
     }
 
-    /// Takes a folio out, the first page of it at `index`; it is `GOING`, so nobody maps it any more.
+    /// Takes a folio out, the first page of it at `index`; it is `GOING`, so nobody maps it any more. An error of storing it
+    /// stays the file's.
     pub(super) fn detach(&self, w: &mut Writer, index: u64, folio: &FrameMeta, outs: &mut Outs<P>) {
         debug_assert!(folio.flags().contains(FrameFlags::GOING) && self.owns(folio, index));
         folio.clear(FrameFlags::UP_TO_DATE);
+        self.note_error(folio);
         folio.set_owner(core::ptr::null_mut());
         let found = self.index.remove(w, index, &mut outs.cut);
         debug_assert!(found.is_some_and(|found| found.order == folio.order()));

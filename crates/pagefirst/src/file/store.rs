@@ -18,8 +18,8 @@
 //! | store | `STORING`: one at a time for a folio | the table's lock, and the order above | sets `DIRTY` after it wrote | the reference | the lock under which it is begun; with it held the storage forgets |
 //!
 //! A file that stores later keeps the copy; the page is `STORING` until that ends, and may be written to and be dirty
-//! again. If it could not be stored it is dirty again, and `UNTOLD`: whoever stores or waits next notes the error in the
-//! cache, where everybody learns of it who syncs (`sync`). Stable pages are not promised, but the copy is one.
+//! again. If it could not be stored it is dirty again, and `UNTOLD`: whoever stores, waits or takes it out next notes the
+//! error in the cache, where everybody learns of it who syncs (`sync`). Stable pages are not promised, but the copy is one.
 
 use super::cache::{FileCache, LOOKED_AT, Lookup, pages_of};
 use super::error::{IoError, WriteBackError};
@@ -269,7 +269,7 @@ impl<'a, P: Platform> WriteBack<'a, P> {
     /// Stores a folio, unless that is being done.
     pub fn store(&mut self, folio: &Frame<P>) -> Result<Begun, WriteBackError> {
         let (cache, meta, first) = (self.cache, folio.meta(), folio.meta().index());
-        cache.note_error(folio);
+        cache.note_error(meta);
         // A removal waits for what is being stored; afterwards that is not to be stored any more.
         let _one = cache.stores.lock(self.p);
         let is_going = !cache.owns(meta, first) || meta.flags().contains(FrameFlags::GOING);
@@ -284,9 +284,9 @@ impl<'a, P: Platform> WriteBack<'a, P> {
         let store = |size| self.store_pages(folio, size, &mut rest);
         let result = clean_then_read(meta, || cache.size(), || cache.protect(folio), store).unwrap_or(Ok(()));
         if result.is_err() {
-            meta.set(FrameFlags::DIRTY | FrameFlags::UNTOLD);
-            cache.note_error(folio);
+            meta.set(FrameFlags::DIRTY);
         }
+        cache.note_error(meta);
         rest.complete(Ok(()));
         result.map(|()| Begun::Done)
     }
@@ -298,6 +298,7 @@ impl<'a, P: Platform> WriteBack<'a, P> {
         for i in 0..pages {
             let index = first + u64::from(i);
             if self.cache.is_bad(folio.pfn().add(i)) {
+                folio.meta().set(FrameFlags::UNTOLD);
                 result = Err(IoError.into());
                 continue;
             }

@@ -120,15 +120,15 @@ impl<P: Platform> FileCache<P> {
             if folio.meta().flags().contains(FrameFlags::STORING) {
                 return Err(SyncError::Blocked(Ticket::for_store(folio)));
             }
-            self.note_error(&folio);
+            self.note_error(folio.meta());
             work.left.start = behind(&folio);
         }
         self.errors.tell(seen).map_err(Into::into)
     }
 
     /// Notes the error if a folio could not be stored, once.
-    pub(super) fn note_error(&self, folio: &Frame<P>) {
-        if folio.meta().take_flag(FrameFlags::UNTOLD) {
+    pub(super) fn note_error(&self, folio: &FrameMeta) {
+        if folio.take_flag(FrameFlags::UNTOLD) {
             self.errors.note();
         }
     }
