@@ -5,7 +5,7 @@ mod kit;
 use kit::*;
 use pagefirst::arch::{Aarch64, Format, Sv39, X86_64};
 use pagefirst::fault::{Bus, FaultError};
-use pagefirst::file::ShmemHuge;
+use pagefirst::file::{ReadError, ShmemHuge};
 use pagefirst::platform::Platform;
 use pagefirst::space::{Advice, RemapTo};
 use pagefirst::types::{Access, PAGE_SIZE, Prot, VirtAddr, VirtRange};
@@ -275,6 +275,34 @@ fn r13_what_a_device_writes_beyond_the_end_does_not_come_back() -> Result {
             c.read_at(machine, i * PAGE_SIZE, &mut seen)?;
             assert_eq!(seen, [0; 64], "page {i}");
         }
+    }
+    Ok(())
+}
+
+/// What counts of a page have reached their limit, which never move again, does not say how often it is mapped.
+#[test]
+fn r13_a_page_whose_counts_have_reached_their_limit_is_removed_like_others() -> Result {
+    const LIMIT: u32 = 1 << 31;
+    for (refs, maps) in [(LIMIT, 1), (LIMIT, LIMIT)] {
+        let machine = machine();
+        let c = cache(machine, &marked(), 4)?;
+        warm(machine, &c, 0..4)?;
+        let s = space(machine)?;
+        s.map(at(AT, shared(&c, 0, 4, RW)))?;
+        fault(&s, page(AT, 2), Access::Read);
+        let (gone, bad) = (frame(&s, page(AT, 2)).ok_or("mapped")?, frame(&s, page(AT, 3)).ok_or("mapped")?);
+        machine.hook_counts(gone, refs, maps);
+        machine.hook_counts(bad, refs, maps);
+        machine.vm().poison(machine, bad);
+        assert!(matches!(c.read_at(machine, 3 * PAGE_SIZE, &mut [0]), Err(ReadError::Poisoned)));
+        c.punch(machine, 2 * PAGE_SIZE..3 * PAGE_SIZE);
+        assert_eq!(mapped(&s, AT, 4), [0, 1]);
+        c.set_size(machine, PAGE_SIZE);
+        c.set_size(machine, 4 * PAGE_SIZE);
+        assert_eq!((mapped(&s, AT, 4), c.pages()), (vec![0], 1));
+        fault(&s, page(AT, 2), Access::Read);
+        assert_ne!(frame(&s, page(AT, 2)), Some(gone), "it is never anybody's again");
+        check(&s);
     }
     Ok(())
 }

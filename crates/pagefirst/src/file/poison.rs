@@ -3,8 +3,9 @@
 //! It is marked (`frame/poison.rs`), so nobody maps it any more, nor looks it up; then its mappings are taken away, as for a
 //! removal, but for one page. A large folio is never mapped by a huge entry again; its other pages are used as before. The
 //! page stays in the cache. Whoever asks for it next takes it out, if what is stored is the same, and reads it anew, to another
-//! frame; it has to be a folio by itself that nobody has pinned. Else he gets SIGBUS, until the page is removed. If it was
-//! written and not stored, that is lost, and stays so: the page is dirty for ever, and storing it fails.
+//! frame; it has to be a folio by itself, that nobody has pinned, and whose counts are not full. Else he gets SIGBUS, until the
+//! page is removed. If it was written and not stored, that is lost, and stays so: the page is dirty for ever, and storing it
+//! fails.
 //!
 //! Who takes it out says so first (`GOING`), and then asks whether it is dirty; who writes to it by `write_at` says that it is
 //! dirty, and then asks whether it is still the file's. So what is written is lost with it and that is seen, or is written again.
@@ -47,7 +48,8 @@ impl<P: Platform> FileCache<P> {
     /// Who is told nothing looks again: it is the file's no longer, or whoever reported the error has yet to unmap it.
     ///
     /// # Errors
-    /// [`ReadError::Poisoned`]: its contents are nowhere else, or somebody has it pinned, or it is part of a larger folio.
+    /// [`ReadError::Poisoned`]: its contents are nowhere else, or somebody has it pinned, or its counts are full, or it is part
+    /// of a larger folio.
     /// Others, for what has to come first: a store, or a removal, perhaps its own.
     pub(super) fn drop_bad(&self, index: u64) -> Result<(), ReadError<P>> {
         let (p, mut outs) = (self.p, Outs::new());
@@ -57,7 +59,8 @@ impl<P: Platform> FileCache<P> {
         };
         let meta = p.meta(found.folio());
         let is_dirty = || meta.flags().contains(FrameFlags::DIRTY);
-        if found.order > 0 || meta.pins() > 0 || is_dirty() {
+        // A count that is full does not say whether it is mapped.
+        if found.order > 0 || meta.pins() > 0 || meta.is_saturated() || is_dirty() {
             return Err(ReadError::Poisoned);
         }
         if let Some(page) = storing(p, found.folio()) {

@@ -361,7 +361,8 @@ impl<P: Platform> FileCache<P> {
     fn take_out(&self, p: &'static P, removal: &Removal) -> Left<P> {
         let mut left = Left::Nothing;
         self.each(p, removal, |w, index, meta, outs| {
-            let is_mapped = meta.maps_ordered() > 0 && !is_filling(meta);
+            // A count that is full never falls. The walks have found the entries, and the frame is never free.
+            let is_mapped = meta.maps_ordered() > 0 && !is_filling(meta) && !meta.is_saturated();
             if is_mapped {
                 left = Left::Mapped;
                 return;
