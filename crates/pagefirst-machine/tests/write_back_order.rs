@@ -2,13 +2,16 @@
 
 mod stage;
 
-use pagefirst::file::Syncing;
+use pagefirst::arch::Attrs;
+use pagefirst::file::{Direct, Syncing};
+use pagefirst::frame::Frame;
+use pagefirst::space::MemoryType;
 use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
 use pagefirst_machine::MachineFile;
 use stage::*;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 const BASE: VirtAddr = VirtAddr(1 << 30);
 
@@ -36,6 +39,28 @@ fn x12_what_is_written_while_the_file_grows_is_not_lost_to_write_back() -> Resul
     assert!(stage.is_done());
     let stored = store.stored(0);
     assert_eq!((stored.get(8).copied(), stored.len()), (Some(7), PAGE_SIZE as usize), "lost");
+    Ok(())
+}
+
+/// A mapping call is at work where a file is mapped that is memory itself.
+#[test]
+fn c68_who_makes_memory_clean_waits_asleep_for_a_mapping_call() -> Result {
+    let stage = Stage::new(256);
+    let memory = Frame::new(stage)?;
+    let first = memory.pfn();
+    let direct = Direct { index: 0, pages: 1, first, memory: MemoryType::Normal };
+    let store = MachineFile::zeros().with_tracking(true).placed(move |_, _| Ok(direct));
+    let (s, file) = (stage.space()?, stage.cache(&store, 1)?);
+    shared(&s, BASE, &file, 1, RW)?;
+    assert_eq!(fault(&s, BASE, Access::Write), "mapped");
+    let (waits, cleaned) = (Arc::new(AtomicBool::new(false)), file.clone());
+    let has_begun = waits.clone();
+    stage.at(|step| *step == Step::Wait, move || waits.store(true, SeqCst));
+    let clean = stage.begin_at(is_flush, move || cleaned.clean(0..1), move || has_begun.load(SeqCst));
+    s.protect(BASE, PAGE_SIZE, R)?;
+    clean.end()?;
+    assert!(stage.is_done() && !attrs(&s, BASE).contains(Attrs::WRITE));
+    drop((s, file, memory));
     Ok(())
 }
 

@@ -11,6 +11,7 @@
 
 use super::cache::FileCache;
 use super::{File as _, IoError, ReadError};
+use crate::fault::Ticket;
 use crate::platform::Platform;
 use crate::rmap::Clean;
 use crate::space::MemoryType;
@@ -59,7 +60,10 @@ impl<P: Platform> FileCache<P> {
         loop {
             let mut clean = Clean::of_memory();
             let all = self.for_each_mapping(pages.start, last, |vma, table, range| {
-                clean.visit(vma.is_live(), table, range);
+                let all = clean.visit(vma.is_live(), table, range);
+                if !all && let Some(ticket) = Ticket::for_writer(table) {
+                    self.p.wait(&ticket); // it has entries in hand
+                }
             });
             if all && clean.is_all(0) {
                 return;

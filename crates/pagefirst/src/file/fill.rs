@@ -138,7 +138,7 @@ pub(super) enum Refused {
 }
 
 impl<P: Platform> FileCache<P> {
-    /// The page at `index`, up to date; read in if it is not in memory. Called unpinned, with no lock held.
+    /// The page at `index`, up to date; read in if it is not in memory. Called unpinned, with no lock held; may sleep.
     ///
     /// # Errors
     /// [`ReadError`]; nothing has changed then.
@@ -148,6 +148,8 @@ impl<P: Platform> FileCache<P> {
             if let Some(page) = self.read_wanted(p, index, Wanted::default(), &Payer::Caller, told)? {
                 return Ok(page);
             }
+            // Who is in the way may have to wait himself, as for a mapping call.
+            self.wait_for_removal(p);
         }
     }
     /// The same for who says how it is wanted, which file and read-ahead go by, and who pays; `None` when others were

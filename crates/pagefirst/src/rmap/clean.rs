@@ -30,15 +30,18 @@ impl Clean {
         Clean { folio: None, marks: Attrs::WRITE, found: 0, dirty: false, missed: false }
     }
     /// Visits the addresses of a mapping, and flushes. If the mapping is not live, entries may come and go there by other
-    /// ways than a fault.
-    pub fn visit<P: Platform>(&mut self, is_live: bool, table: &PageTable<P>, range: VirtRange) {
-        self.missed |= !is_live;
+    /// ways than a fault. Answers whether it saw all that there was.
+    pub fn visit<P: Platform>(&mut self, is_live: bool, table: &PageTable<P>, range: VirtRange) -> bool {
+        let before = core::mem::replace(&mut self.missed, !is_live);
         let mut gather = Gather::new(table);
         table.visit(range, self, &mut Stock::empty(table.platform()), &mut gather);
         match cfg!(mutant = "clean_without_flush") {
             true => core::mem::forget(gather),
             false => gather.flush(),
         }
+        let all = !self.missed;
+        self.missed |= before;
+        all
     }
     /// Whether any of them was dirty.
     pub fn found_dirty(&self) -> bool {
