@@ -1,5 +1,6 @@
 //! Reads and writes of files that end later.
 
+use crate::cpu;
 use crate::file::{MachineFile, WeakFile};
 use crate::sync::{Mutex, spawn};
 use pagefirst::file::{Fill, Store};
@@ -94,6 +95,8 @@ impl Device {
         let mut queue = self.queue.lock();
         let Some((at, due)) = queue.reads.iter().map(|read| read.due).enumerate().min_by_key(|(_, due)| *due)
         else {
+            // Before another thread may begin, which wants a number too.
+            cpu::release_all();
             queue.has_thread = false;
             return None;
         };

@@ -118,9 +118,8 @@ fn stress(args: &StressArgs, seed: u64) -> Result<String, String> {
         Kind::X86 => Hardware { keep_tags: true, late_shootdown: 20, seed, ..Hardware::default() },
         Kind::Harsh => Hardware::harsh(seed),
     };
-    // One more for this thread; and for files whose reads end later several each, because the next thread of one may begin
-    // before the last has given its number back.
-    let cpus = threads + 1 + 4 * Bench::LATE_FILES;
+    // One more for this thread, and one for each file whose reads end later.
+    let cpus = threads + 1 + Bench::LATE_FILES;
     let machine = Machine::new(Hardware { memory: args.memory, cpus, checks: true, ..hardware });
     let bench = Bench::new(machine);
     let board: &'static Board = Box::leak(Box::default());
