@@ -88,9 +88,12 @@ pub(crate) fn test(args: &[&str]) -> Result {
         return cmd::check(command.args(args));
     }
     let sites = oom::Sites::begin()?;
-    cmd::check(sites.told(&mut command))?;
+    cmd::check(sites.told(command.args(COMPILED_ONCE)))?;
     sites.check()
 }
+
+/// So that not each of the many test programs compiles the library (`crates/pagefirst-machine/src/instances.rs`).
+const COMPILED_ONCE: [&str; 2] = ["--features", "pagefirst-machine/__instances"];
 
 /// The tests that can run on any hardware.
 const ANY_HARDWARE: [&str; 9] = [
@@ -109,6 +112,6 @@ const ANY_HARDWARE: [&str; 9] = [
 /// from `seed` on.
 pub(crate) fn harsh(seed: &str) -> Result {
     let mut command = cmd::cargo(&["test", "--package", "pagefirst-machine", "--quiet"]);
-    command.args(ANY_HARDWARE.iter().flat_map(|test| ["--test", test]));
+    command.args(COMPILED_ONCE).args(ANY_HARDWARE.iter().flat_map(|test| ["--test", test]));
     cmd::check(command.env("PAGEFIRST_HARSH", seed))
 }

@@ -207,6 +207,8 @@ fn compile(program: &Program, mutant: Option<&str>) -> Result<PathBuf> {
         let mut command = cmd::cargo(args);
         command.env("CARGO_TARGET_DIR", cmd::target_dir().join("plants"));
         command.env("CARGO_PROFILE_DEV_OPT_LEVEL", "0").env("CARGO_PROFILE_DEV_DEBUG", "0");
+        // With each mistake all that rests on the library is compiled again.
+        command.env("CARGO_INCREMENTAL", "1");
         command
     };
     let args = ["test", "--no-run", "--quiet", "--package", program.package, "--test", program.name];

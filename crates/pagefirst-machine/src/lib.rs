@@ -57,6 +57,8 @@ mod file;
 mod history;
 mod hooks;
 mod inner;
+#[cfg(feature = "__instances")]
+mod instances;
 mod late;
 mod lock;
 mod machine;
@@ -75,6 +77,9 @@ pub use check::Found;
 pub use config::{Config, Mistake, TlbShape};
 pub use counts::Counts;
 pub use file::MachineFile;
+#[cfg(feature = "__instances")]
+#[doc(hidden)]
+pub use instances::instances;
 pub use late::Late;
 pub use lock::{SpinLock, WriterLock};
 pub use machine::Machine;
