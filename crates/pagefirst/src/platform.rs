@@ -142,8 +142,10 @@ pub unsafe trait Platform: Sync + Sized + 'static {
     #[inline]
     fn sync_instructions(&'static self, _pfn: Pfn) {}
     /// Told that what is waited for under this [key](crate::fault::Ticket::key) is ready: called by whoever did it, with no
-    /// lock held but the caller's own, in an interrupt if a file's page is completed there. The default wakes the futures
-    /// that wait; who replaces it, to wake queues of his own, calls [`Vm::wake`] for those.
+    /// lock held but the caller's own, in an interrupt if a file's page is completed there. A store that is completed within
+    /// [`File::write`] is so with the lock of the cache that this is called with. So what is called here wakes, and
+    /// does not call the library but for [`Vm::wake`]. The default wakes the futures that wait; who replaces it, to wake queues of
+    /// his own, calls that for those.
     #[inline]
     fn ready(&'static self, key: u64) {
         self.vm().wake(self, key);

@@ -38,11 +38,11 @@ pub(crate) fn lose<P: Platform>(p: &'static P, page: &Part<P>) -> bool {
 impl<P: Platform> FileCache<P> {
     /// As a removal: it waits for mapping calls that have the page's entries in hand.
     fn lose(&self, page: &Part<P>, index: u64) {
-        let _alone = self.changes.lock(self.p);
+        let alone = self.changes.lock(self.p);
         let removal = Removal::bad(index, page.pfn());
         self.begin_removal(&mut self.writer.lock(self.p), &removal);
         self.unmap(&removal);
-        self.end_removal(self.p);
+        self.end_removal(self.p, alone);
     }
     /// Takes the page at `index` out, which was found to be bad, if nothing is lost with it. Called unpinned, with no lock held.
     /// Who is told nothing looks again: it is the file's no longer, or whoever reported the error has yet to unmap it.

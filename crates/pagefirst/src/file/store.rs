@@ -55,10 +55,9 @@ impl Store {
             page.end(result.is_err());
         }
     }
-    /// The same; the copy's frame is given back, to be used again.
-    fn finish<P: Platform>(mut self, p: &'static P, result: Result<(), IoError>) -> Option<Frame<P>> {
+    /// Gives the copy's frame back, to be used again.
+    fn take_copy<P: Platform>(&mut self, p: &'static P) -> Option<Frame<P>> {
         let copy = self.page.as_mut().and_then(Storing::take_copy);
-        self.end(result);
         copy.map(|copy| Frame::from_held(p, copy))
     }
 }
@@ -271,7 +270,7 @@ impl<'a, P: Platform> WriteBack<'a, P> {
         let (cache, meta, first) = (self.cache, folio.meta(), folio.meta().index());
         cache.note_error(meta);
         // A removal waits for what is being stored; afterwards that is not to be stored any more.
-        let _one = cache.stores.lock(self.p);
+        let one = cache.stores.lock(self.p);
         let is_going = !cache.owns(meta, first) || meta.flags().contains(FrameFlags::GOING);
         if is_going {
             return Ok(Begun::Done);
@@ -287,6 +286,7 @@ impl<'a, P: Platform> WriteBack<'a, P> {
             meta.set(FrameFlags::DIRTY);
         }
         cache.note_error(meta);
+        drop(one); // who waits for the folio is told with no lock held
         rest.complete(Ok(()));
         result.map(|()| Begun::Done)
     }
@@ -311,11 +311,18 @@ impl<'a, P: Platform> WriteBack<'a, P> {
             let len = (size - index * PAGE_SIZE).min(PAGE_SIZE) as usize;
             let mut store = Some(Store { page, len });
             let io = self.cache.file.write(index, StoreGuard(&mut store));
-            let done = if io == Io::Ready || store.is_none() { Ok(()) } else { Err(IoError) };
-            self.copy = store.and_then(|store| store.finish(self.p, done));
-            match done {
-                Ok(()) => self.stored += 1,
-                Err(error) => result = Err(error.into()),
+            if io == Io::Ready || store.is_none() {
+                self.stored += 1;
+            } else {
+                folio.meta().set(FrameFlags::UNTOLD);
+                result = Err(IoError.into());
+            }
+            let Some(mut store) = store else { continue };
+            self.copy = store.take_copy(self.p);
+            // A page by itself ends with the rest.
+            match folio.order() {
+                0 => rest.page = store.page.take(),
+                _ => store.complete(Ok(())),
             }
         }
         result

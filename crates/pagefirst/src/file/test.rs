@@ -20,7 +20,7 @@ use crate::sync::RawLock;
 use crate::tlb::Flush;
 use crate::types::{PAGE_SIZE, Pfn, VirtAddr};
 use crate::vm::{Held, Local, Vm};
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -39,6 +39,8 @@ std::thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
     /// A frame, and its flags when this thread last asked for its words.
     static WATCH: Cell<Option<(Pfn, FrameFlags)>> = const { Cell::new(None) };
+    /// Called where this thread tells who waits for something.
+    static BELL: RefCell<Option<Box<dyn Fn()>>> = const { RefCell::new(None) };
 }
 
 #[repr(align(4096))]
@@ -105,6 +107,10 @@ unsafe impl Platform for Machine {
     }
     fn shootdown(&'static self, _: &Flush<'_>) {}
     fn sync_local(&'static self, _: u64, _: VirtAddr, _: bool) {}
+    fn ready(&'static self, key: u64) {
+        BELL.with_borrow(|bell| bell.iter().for_each(|ring| ring()));
+        self.vm.wake(self, key);
+    }
     fn relax(&'static self) {
         std::thread::yield_now();
     }

@@ -56,6 +56,7 @@ use crate::frame::{Frame, FrameFlags, FrameMeta, bytes, head_of, words};
 use crate::platform::Platform;
 use crate::rmap::part;
 use crate::space::{Selects, Vma};
+use crate::sync::LockGuard;
 use crate::sync::atomic::{Acquire, Relaxed, Release, SeqCst, fence};
 use crate::sync::epoch::Pin;
 use crate::table::PageTable;
@@ -66,6 +67,9 @@ use core::ops::Range;
 
 /// Objects of each kind freed after a removal.
 const COLLECT: usize = 64;
+
+/// Possession proves that nobody else removes pages, or changes the size.
+pub(super) type Alone<'a, P> = LockGuard<'a, P, <P as Platform>::WriterLock, ()>;
 
 /// What is removed.
 #[derive(Clone)]
@@ -127,20 +131,20 @@ impl<P: Platform> FileCache<P> {
     /// When a file that shrank is back, nothing beyond its end is mapped anywhere or in memory, private copies included,
     /// and nothing of it is stored ([`File::forget`](super::File::forget)); what is left of the last page is zero.
     pub fn set_size(&self, p: &'static P, new: u64) {
-        let _alone = self.changes.lock(p);
+        let alone = self.changes.lock(p);
         if new >= self.size() {
             return self.grow(p, new);
         }
-        self.remove(p, Removal::beyond(new));
+        self.remove(p, alone, Removal::beyond(new));
     }
 
     /// Punches a hole: these bytes of the file read as zero, and pages that lie wholly in it are in memory no longer, but for
     /// those of a folio across an edge of it that somebody maps or holds: they stay, zeroed. The size stays, and so do private
     /// copies. Called unpinned, with no lock held; may sleep.
     pub fn punch(&self, p: &'static P, bytes: Range<u64>) {
-        let _alone = self.changes.lock(p);
+        let alone = self.changes.lock(p);
         if bytes.start < bytes.end.min(self.size()) {
-            self.remove(p, Removal::hole(bytes));
+            self.remove(p, alone, Removal::hole(bytes));
         }
     }
 
@@ -197,13 +201,13 @@ impl<P: Platform> FileCache<P> {
         }
     }
 
-    fn remove(&self, p: &'static P, removal: Removal) {
+    fn remove(&self, p: &'static P, alone: Alone<'_, P>, removal: Removal) {
         self.announce(p, &removal);
         if removal.has_pages() {
             self.take_away(p, &removal);
         }
         self.forget(p, &removal);
-        self.end_removal(p);
+        self.end_removal(p, alone);
         if removal.shrinks && cfg!(mutant = "size_after_removal") {
             self.size.store(removal.bytes.start, Release);
         }
@@ -217,11 +221,11 @@ impl<P: Platform> FileCache<P> {
         fence(SeqCst);
     }
     /// Nothing is, any more.
-    pub(super) fn end_removal(&self, p: &'static P) {
+    pub(super) fn end_removal(&self, p: &'static P, alone: Alone<'_, P>) {
         let mut w = self.writer.lock(p);
         w.removal = None;
         self.turn.store(self.turn.load(Relaxed) + 1, Release);
-        drop(w);
+        drop((w, alone));
         p.ready(removal_key(self));
     }
 

@@ -3,13 +3,16 @@
 use super::super::cache::Lookup;
 use super::super::index::{Cut, Found, Nodes};
 use super::super::{ReadError, WriteBackError, WriteError};
-use super::{Disk, FileCache, Machine, PAGE, PAGE_SIZE, Random, Relaxed, WATCH, machine, std};
+use super::{BELL, Disk, FileCache, Machine, PAGE, PAGE_SIZE, Random, Relaxed, WATCH, machine, std};
 use crate::file::IoError;
 use crate::frame::{self, Frame, FrameFlags, Part};
 use crate::mem::Shared;
 use crate::platform::Platform as _;
 use crate::sync::epoch::Pin;
+use core::cell::Cell;
 use core::sync::atomic::AtomicBool;
+use std::boxed::Box;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::vec;
 use std::vec::Vec;
@@ -427,4 +430,26 @@ fn a_file_agrees_with_a_vector() {
         drop(cache);
         p.assert_empty();
     }
+}
+
+#[test]
+fn who_waits_is_told_with_no_lock_of_the_file_held() {
+    let p = machine(100);
+    let cache = p.cache(&Disk::empty(), 0);
+    let (rung, held) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+    let (rings, holds, file) = (rung.clone(), held.clone(), cache.clone());
+    let ring = move || {
+        rings.set(rings.get() + 1);
+        let is_free = file.changes.try_lock(p).is_some() && file.stores.try_lock(p).is_some();
+        holds.set(holds.get() + !is_free as u32);
+    };
+    BELL.set(Some(Box::new(ring)));
+    cache.write_at(p, 0, &[7; 4 * PAGE]).unwrap();
+    assert_eq!((cache.write_back(p).unwrap(), rung.get()), (4, 4));
+    cache.punch(p, 0..PAGE_SIZE);
+    cache.set_size(p, 1);
+    assert_eq!((rung.get(), held.get()), (6, 0));
+    BELL.set(None);
+    drop(cache);
+    p.assert_empty();
 }
