@@ -396,6 +396,24 @@ fn stress_of_late_reads() -> Result {
     machine.nothing_left().map_err(Into::into)
 }
 
+/// What a store that ended in an interrupt had for a copy, the next one frees.
+#[test]
+fn copies_of_what_was_stored_later_do_not_pile_up() -> Result {
+    let machine = machine();
+    let file = marked().late(Late::Held).late_writes();
+    let c = cache(machine, &file, 0)?;
+    let mut most = 0;
+    for _ in 0..100 {
+        assert!(c.write_at(machine, 0, &[1]).is_ok());
+        assert_eq!(c.write_back(machine)?, 1);
+        assert!(file.finish(0));
+        most = most.max(machine.vm().held(machine).frames);
+    }
+    assert!(most < 20, "{most} frames are held");
+    drop((c, file));
+    machine.nothing_left().map_err(Into::into)
+}
+
 #[test]
 fn a_folio_is_there_when_all_of_it_is_and_one_bad_page_is_nobodys_but_its_own() -> Result {
     let machine = machine();

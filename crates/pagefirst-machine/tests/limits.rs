@@ -269,6 +269,19 @@ fn x05_a_page_is_charged_before_it_is_locked() -> Result {
     Ok(())
 }
 
+/// Read-ahead takes what there is, and nobody is refused for it.
+#[test]
+fn what_is_not_read_ahead_for_a_limit_is_no_refusal() -> Result {
+    let machine = machine();
+    let (space, limit) = limited(machine, small()?, 3)?;
+    let c = cache(machine, &marked().with_folios(4).with_read_ahead(32), 64)?;
+    space.map(at(FILE, shared(&c, 0, 64, R)))?;
+    limit.set_max(18);
+    assert_eq!(fault(&space, FILE, Access::Read), End::Mapped(true, 0));
+    assert_eq!((c.pages(), limit.refused()), (18, 0));
+    Ok(())
+}
+
 /// Many limits come and go; each is counted for itself.
 #[test]
 fn many_limits() -> Result {

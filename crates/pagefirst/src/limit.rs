@@ -461,6 +461,12 @@ impl<P: Platform> Payer<'_, P> {
         let charge = self.charge(p, order)?;
         Ok(committed(charge, Frame::block(p, order)?))
     }
+    /// The same with nothing given back for it, and nobody told that he was refused.
+    #[cfg_attr(debug_assertions, track_caller)]
+    pub fn block_at_hand(&self, p: &'static P, order: u8) -> Result<Frame<P>, Unavailable> {
+        let charge = self.try_charge(p, order, false)?;
+        Ok(committed(charge, Frame::block(p, order)?))
+    }
     /// A frame, charged; what is held back is drained before this gives up. Called unpinned, with no lock held.
     #[cfg_attr(debug_assertions, track_caller)]
     pub fn frame(&self, p: &'static P) -> Result<Frame<P>, Unavailable> {

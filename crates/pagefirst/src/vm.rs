@@ -45,6 +45,8 @@ impl<P: Platform> Default for Local<P> {
     }
 }
 
+/// Objects of each kind freed in one step at the end of a call.
+const COLLECT: usize = 64;
 /// Turns of waiting for a grace period that does not come, before memory is called out.
 const PATIENCE: u32 = 20_000;
 
@@ -260,6 +262,12 @@ impl<P: Platform> Vm<P> {
         let now = self.epoch.advance(p);
         self.pools().iter().map(|pool| pool.collect(now, most)).sum::<usize>()
             + crate::table::collect(p, now, most)
+    }
+
+    /// The same, as long as there is much of it: at the end of calls by which much goes there. Called unpinned, with no lock
+    /// held.
+    pub(crate) fn collect_much(&'static self, p: &'static P) {
+        while self.collect(p, COLLECT) >= COLLECT {}
     }
 
     /// Tables and objects waiting for their grace period.

@@ -268,8 +268,10 @@ impl<P: Platform> FileCache<P> {
             dropped += outs.pages();
             match stopped {
                 Break(index) => next = index,
-                Continue(()) => return dropped,
+                Continue(()) => break,
             }
         }
+        p.vm().collect_much(p);
+        dropped
     }
 }

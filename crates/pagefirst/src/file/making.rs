@@ -63,8 +63,11 @@ impl<'a, P: Platform> Making<'a, P> {
     /// A small one is had if there is any memory; a larger one if such a block is free.
     fn cleared(&self, order: u8) -> Result<Frame<P>, Unavailable> {
         let p = self.cache.p;
-        let small = order == 0 && !self.at_hand;
-        let mut folio = if small { self.payer.frame(p)? } else { self.payer.block(p, order)? };
+        let mut folio = match order {
+            _ if self.at_hand => self.payer.block_at_hand(p, order)?,
+            0 => self.payer.frame(p)?,
+            _ => self.payer.block(p, order)?,
+        };
         folio.clear();
         Ok(folio)
     }

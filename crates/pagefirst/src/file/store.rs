@@ -158,7 +158,7 @@ impl<P: Platform> FileCache<P> {
     /// # Errors
     /// [`WriteBackError`]; what was not stored is dirty still. An error of what the file stores later is told by
     /// [`sync`](Self::sync).
-    pub fn write_back(&self, _: &'static P) -> Result<u64, WriteBackError> {
+    pub fn write_back(&self, p: &'static P) -> Result<u64, WriteBackError> {
         let mut work = WriteBack::new(self);
         let mut failed = Ok(());
         let mut rest = 0..LAST_INDEX + 1;
@@ -170,6 +170,8 @@ impl<P: Platform> FileCache<P> {
                 Ok(_) => {}
             }
         }
+        // Pages that nobody has any more, and copies of what others stored.
+        p.vm().collect_much(p);
         failed.map(|()| work.stored)
     }
 

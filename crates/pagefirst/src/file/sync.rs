@@ -123,6 +123,7 @@ impl<P: Platform> FileCache<P> {
             self.note_error(folio.meta());
             work.left.start = behind(&folio);
         }
+        self.p.vm().collect_much(self.p);
         self.errors.tell(seen).map_err(Into::into)
     }
 

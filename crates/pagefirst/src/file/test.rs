@@ -30,7 +30,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::vec::Vec;
 
-const FIRST: u32 = 64;
+const FIRST: Pfn = Pfn(64);
 const CPUS: usize = 8;
 const STALE: u64 = 0xa5a5_a5a5_a5a5_a5a5;
 const PAGE: usize = PAGE_SIZE as usize;
@@ -48,6 +48,7 @@ struct Page([AtomicU64; PAGE / 8]);
 
 pub struct Machine {
     vm: Vm<Machine>,
+    first: Pfn,
     locals: Vec<Local<Machine>>,
     /// Each an allocation of its own: who leaves a page is seen under Miri, which takes time by the square of its size.
     pages: Vec<Box<Page>>,
@@ -97,10 +98,10 @@ unsafe impl Platform for Machine {
         {
             WATCH.set(Some((pfn, self.meta(pfn).flags())));
         }
-        &self.pages[(pfn.0 - FIRST) as usize].0
+        &self.pages[(pfn.0 - self.first.0) as usize].0
     }
     fn meta(&'static self, pfn: Pfn) -> &'static FrameMeta {
-        &self.metas[pfn.0.wrapping_sub(FIRST) as usize]
+        &self.metas[pfn.0.wrapping_sub(self.first.0) as usize]
     }
     fn page(&'static self, pfn: Pfn) -> NonNull<u8> {
         NonNull::from(self.cells(pfn)).cast()
@@ -131,18 +132,23 @@ static MACHINES: Mutex<Vec<&Machine>> = Mutex::new(Vec::new());
 
 /// A machine with `frames` frames.
 pub(crate) fn machine(frames: u32) -> &'static Machine {
-    CPU.set(0);
     // The metadata is elsewhere, but the region keeps room for it.
-    let room = Region { first: Pfn(FIRST), frames }.meta_frames();
-    let frames = frames + room;
+    let room = Region { first: FIRST, frames }.meta_frames();
+    machine_with(Region { first: FIRST, frames: frames + room })
+}
+
+fn machine_with(region: Region) -> &'static Machine {
+    CPU.set(0);
+    let frames = region.frames;
     let p: &'static Machine = Box::leak(Box::new(Machine {
         vm: Vm::new(),
+        first: region.first,
         locals: (0..CPUS).map(|_| Local::new()).collect(),
         pages: (0..frames).map(|_| Box::new(Page([const { AtomicU64::new(STALE) }; PAGE / 8]))).collect(),
         metas: (0..frames).map(|_| FrameMeta::default()).collect(),
     }));
     MACHINES.lock().unwrap().push(p);
-    p.vm.init(p, &[Region { first: Pfn(FIRST), frames }]).expect("room for the zero page");
+    p.vm.init(p, &[region]).expect("room for the zero page");
     p
 }
 

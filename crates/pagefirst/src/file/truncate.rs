@@ -65,9 +65,6 @@ use crate::types::{PAGE_SIZE, Pfn, VirtRange};
 use core::ops::ControlFlow::{Break, Continue};
 use core::ops::Range;
 
-/// Objects of each kind freed after a removal.
-const COLLECT: usize = 64;
-
 /// Possession proves that nobody else removes pages, or changes the size.
 pub(super) type Alone<'a, P> = LockGuard<'a, P, <P as Platform>::WriterLock, ()>;
 
@@ -211,7 +208,7 @@ impl<P: Platform> FileCache<P> {
         if removal.shrinks && cfg!(mutant = "size_after_removal") {
             self.size.store(removal.bytes.start, Release);
         }
-        p.vm().collect(p, COLLECT);
+        p.vm().collect_much(p);
     }
 
     /// Says what is removed from now on. Calls that have ended since are seen to have.

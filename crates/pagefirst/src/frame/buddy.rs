@@ -79,8 +79,10 @@ impl<P: Platform> Frames<P> {
             l.regions[n] = region;
             l.region_count += 1;
         }
-        let end = region.first.0 + region.frames;
-        let first = (region.first.0 + region.meta_frames()).max(1).min(end); // frame 0 is the null of every list
+        // The last frame that has a number is never used: what ends with it would end at a number that is none.
+        let end = region.first.0.saturating_add(region.frames);
+        let first = region.first.0.saturating_add(region.meta_frames());
+        let first = first.max(1).min(end); // frame 0 is the null of every list
         self.total.fetch_add((end - first) as u64, Relaxed);
         self.free.fetch_add((end - first) as u64, Relaxed);
         self.lists.lock(p).free_run(p, Pfn(first), end - first);

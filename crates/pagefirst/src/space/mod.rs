@@ -64,8 +64,6 @@ use tree::{TreeReserve, VmaTree};
 
 /// All addresses.
 const EVERYTHING: VirtRange = VirtRange { start: VirtAddr(0), end: VirtAddr(u64::MAX) };
-/// Objects of each kind freed in one step after a mapping call.
-const COLLECT: usize = 64;
 
 /// What only the writer touches.
 struct State<P: Platform> {
@@ -259,7 +257,9 @@ impl<P: Platform> Drop for After<'_, P> {
     fn drop(&mut self) {
         let p = self.space.p;
         p.ready(writer_key(self.space.page_table()));
-        while self.collects && p.vm().collect(p, COLLECT) >= COLLECT {}
+        if self.collects {
+            p.vm().collect_much(p);
+        }
     }
 }
 

@@ -2,9 +2,9 @@
 
 use super::super::index::{Index, Writer};
 use super::super::{FileCache, ReadError, WriteBackError, WriteError};
-use super::{Disk, Machine, PAGE_SIZE, machine, std};
-use crate::frame::Frame;
-use crate::types::NoMemory;
+use super::{Disk, Machine, PAGE_SIZE, machine, machine_with, std};
+use crate::frame::{Frame, Region};
+use crate::types::{NoMemory, Pfn};
 use std::vec::Vec;
 
 /// All frames but `left`.
@@ -120,5 +120,31 @@ fn a_node_fits_its_slab() {
     assert!(index.insert(&mut w, 1 << 36, found, &mut nodes).is_ok());
     index.each(|_| {});
     drop((index, nodes));
+    p.assert_empty();
+}
+
+#[test]
+fn memory_ends_where_the_numbers_of_frames_do() {
+    for frames in [3, 40, 64] {
+        let p = machine_with(Region { first: Pfn(u32::MAX - (frames - 1)), frames });
+        let all: Vec<_> = std::iter::from_fn(|| Frame::new(p).ok()).collect();
+        // Of the others one has the metadata, and one is the zero page; the last has no end.
+        assert_eq!(all.len() as u32, frames - 3);
+        drop(all);
+        p.assert_empty();
+    }
+}
+
+/// Nodes of the index that pages were dropped from, and copies of what was stored later.
+#[test]
+fn what_is_dropped_page_by_page_is_freed_meanwhile() {
+    let p = machine(400);
+    let cache = p.cache(&Disk::empty(), 1 << 50);
+    for i in 0..300 {
+        cache.read(p, i << 20).unwrap();
+        assert_eq!(cache.evict(p), 1);
+        assert!(p.vm.in_limbo(p) < 200, "{} after {i}", p.vm.in_limbo(p));
+    }
+    drop(cache);
     p.assert_empty();
 }
