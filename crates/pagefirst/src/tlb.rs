@@ -188,7 +188,7 @@ impl<P: Platform, R: Pages + ?Sized> Gather<'_, P, R> {
         let tables = core::mem::replace(&mut self.tables, Unlinked::new());
         let unlinked = tables.len() as u64;
         table::retire(p, tables);
-        self.space.unlinked.flush(unlinked);
+        self.space.changing.unlinked.flush(unlinked);
         self.space.pages_taken.flush(core::mem::take(&mut self.taken));
     }
 }

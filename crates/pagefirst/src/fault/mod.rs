@@ -216,10 +216,9 @@ pub(crate) struct Fault<'f, 'a, P: Platform> {
 impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
     #[inline]
     fn look(mut self) -> Look<'a, P> {
-        let turn = self.space.turn();
-        let Some(vma) = self.space.find(self.pin, self.addr) else { return self.nowhere(turn) };
+        let Some(vma) = self.space.find(self.pin, self.addr) else { return self.nowhere() };
         if vma.is_retired() {
-            return self.wait_for_writer(turn);
+            return self.wait_for_writer(self.space.turn());
         }
         if !vma.prot.allows(self.access) {
             return Look::error(FaultError::Segv(Segv::Access));
@@ -284,11 +283,16 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
 
     /// No VMA: a mapping call may be about to put one here, a stack above may grow, or the address is wrong.
     #[cold]
-    fn nowhere(&mut self, turn: u64) -> Look<'a, P> {
+    fn nowhere(&mut self) -> Look<'a, P> {
+        let turn = self.space.turn();
         if turn % 2 == 1 {
             return self.wait_for_writer(turn);
         }
+        // A call may have ended between the look and now.
         let above = self.space.find_next(self.pin, self.addr);
+        if above.is_some_and(|vma| vma.range.contains(self.addr)) {
+            return Look::Again;
+        }
         let stack = above.is_some_and(|vma| vma.flags.contains(VmaFlags::GROWS_DOWN));
         if !stack || self.hand.grown {
             return Look::error(FaultError::Segv(Segv::NotMapped));

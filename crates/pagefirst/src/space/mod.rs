@@ -56,7 +56,7 @@ use crate::platform::Platform;
 use crate::policy::Policy;
 use crate::rmap::{self, Present, Root};
 use crate::sync::epoch::Pin;
-use crate::sync::{LockGuard, Writer};
+use crate::sync::{CachePadded, LockGuard, Writer};
 use crate::table::{PageTable, Stock, Tables};
 use crate::tlb::Gather;
 use crate::types::{NoMemory, PAGE_SIZE, VirtAddr, VirtRange};
@@ -79,14 +79,15 @@ pub struct AddressSpace<P: Platform> {
     p: &'static P,
     /// What stays while somebody who walks the reverse map works on it.
     shared: Present<P>,
-    tree: VmaTree<P>,
-    writer: Writer<P, State<P>>,
+    /// The root is written by mapping calls, and read by faults: nothing else is where either comes by (docs/decisions/020).
+    tree: CachePadded<VmaTree<P>>,
+    writer: CachePadded<Writer<P, State<P>>>,
     policy: Policy,
     /// Bytes left free where placing starts; see [`Policy::random_gap`].
     gap: u64,
     /// Who pays for what faults bring in.
     limit: Link<P, Limit<P>>,
-    pub(crate) failures: Failures,
+    pub(crate) failures: CachePadded<Failures>,
 }
 
 /// A random number of whole pages, less than `below` bytes. The bias of the remainder is at most `below` in 2^64.
@@ -118,12 +119,12 @@ impl<P: Platform> AddressSpace<P> {
         AddressSpace {
             p,
             shared,
-            tree,
-            writer: Writer::ranked(0, state),
+            tree: CachePadded(tree),
+            writer: CachePadded(Writer::ranked(0, state)),
             policy,
             gap,
             limit: Link::new(None),
-            failures: Failures::default(),
+            failures: CachePadded(Failures::default()),
         }
     }
     /// The platform.

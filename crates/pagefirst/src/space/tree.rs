@@ -46,7 +46,9 @@ fn distance(from: VirtAddr, to: VirtAddr) -> u64 {
     to.0.saturating_sub(from.0)
 }
 
-/// One VMA of one or more versions of the tree, and what is known of the subtree below it.
+/// One VMA of one or more versions of the tree, and what is known of the subtree below it. Not on the cache line on which it
+/// is counted, as a VMA.
+#[repr(align(64))]
 pub struct TreeNode<P: Platform> {
     vma: Mapping<P>,
     /// The VMA's range, here to spare walks a cache line a level.

@@ -66,7 +66,8 @@ impl<P: Platform> Clone for Backing<P> {
     }
 }
 
-/// A mapping.
+/// A mapping. Faults read it; on another cache line it is counted, by calls that change other mappings (docs/decisions/020).
+#[repr(align(64))]
 pub struct Vma<P: Platform> {
     /// Never reused: who looked a VMA up before it unpinned, compares the id after.
     pub id: u64,

@@ -3,6 +3,7 @@
 pub mod epoch;
 mod keyed;
 mod lock;
+mod padded;
 #[cfg(shuttle)]
 mod points;
 mod wait;
@@ -10,6 +11,7 @@ mod wait;
 pub(crate) use keyed::{Key, Keyed};
 pub(crate) use lock::held;
 pub use lock::{Lock, LockGuard, RawLock, Spin, SpinGuard, Writer};
+pub(crate) use padded::CachePadded;
 pub(crate) use wait::Bells;
 pub use wait::{Awaited, Wait};
 

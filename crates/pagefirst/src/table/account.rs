@@ -44,10 +44,10 @@ impl<P: Platform> PageTable<P> {
     pub fn count(&self) -> Tables {
         let pin = Pin::new(self.p);
         let mut sum = Tables::default();
-        for (to, from) in sum.tally.iter_mut().zip(&self.tally) {
+        for (to, from) in sum.tally.iter_mut().zip(&self.changing.tally) {
             *to = from.load(Relaxed) as u64;
         }
-        sum.huge_faults = self.huge_faults.load(Relaxed);
+        sum.huge_faults = self.changing.huge_faults.load(Relaxed);
         visit(self.root(&pin), &mut sum);
         sum.tally[FaultKind::Unused as usize] += sum.unused;
         sum

@@ -56,6 +56,7 @@ pub(crate) use split::Pieces;
 
 use crate::arch::{Format, MAX_LEVELS};
 use crate::platform::Platform;
+use crate::sync::CachePadded;
 use crate::sync::atomic::plain::{AtomicU32, AtomicU64};
 use crate::sync::atomic::{AcqRel, Acquire, Relaxed, SeqCst, fence};
 use crate::sync::epoch::Pin;
@@ -104,13 +105,21 @@ pub struct PageTable<P: Platform> {
     /// Copies stored read-only whose flush is not done: while it is not zero, a write fault flushes its address
     /// before it copies or widens.
     pub(crate) unflushed: crate::sync::atomic::AtomicU32,
-    published: [AtomicU64; MAX_LEVELS],
-    /// Mapping calls of its space begun and ended: odd while one is at work.
-    turn: crate::sync::atomic::AtomicU64,
-    /// Tables, and entries of pages, that were taken out and that something may have to wait for: of huge pages, and of
-    /// all where the format asks for it.
-    pub(crate) unlinked: Taken,
+    /// Entries of pages that were taken out and that something may have to wait for: of huge pages, and of all where the
+    /// format asks for it.
     pub(crate) pages_taken: Taken,
+    /// On lines that only who adds or takes away tables goes to: all above, every fault reads.
+    pub(crate) changing: CachePadded<Changing>,
+}
+
+/// What changes with mapping calls, and with tables.
+pub(crate) struct Changing {
+    /// Live tables by level.
+    published: [AtomicU64; MAX_LEVELS],
+    /// Mapping calls of the space begun and ended: odd while one is at work.
+    turn: crate::sync::atomic::AtomicU64,
+    /// Tables that were taken out and that a huge page may have to wait for.
+    pub unlinked: Taken,
     /// What dead tables had counted, by [`FaultKind`].
     tally: [AtomicU32; FaultKind::COUNT],
     /// Of these, the faults that mapped huge pages.
@@ -131,14 +140,16 @@ impl<P: Platform> PageTable<P> {
             tag: p.vm().new_id(),
             cpus: CpuMask::new(),
             unflushed: crate::sync::atomic::AtomicU32::new(0),
-            turn: crate::sync::atomic::AtomicU64::new(0),
-            published: core::array::from_fn(|_| AtomicU64::new(0)),
-            unlinked: Taken::new(),
             pages_taken: Taken::new(),
-            huge_faults: AtomicU64::new(0),
-            tally: core::array::from_fn(|_| AtomicU32::new(0)),
+            changing: CachePadded(Changing {
+                published: core::array::from_fn(|_| AtomicU64::new(0)),
+                turn: crate::sync::atomic::AtomicU64::new(0),
+                unlinked: Taken::new(),
+                tally: core::array::from_fn(|_| AtomicU32::new(0)),
+                huge_faults: AtomicU64::new(0),
+            }),
         };
-        table.published[P::Format::LEVELS as usize - 1].store(1, Relaxed);
+        table.changing.published[P::Format::LEVELS as usize - 1].store(1, Relaxed);
         p.kernel_half(root);
         Ok(table)
     }
@@ -156,11 +167,11 @@ impl<P: Platform> PageTable<P> {
     }
     /// The mapping calls of its space begun and ended so far: odd while one is at work.
     pub(crate) fn turn(&self) -> u64 {
-        self.turn.load(Acquire)
+        self.changing.turn.load(Acquire)
     }
     /// One begins, or ends.
     pub(crate) fn next_turn(&self) {
-        self.turn.fetch_add(1, AcqRel);
+        self.changing.turn.fetch_add(1, AcqRel);
     }
     /// The CPUs that may hold translations.
     pub fn cpus(&self) -> &CpuMask {
@@ -189,34 +200,34 @@ impl<P: Platform> PageTable<P> {
     }
 
     fn count_published(&self, level: u8, n: u64) {
-        self.published[level as usize].fetch_add(n, Relaxed);
+        self.changing.published[level as usize].fetch_add(n, Relaxed);
     }
     /// Takes a table that is being unlinked off the books; its counts of faults stay.
     fn count_unlinked(&self, table: Table<'_, P>) {
-        self.unlinked.take(1);
-        self.published[table.level() as usize].fetch_sub(1, Relaxed);
+        self.changing.unlinked.take(1);
+        self.changing.published[table.level() as usize].fetch_sub(1, Relaxed);
         let record = table.record();
         if !record.has_tally() {
             return; // as of every table of tables, but for huge pages
         }
-        for (sum, n) in self.tally.iter().zip(record.tally()) {
+        for (sum, n) in self.changing.tally.iter().zip(record.tally()) {
             if n > 0 {
                 sum.fetch_add(n, Relaxed);
             }
         }
-        self.huge_faults.fetch_add(record.huge_faults(table.level()), Relaxed);
+        self.changing.huge_faults.fetch_add(record.huge_faults(table.level()), Relaxed);
     }
     /// Bytes of live tables by level, the root's last; limbo and caches are apart.
     pub fn table_bytes(&self) -> [u64; MAX_LEVELS] {
-        core::array::from_fn(|l| self.published[l].load(Relaxed) * crate::types::PAGE_SIZE)
+        core::array::from_fn(|l| self.changing.published[l].load(Relaxed) * crate::types::PAGE_SIZE)
     }
     /// How much was taken out so far that an entry for a page of a table at `level` must not meet in a TLB, if any of it
     /// is not flushed yet: huge pages, for a huge page the tables of small ones, and all pages where a new one may not
     /// come before ([`Format::BREAK_BEFORE_MAKE`]).
     pub(crate) fn taken_unflushed(&self, level: u8) -> Option<u64> {
         let pages = self.pages_taken.unflushed();
-        let tables = if level > 0 { self.unlinked.unflushed() } else { None };
-        let taken = || self.pages_taken.taken() + if level > 0 { self.unlinked.taken() } else { 0 };
+        let tables = if level > 0 { self.changing.unlinked.unflushed() } else { None };
+        let taken = || self.pages_taken.taken() + if level > 0 { self.changing.unlinked.taken() } else { 0 };
         (pages.is_some() || tables.is_some()).then(taken)
     }
     pub(crate) fn is_unflushed(&self) -> bool {

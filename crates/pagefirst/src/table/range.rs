@@ -158,7 +158,7 @@ impl<P: Platform, V: Visitor<P>> Descent<'_, '_, P, V> {
         if let Some(dead) = dead {
             dead.for_each(slots, |i| {
                 if cfg!(mutant = "unlink_counted_by_finder") && guard.entry(i) == 0 {
-                    self.space.published[level as usize - 1].fetch_sub(1, Relaxed);
+                    self.space.changing.published[level as usize - 1].fetch_sub(1, Relaxed);
                 }
                 if let Some(child) = table.child(guard.entry(i))
                     && (child.record().is_dead() || cfg!(mutant = "unlink_without_looking"))
