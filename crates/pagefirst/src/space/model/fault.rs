@@ -40,13 +40,13 @@ fn blocked_against_unmap(main: usize) {
 }
 
 // catches: around_overwrites, epoch_ignores_pins, install_validates_unlocked, install_without_validation
-// catches: pin_without_fence, publish_relaxed, unlock_forgets_dead, unpin_relaxed, zap_skips_empty
+// catches: pin_without_fence, unlock_forgets_dead, unpin_relaxed, zap_skips_empty
 #[test]
 fn r07_blocked_fault_against_unmap_main_0() {
     blocked_against_unmap(0);
 }
 // catches: around_overwrites, epoch_ignores_pins, install_validates_unlocked, install_without_validation
-// catches: pin_without_fence, publish_relaxed, unlock_forgets_dead, unpin_relaxed, zap_skips_empty
+// catches: pin_without_fence, unlock_forgets_dead, unpin_relaxed, zap_skips_empty
 #[test]
 fn r07_blocked_fault_against_unmap_main_1() {
     blocked_against_unmap(1);
