@@ -3,6 +3,7 @@
 mod kit;
 
 use kit::*;
+use pagefirst::Poisoned;
 use pagefirst::file::{StoreErrors, SyncError, Syncing, WriteBackError};
 use pagefirst::frame::Frame;
 use pagefirst::types::{PAGE_SIZE, VirtAddr};
@@ -147,6 +148,36 @@ fn a_sync_of_a_page_that_is_lost_fails() -> Result {
     write(&s, 1, 51)?;
     assert!(sync(&c, &file, Syncing::all(), &mut seen).is_err());
     assert_eq!((file.stored(0).len(), file.stored(1)[0]), (0, 51));
+    Ok(())
+}
+
+/// What was stored of the bad page is good, though others of its folio are written to.
+#[test]
+fn a_sync_does_not_fail_for_a_page_of_a_folio_that_was_clean_when_it_went_bad() -> Result {
+    for was_dirty in [false, true] {
+        let machine = machine();
+        let file = marked().with_folios(2).with_tracking(true);
+        let c = cache(machine, &file, 4)?;
+        c.will_need(machine, 0, 4);
+        let mut seen = c.store_errors();
+        if was_dirty {
+            c.write_at(machine, 0, &[50])?;
+        }
+        let said = machine.vm().poison(machine, cached_frame(machine, &c, 0)?.add(2));
+        assert_eq!(said, Poisoned::File { lost: was_dirty });
+        c.write_at(machine, PAGE_SIZE, &[51])?;
+        for _ in 0..2 {
+            c.write_at(machine, 0, &[52])?;
+            assert_eq!(sync(&c, &file, Syncing::all(), &mut seen).is_err(), was_dirty);
+        }
+        assert_eq!([0, 1, 2].map(|i| file.stored(i).first().copied()), [Some(52), Some(51), None]);
+        c.write_at(machine, 0, &[53])?;
+        // Cut, it is a page by itself, and read anew.
+        c.set_size(machine, 3 * PAGE_SIZE);
+        let mut byte = [0];
+        assert_eq!(c.read_at(machine, 2 * PAGE_SIZE, &mut byte).is_err(), was_dirty);
+        assert_eq!(byte[0], if was_dirty { 0 } else { mark(2) });
+    }
     Ok(())
 }
 

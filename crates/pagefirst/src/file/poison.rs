@@ -5,7 +5,7 @@
 //! page stays in the cache. Whoever asks for it next takes it out, if what is stored is the same, and reads it anew, to another
 //! frame; it has to be a folio by itself, that nobody has pinned, and whose counts are not full. Else he gets SIGBUS, until the
 //! page is removed. If it was written and not stored, that is lost, and stays so: the page is dirty for ever, and storing it
-//! fails.
+//! fails. A part of a large folio of which nothing was lost is not stored with the others.
 //!
 //! Who takes it out says so first (`GOING`), and then asks whether it is dirty; who writes to it by `write_at` says that it is
 //! dirty, and then asks whether it is still the file's. So what is written is lost with it and that is seen, or is written again.
@@ -32,7 +32,15 @@ pub(crate) fn lose<P: Platform>(p: &'static P, page: &Part<P>) -> bool {
     {
         file.lose(page, index);
     }
-    page.meta().flags().contains(FrameFlags::DIRTY)
+    let (meta, has_pins) = (page.meta(), page.meta().pins() > 0);
+    fence(Acquire); // as in `drop_bad`
+    let flags = meta.flags();
+    // Being stored, it was dirty until then.
+    let is_stored = !has_pins && !flags.intersects(FrameFlags::DIRTY | FrameFlags::STORING);
+    if is_stored && page.folio().order() > 0 {
+        p.meta(page.pfn()).set(FrameFlags::SPARED);
+    }
+    flags.contains(FrameFlags::DIRTY)
 }
 
 impl<P: Platform> FileCache<P> {
@@ -79,6 +87,10 @@ impl<P: Platform> FileCache<P> {
         }
         self.detach(&mut w, index, meta, &mut outs);
         Ok(())
+    }
+    /// Whether what is stored is all that is left of the bad page in this frame, and what it held.
+    pub(super) fn is_spared(&self, pfn: Pfn) -> bool {
+        self.p.meta(pfn).flags().contains(FrameFlags::SPARED)
     }
     /// Whether hardware reported an error in the frame.
     pub(super) fn is_bad(&self, pfn: Pfn) -> bool {

@@ -299,13 +299,16 @@ impl<'a, P: Platform> WriteBack<'a, P> {
         let mut result = Ok(());
         for i in 0..pages {
             let index = first + u64::from(i);
-            if self.cache.is_bad(folio.pfn().add(i)) {
-                folio.meta().set(FrameFlags::UNTOLD);
-                result = Err(IoError.into());
+            let page = folio.pfn().add(i);
+            if self.cache.is_bad(page) {
+                if !self.cache.is_spared(page) {
+                    folio.meta().set(FrameFlags::UNTOLD);
+                    result = Err(IoError.into());
+                }
                 continue;
             }
             let mut copy = self.copy()?;
-            copy.copy_of(&Part::of(folio.another(), folio.pfn().add(i)));
+            copy.copy_of(&Part::of(folio.another(), page));
             let page = match folio.order() {
                 0 => rest.page.take().map(|page| page.with_copy(copy)),
                 _ => rest.page.as_mut().map(|rest| rest.split_off(copy)),

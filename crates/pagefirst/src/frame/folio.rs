@@ -82,17 +82,21 @@ pub(crate) fn split_cached<P: Platform>(p: &'static P, folio: Pfn) -> bool {
     frozen
 }
 
-/// Makes a frozen folio into small pages. Each is what the folio was: of the same owner, dirty if it was.
+/// Makes a frozen folio into small pages. Each is what the folio was: of the same owner, dirty if it was, but for a bad one
+/// of which nothing is lost.
 fn divide<P: Platform>(p: &'static P, folio: Pfn, thaw: impl Fn(&FrameMeta)) {
     let head = p.meta(folio);
     let (order, index, owner, link) = (head.order(), head.index(), head.owner(), head.link());
-    let flags = head.flags() - (FrameFlags::HURT | FrameFlags::POISON);
+    let bad = FrameFlags::POISON | FrameFlags::SPARED;
+    let flags = head.flags() - (FrameFlags::HURT | bad);
     for i in 0..1u32 << order {
         let meta = p.meta(folio.add(i));
         meta.set_owner(owner);
         meta.set_index(index + i as u64);
         meta.set_link(link);
-        meta.reset(flags | meta.flags() & FrameFlags::POISON, 0);
+        let own = meta.flags() & bad;
+        let flags = if own == bad { flags - FrameFlags::DIRTY } else { flags };
+        meta.reset(flags | own & FrameFlags::POISON, 0);
         thaw(meta);
     }
 }

@@ -49,6 +49,8 @@ bitflags::bitflags! {
         const UNTOLD = 1 << 24;
         /// While it was being read, somebody was told to wait for it.
         const AWAITED = 1 << 25;
+        /// Of a part of a file's folio that is [`POISON`](FrameFlags::POISON): what is stored of it is what it held.
+        const SPARED = 1 << 26;
     }
 }
 
