@@ -138,14 +138,15 @@ impl<F: Format> Machine<F> {
 
     /// The page was written through this translation, which hardware marked in its entry first; and neither the entry,
     /// which is still there, nor the page's metadata says so, that it is dirty or being stored. Whoever changes an entry keeps the mark or moves it to
-    /// the page, in one step: it went if that step was a load and a store.
+    /// the page, in one step: it went if that step was a load and a store. Where frames are
+    /// not counted there is nobody whom the mark is for.
     pub(crate) fn is_mark_lost(&'static self, va: VirtAddr, e: &Entry) -> bool {
         let raw = self.hook_entry(Pfn(e.table), e.level, va).load(Acquire);
         let Some(first) = F::frame(raw, e.level) else { return false };
         let inside = (va.0 & (F::span(e.level) - 1)) / PAGE_SIZE;
         e.rights.dirty
             && first.add(inside as u32) == Pfn(e.frame)
-            && !F::attrs(raw).contains(Attrs::DIRTY)
+            && !F::attrs(raw).intersects(Attrs::DIRTY | Attrs::SPECIAL)
             && self.arena.is_memory(first)
             && !self
                 .arena

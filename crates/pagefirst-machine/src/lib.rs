@@ -82,7 +82,7 @@ pub use file::MachineFile;
 pub use instances::instances;
 pub use late::Late;
 pub use lock::{SpinLock, WriterLock};
-pub use machine::Machine;
+pub use machine::{GAVE_UP, Machine};
 pub use refuse::{Attempts, Refuse, count_points};
 pub use shadow::POISON;
 pub use trap::Trap;

@@ -30,6 +30,9 @@ pub(crate) struct Cpu {
     pub counters: Counters,
 }
 
+/// What a CPU panics with that stops because another has: who tells of panics waits for that one's.
+pub const GAVE_UP: &str = "another CPU of the machine has found a mistake, or its test has given up";
+
 type LimitOf<F> = Shared<Machine<F>, Limit<Machine<F>>>;
 
 /// A machine with page tables of format `F`, on which pagefirst runs: [`Platform`](pagefirst::platform::Platform).
@@ -221,7 +224,7 @@ impl<F: Format> Machine<F> {
     #[inline]
     pub(crate) fn stop_if_failed(&self) {
         if self.failed.load(Relaxed) && !std::thread::panicking() {
-            panic!("another CPU of the machine has found a mistake, or its test has given up");
+            panic!("{GAVE_UP}");
         }
     }
 }

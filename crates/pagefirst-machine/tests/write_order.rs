@@ -254,6 +254,38 @@ fn r05_a_file_that_is_memory_is_not_asked_during_a_removal() -> Result {
     Ok(())
 }
 
+/// A discard has taken the entry out and has not flushed: who removes the memory, or calls it clean, flushes it before he is
+/// back, for a CPU may still write there.
+#[test]
+fn r05_memory_of_a_file_that_is_removed_or_clean_is_in_no_tlb() -> Result {
+    for removes in [false, true] {
+        let stage = Stage::new(256);
+        let s = stage.space()?;
+        let content = MachineFile::zeros().with_tracking(true).placed(|_, _| {
+            Ok(Direct { index: 0, pages: 4, first: Pfn(0xf_ee00), memory: MemoryType::Device })
+        });
+        let file = stage.cache(&content, 4)?;
+        shared(&s, BASE, &file, 4, RW)?;
+        assert_eq!(fault(&s, BASE, Access::Write), "mapped");
+        let cache = file.clone();
+        let flushed = Arc::new(AtomicU32::new(0));
+        let told = flushed.clone();
+        stage.at(is_flush, move || {
+            stage.steps();
+            on(1, || match removes {
+                true => cache.punch(stage, 0..PAGE_SIZE),
+                false => cache.clean(0..1),
+            });
+            told.store(count(&stage.steps(), is_flush) as u32, Relaxed);
+        });
+        s.discard(BASE, PAGE_SIZE)?;
+        assert!(stage.is_done());
+        assert_eq!(flushed.load(Relaxed), 1, "removes: {removes}");
+        stage.nothing_held(&[&s]);
+    }
+    Ok(())
+}
+
 /// A page that the file had at once is kept until the fault has looked again.
 #[test]
 fn x20_a_page_that_was_read_at_once_is_there_when_the_fault_looks_again() -> Result {

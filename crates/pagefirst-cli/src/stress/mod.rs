@@ -9,7 +9,7 @@ mod watch;
 use crate::replay::parse_size;
 use host::Bench;
 use pagefirst::fault::MOST_LOOKS;
-use pagefirst_machine::{Config as Hardware, Counts, FaultCounts, Machine};
+use pagefirst_machine::{Config as Hardware, Counts, FaultCounts, GAVE_UP, Machine};
 use pagefirst_stress::{Board, Config, MAX_WORKERS, Op, Stress, Sums};
 use std::fmt::Write as _;
 use std::panic;
@@ -82,8 +82,12 @@ pub fn run(args: StressArgs) -> ExitCode {
     let first = Mutex::new(());
     let told = again.clone();
     panic::set_hook(Box::new(move |info| {
-        let _first = first.lock();
         let what = info.payload_as_str().unwrap_or("a panic without words");
+        if what == GAVE_UP {
+            // Whoever has found something is about to say so.
+            std::thread::sleep(Duration::from_secs(60));
+        }
+        let _first = first.lock();
         let place = info.location().map(|at| format!(" ({at})")).unwrap_or_default();
         if RUNS.load(Relaxed) {
             eprintln!("\npagefirst: stress found a violation\n{what}{place}\nagain: {told}");

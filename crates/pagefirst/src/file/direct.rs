@@ -3,7 +3,8 @@
 //!
 //! There is no page with a map count for a removal to look at. A fault notes the file's turn, asks the file where its memory
 //! is, and looks at turn and size again under the table's lock: a removal, which announces first and then locks every
-//! table of the file's mappings, finds the entry, or the fault sees the announcement (protocol 2). Entries on the move
+//! table of the file's mappings, finds the entry, or the fault sees the announcement (protocol 2). Who took it out before, as a
+//! discard does, may not have flushed yet: so a removal flushes every part of the file's mappings itself. Entries on the move
 //! (`mremap`) are not carried along: the destination faults them in. So there is no lock that would have to be held from
 //! the question to the entry, or given back on each way out.
 //!

@@ -323,6 +323,7 @@ impl<P: Platform> FileCache<P> {
             let mut takes = Takes { cache: self, removal, vma, is_split: false, was_live: vma.is_live() };
             let mut gather = Gather::new(table);
             table.zap_selected(range, &mut takes, &mut gather);
+            self.touch_memory(range, &mut gather);
             gather.flush();
             let (is_split, was_live) = (takes.is_split, takes.was_live && vma.is_live());
             if was_live && !is_split {
@@ -355,6 +356,15 @@ impl<P: Platform> FileCache<P> {
             let mut takes = Takes { cache: self, removal: &removal, vma, is_split: false, was_live: true };
             let mut gather = Gather::new(&spot.space.table);
             spot.space.table.zap_selected(range, &mut takes, &mut gather);
+            self.touch_memory(range, &mut gather);
+        }
+    }
+
+    /// Of a file that is memory itself, all of `range` is flushed, whatever was found there: a discard or a fault may have
+    /// taken an entry out and not have flushed yet, and there is no map count that says so.
+    fn touch_memory(&self, range: VirtRange, gather: &mut Gather<'_, P>) {
+        if self.file.is_direct() {
+            gather.touch(range);
         }
     }
 

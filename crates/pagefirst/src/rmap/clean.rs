@@ -35,6 +35,10 @@ impl Clean {
         let before = core::mem::replace(&mut self.missed, !is_live);
         let mut gather = Gather::new(table);
         table.visit(range, self, &mut Stock::empty(table.platform()), &mut gather);
+        if self.folio.is_none() {
+            // Whoever has taken an entry out there may not have flushed yet, and nothing counts it meanwhile.
+            gather.touch(range);
+        }
         match cfg!(mutant = "clean_without_flush") {
             true => core::mem::forget(gather),
             false => gather.flush(),
