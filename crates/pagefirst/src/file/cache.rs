@@ -4,7 +4,7 @@ use super::File as _;
 use super::index::{Cursor, Cut, Found, Index, Writer};
 use super::sync::Errors;
 use crate::frame::{self, Frame, FrameFlags, FrameMeta, Part};
-use crate::mem::{Pooled, Shared};
+use crate::mem::{Name, Pooled, Shared};
 use crate::platform::Platform;
 use crate::rmap::Mappings;
 use crate::sync::atomic::{Acquire, AtomicU64};
@@ -17,6 +17,8 @@ use core::fmt;
 /// too: who still has it then [syncs](FileCache::sync) it first.
 pub struct FileCache<P: Platform> {
     pub(crate) p: &'static P,
+    /// For tickets of its own.
+    pub(super) name: Name<P, Self>,
     pub(super) file: P::File,
     /// Bytes; changed under the lock.
     pub(super) size: AtomicU64,
@@ -77,8 +79,10 @@ impl<P: Platform> FileCache<P> {
     /// [`NoMemory`].
     pub fn new(p: &'static P, file: P::File, size: u64) -> Result<Shared<P, Self>, NoMemory> {
         let slot = p.vm().or_drain(p, || p.vm().files.reserve())?;
+        let name = slot.name();
         Ok(slot.fill(FileCache {
             p,
+            name,
             file,
             size: AtomicU64::new(size),
             index: Index::new(),

@@ -127,7 +127,7 @@ pub enum SyncError<P: Platform> {
     /// There is no frame to copy pages into: the call may come again.
     #[error(transparent)]
     NoMemory(#[from] NoMemory),
-    /// A page is being stored: call again when the ticket is ready.
+    /// A page is being stored, or some of it removed: call again when the ticket is ready.
     #[error("being stored")]
     Blocked(Ticket<'static, P>),
 }

@@ -15,7 +15,7 @@
 //!
 //! | | store | write fault | `write_at` | evict | removal |
 //! |---|---|---|---|---|---|
-//! | store | `STORING`: one at a time for a folio | the table's lock, and the order above | sets `DIRTY` after it wrote | the reference | the lock under which it is begun; with it held the storage forgets |
+//! | store | `STORING`: one at a time for a folio | the table's lock, and the order above | sets `DIRTY` after it wrote | the reference | the lock under which it is begun; none begins of what a removal lies across |
 //!
 //! A file that stores later keeps the copy; the page is `STORING` until that ends, and may be written to and be dirty
 //! again. If it could not be stored it is dirty again, and `UNTOLD`: whoever stores, waits or takes it out next notes the
@@ -140,17 +140,10 @@ pub(crate) fn clean_then_read<R>(
     Some(read)
 }
 
-/// How storing a folio began.
-pub(super) enum Begun {
-    /// It is stored, or will be; or it was clean, or is not the file's any more.
-    Done,
-    /// It is being stored already.
-    Before,
-}
-
 impl<P: Platform> FileCache<P> {
     /// Stores the dirty pages, as far as they lie below the size; returns how many. Called unpinned, with no lock
-    /// held; may sleep. A page that is being stored already is passed over: [`sync`](Self::sync) waits for it.
+    /// held; may sleep. A page that is being stored already is passed over, and one of which some is being removed:
+    /// [`sync`](Self::sync) waits for it.
     ///
     /// A page is clean afterwards, mapped or not, until it is written to again. It may be dirty still where a mapping call was
     /// at work.
@@ -164,7 +157,7 @@ impl<P: Platform> FileCache<P> {
         let mut rest = 0..LAST_INDEX + 1;
         while let Some(folio) = self.next_to_store(&rest) {
             rest.start = folio.meta().index() + (1 << folio.order());
-            match work.store(&folio) {
+            match work.store(folio) {
                 Err(WriteBackError::NoMemory(why)) => return Err(why.into()),
                 Err(why) => failed = Err(why),
                 Ok(_) => {}
@@ -267,30 +260,40 @@ impl<'a, P: Platform> WriteBack<'a, P> {
         self.copy.take().map_or_else(|| self.p.vm().frame(self.p), Ok)
     }
 
-    /// Stores a folio, unless that is being done.
-    pub fn store(&mut self, folio: &Frame<P>) -> Result<Begun, WriteBackError> {
+    /// Stores a folio, or will; or it was clean, or is not the file's any more. A ticket if somebody is in the way: it is being
+    /// stored already, or some of it is being removed.
+    pub fn store(&mut self, folio: Frame<P>) -> Result<Option<Ticket<'static, P>>, WriteBackError> {
         let (cache, meta, first) = (self.cache, folio.meta(), folio.meta().index());
         cache.note_error(meta);
         // A removal waits for what is being stored; afterwards that is not to be stored any more.
         let one = cache.stores.lock(self.p);
         let is_going = !cache.owns(meta, first) || meta.flags().contains(FrameFlags::GOING);
         if is_going {
-            return Ok(Begun::Done);
+            return Ok(None);
+        }
+        if let Some(turn) = cache.removal_across(first..first + (1 << folio.order()))
+            && !cfg!(mutant = "store_beside_removal")
+        {
+            let file = cache.name.share(&Pin::new(self.p));
+            return Ok(file.map(|file| Ticket::for_removal(file, turn)));
         }
         // Before the page is clean: there may be none.
         self.copy = Some(self.copy()?);
-        let Some(rest) = Storing::begin(folio, 1 << folio.order()) else { return Ok(Begun::Before) };
+        let Some(rest) = Storing::begin(&folio, 1 << folio.order()) else {
+            return Ok(Some(Ticket::for_store(folio)));
+        };
         // Whatever happens, it ends.
         let mut rest = Store { page: Some(rest), len: 0 };
-        let store = |size| self.store_pages(folio, size, &mut rest);
-        let result = clean_then_read(meta, || cache.size(), || cache.protect(folio), store).unwrap_or(Ok(()));
+        let store = |size| self.store_pages(&folio, size, &mut rest);
+        let result =
+            clean_then_read(meta, || cache.size(), || cache.protect(&folio), store).unwrap_or(Ok(()));
         if result.is_err() {
             meta.set(FrameFlags::DIRTY);
         }
         cache.note_error(meta);
         drop(one); // who waits for the folio is told with no lock held
         rest.complete(Ok(()));
-        result.map(|()| Begun::Done)
+        result.map(|()| None)
     }
 
     fn store_pages(&mut self, folio: &Frame<P>, size: u64, rest: &mut Store) -> Result<(), WriteBackError> {

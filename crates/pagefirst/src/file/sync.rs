@@ -10,7 +10,7 @@
 use super::cache::FileCache;
 use super::error::{IoError, SyncError, WriteBackError};
 use super::index::LAST_INDEX;
-use super::store::{Begun, WriteBack};
+use super::store::WriteBack;
 use crate::fault::Ticket;
 use crate::frame::{Frame, FrameFlags, FrameMeta};
 use crate::platform::Platform;
@@ -107,11 +107,12 @@ impl<P: Platform> FileCache<P> {
                 (work.left, work.waits) = (work.pages.clone(), true);
                 break;
             };
-            match storing.store(&folio) {
-                Ok(Begun::Before) => return Err(SyncError::Blocked(Ticket::for_store(folio))),
+            let next = behind(&folio);
+            match storing.store(folio) {
+                Ok(Some(ticket)) => return Err(SyncError::Blocked(ticket)),
                 Err(WriteBackError::NoMemory(why)) => return Err(why.into()),
                 // The error is noted.
-                Ok(Begun::Done) | Err(WriteBackError::Io(_)) => work.left.start = behind(&folio),
+                Ok(None) | Err(WriteBackError::Io(_)) => work.left.start = next,
             }
         }
         let is_open = |meta: &FrameMeta| meta.flags().intersects(FrameFlags::STORING | FrameFlags::UNTOLD);

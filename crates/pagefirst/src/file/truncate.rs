@@ -11,8 +11,8 @@
 //!    stored. One that is being read in is mapped nowhere, and its reader notices;
 //! 4. while one is left that is being stored waits for that, and while one is mapped (somebody has taken its entry out and
 //!    has not flushed, or is about to notice) goes back to 2;
-//! 5. zeroes what stays of the range, at its edges, waits for what of that is being stored, and has the storage forget the
-//!    range; no store begins meanwhile. Then the turn ends.
+//! 5. waits for what of the folios at its edges is being stored, zeroes what stays of the range there, and has the storage
+//!    forget the range. No store of these folios begins until the turn ends.
 //!
 //! **Two walks find everything**, whatever mapping calls do meanwhile. A walk takes entries out where a mapping is live,
 //! looked at under the table's lock; so nothing goes from where a mapping call puts it. Where one is not, a mapping call
@@ -36,7 +36,7 @@
 //! | reading in | a page is made up to date in one step, and only if it is not `GOING` |
 //! | `read_at`, `write_at` | what they hold stays readable; what is gone they ask for again, and wait for the turn |
 //! | growth, another removal | the lock that may sleep |
-//! | write-back | `GOING` is seen under the lock under which one folio at a time begins to be stored; `STORING` is waited for. Of what stays, nothing is stored from when it is zeroed until that is forgotten: it would be forgotten too, and be lost |
+//! | write-back | `GOING` is seen under the lock under which one folio at a time begins to be stored; `STORING` is waited for. Of a folio across an edge no store begins: what is written there after it was zeroed would be forgotten too, and be lost. Who syncs waits for the turn |
 //! | evict | the cache's lock |
 //! | a mapping call | the mapping that it makes is in the tree before the one that it replaces is out; at its end it sees the removal, or its mapping was seen live |
 //! | fork | the child's mappings are in the tree before their entries are made; the parent's are not live meanwhile; then as a mapping call |
@@ -273,19 +273,15 @@ impl<P: Platform> FileCache<P> {
     /// Zeroes what stays of the range, and has the storage forget the range. What is written there meanwhile is stored
     /// afterwards.
     fn forget(&self, p: &'static P, removal: &Removal) {
-        let mut stores = Some(self.stores.lock(p));
-        if cfg!(mutant = "forget_beside_stores") {
-            stores = None;
-        }
-        self.clear(removal.bytes.clone());
+        // No store of what stays begins any more. Those that have begun are of what was there before.
+        drop(self.stores.lock(p));
         for folio in self.folios(removal.touched()) {
-            // Perhaps of what was there before.
             if folio.meta().flags().contains(FrameFlags::STORING) {
                 p.wait(&Ticket::for_store(folio));
             }
         }
+        self.clear(removal.bytes.clone());
         self.file.forget(removal.bytes.clone());
-        drop(stores);
     }
 
     /// Calls `f`, the lock held, with the folios that lie across an edge of the range, and their pages' indexes.
@@ -431,6 +427,11 @@ impl<P: Platform> FileCache<P> {
         // The edges as well: what is stored of them is from before.
         let touched = w.removal.as_ref().map(Removal::touched);
         touched.is_some_and(|touched| touched.start < indexes.end && indexes.start < touched.end)
+    }
+    /// The turn of the removal that is at work, if that is of some of these pages, or has an edge there.
+    pub(super) fn removal_across(&self, indexes: Range<u64>) -> Option<u64> {
+        let w = self.writer.lock(self.p);
+        self.is_removing(&w, &indexes).then(|| self.turn())
     }
     /// The removals begun and ended so far: odd while one is at work.
     pub(crate) fn turn(&self) -> u64 {

@@ -15,7 +15,7 @@ mod slab;
 
 pub(crate) use few::{Few, Room};
 pub(crate) use limbo::{Chain, Limbo};
-pub(crate) use shared::{AnyPool, Link};
+pub(crate) use shared::{AnyPool, Link, Name};
 pub use shared::{Past, Pool, Pooled, Reserved, Shared};
 pub(crate) use slab::Slab;
 

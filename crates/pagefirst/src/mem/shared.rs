@@ -254,7 +254,23 @@ unsafe impl<P: Platform, T: Send + Sync> Send for Reserved<P, T> {}
 // SAFETY: `&Reserved` reaches nothing.
 unsafe impl<P: Platform, T: Send + Sync> Sync for Reserved<P, T> {}
 
+/// The name of an object, kept in the object itself, so that who borrows that can refer to it.
+pub(crate) struct Name<P: Platform, T: 'static>(core::sync::atomic::AtomicPtr<()>, PhantomData<fn(P, T)>);
+
+impl<P: Platform, T: 'static> Name<P, T> {
+    /// Another reference to the object that this is kept in; `None` if it has no other any more.
+    pub fn share(&self, pin: &Pin<P>) -> Option<Shared<P, T>> {
+        // SAFETY: a name is kept in its object alone (`Reserved::name`), which is borrowed by the caller: so it has a reference,
+        // or the caller came to it under a pin that he has still, and its grace period is not over.
+        unsafe { Shared::of(self.0.load(Relaxed), pin) }
+    }
+}
+
 impl<P: Platform, T: 'static> Reserved<P, T> {
+    /// The name of the object to be, for the value that will be it to keep, and for nobody else.
+    pub(crate) fn name(&self) -> Name<P, T> {
+        Name(core::sync::atomic::AtomicPtr::new(self.at.as_ptr().cast()), PhantomData)
+    }
     /// Puts the value in. Cannot fail.
     pub fn fill(self, value: T) -> Shared<P, T> {
         let this = ManuallyDrop::new(self);
