@@ -7,7 +7,7 @@ use pagefirst::arch::Attrs;
 use pagefirst::fault::{Bus, FaultError, Outcome};
 use pagefirst::file::Io;
 use pagefirst::space::{Map, Why};
-use pagefirst::types::{Access, PAGE_SIZE, VirtAddr};
+use pagefirst::types::{Access, PAGE_SIZE, VirtAddr, VirtRange};
 use pagefirst_machine::{Config, Machine, MachineFile};
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
@@ -80,6 +80,10 @@ fn c68_a_file_is_asked_before_each_page_becomes_writable() -> Result {
 fn c68_a_shared_mapping_that_is_populated_makes_nothing_dirty() -> Result {
     let (machine, s, file, c, talk) = stage()?;
     assert!(s.map(Map { populate: true, ..at(page(AT, 100), shared(&c, 0, 64, RW)) })?.unpopulated.is_none());
+    assert_eq!(mapped(&s, page(AT, 100), 64).len(), 64);
+    // Nor where that goes on after it has stopped.
+    s.discard(page(AT, 140), 24 * PAGE_SIZE)?;
+    assert!(s.populate(VirtRange::new(page(AT, 120), page(AT, 164)), RW).is_none());
     assert_eq!(mapped(&s, page(AT, 100), 64).len(), 64);
     assert!(!attrs(&s, page(AT, 100)).contains(Attrs::WRITE));
     assert_eq!((talk.asked(), c.write_back(machine)?, file.writes()), (0, 0, 0));

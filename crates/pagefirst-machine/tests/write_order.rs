@@ -7,7 +7,7 @@ use pagefirst::arch::{Attrs, Format, X86_64};
 use pagefirst::file::{Direct, FileCache, Io};
 use pagefirst::frame::{FrameFlags, head_of};
 use pagefirst::platform::Platform;
-use pagefirst::space::MemoryType;
+use pagefirst::space::{MemoryType, RemapTo};
 use pagefirst::types::{Access, PAGE_SIZE, Pfn, VirtAddr};
 use pagefirst_machine::MachineFile;
 use stage::*;
@@ -281,6 +281,42 @@ fn r05_memory_of_a_file_that_is_removed_or_clean_is_in_no_tlb() -> Result {
         s.discard(BASE, PAGE_SIZE)?;
         assert!(stage.is_done());
         assert_eq!(flushed.load(Relaxed), 1, "removes: {removes}");
+        stage.nothing_held(&[&s]);
+    }
+    Ok(())
+}
+
+/// A fault has taken the entry out that its copy is to follow, and has not flushed: a call by which the mapping goes does, for
+/// who removes the memory after that finds nothing to flush.
+#[test]
+fn r05_memory_of_a_file_whose_mapping_is_gone_is_in_no_tlb() -> Result {
+    for how in 0..3 {
+        let stage = Stage::new(256);
+        let s = stage.space()?;
+        let content = MachineFile::zeros()
+            .placed(|_, _| Ok(Direct { index: 0, pages: 4, first: Pfn(100), memory: MemoryType::Normal }));
+        let file = stage.cache(&content, 4)?;
+        private(&s, BASE, &file, 1, RW)?;
+        anonymous(&s, page(BASE, 8), 1, RW)?;
+        assert_eq!(fault(&s, page(BASE, 8), Access::Write), "mapped");
+        assert_eq!(fault(&s, BASE, Access::Read), "mapped");
+        let (meanwhile, flushed) = (s.clone(), Arc::new(AtomicU32::new(0)));
+        let told = flushed.clone();
+        stage.at(is_flush, move || {
+            stage.steps();
+            on(1, || match how {
+                0 => meanwhile.unmap(BASE, PAGE_SIZE).expect("mapped"),
+                1 => anonymous(&meanwhile, BASE, 1, RW).expect("room"),
+                _ => {
+                    let to = RemapTo::Fixed(page(BASE, 16));
+                    meanwhile.remap(BASE, PAGE_SIZE, PAGE_SIZE, to).map(drop).expect("mapped");
+                }
+            });
+            told.store(count(&stage.steps(), is_flush) as u32, Relaxed);
+        });
+        fault(&s, BASE, Access::Write);
+        assert!(stage.is_done());
+        assert!(flushed.load(Relaxed) > 0, "{how}");
         stage.nothing_held(&[&s]);
     }
     Ok(())

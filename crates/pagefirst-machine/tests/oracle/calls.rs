@@ -119,13 +119,16 @@ impl Space {
         prot: Prot,
         limit: Option<(VirtAddr, FaultError)>,
     ) -> Option<(VirtAddr, FaultError)> {
-        let access = match prot {
+        let wanted = match prot {
             p if p.contains(Prot::WRITE) => Access::Write,
             p if p.is_empty() => return None,
             _ => Access::Read,
         };
         let mut page = range.start;
         while page < range.end {
+            // By that nothing of a file becomes dirty that is mapped shared.
+            let is_shared = self.areas.at(page).is_some_and(|area| area.shows.is_shared());
+            let access = if is_shared { Access::Read } else { wanted };
             let at = VirtAddr(page * PAGE_SIZE);
             if limit == Some((at, FaultError::NoMemory)) {
                 self.out_of_memory(page, access);

@@ -6,6 +6,7 @@ use crate::mem::Shared;
 use crate::platform::Platform;
 use crate::rmap;
 use crate::sync::LockGuard;
+use crate::tlb::NOTHING;
 use crate::types::{VirtAddr, VirtRange};
 
 /// A new tree in the making. Dropped, nothing has happened.
@@ -203,17 +204,26 @@ pub(super) struct Ready<'c, 'a, P: Platform>(&'c Change<'a, P>);
 
 impl<P: Platform> Ready<'_, '_, P> {
     /// Announces: faults that work from the VMAs about to be replaced notice from now on, and who walks the reverse map
-    /// finds those to come.
-    pub fn announce(&self) {
+    /// finds those to come. Returns the addresses of those that map memory of a file: a call by which they go flushes all of
+    /// these. A fault may have taken an entry out and not have flushed, and who removes the memory from the file later does not
+    /// come by here any more.
+    pub fn announce(&self) -> VirtRange {
         for range in self.0.found.iter().flatten() {
             self.0.next.overlapping(*range).for_each(|vma| {
                 vma.set_to_come();
                 rmap::insert(&vma);
             });
         }
+        let mut memory = NOTHING;
         for range in self.0.replaced.iter().flatten() {
-            self.0.space.tree.overlapping(*range).for_each(|vma| vma.retire());
+            self.0.space.tree.overlapping(*range).for_each(|vma| {
+                vma.retire();
+                if vma.is_memory_of_file() {
+                    memory = memory.union(vma.range);
+                }
+            });
         }
+        memory
     }
     /// A tree like the published one, in which those VMAs are replaced by others like them: to [take the announcement
     /// back](Ready::take_back).

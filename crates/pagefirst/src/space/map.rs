@@ -78,33 +78,31 @@ impl<P: Platform> fmt::Debug for Mapped<'_, P> {
 impl<P: Platform> AddressSpace<P> {
     /// Maps.
     ///
-    /// Populating comes after the mapping is there and may stop short of its end: [`Mapped`] says where and why. Pages of a
-    /// file that is mapped shared are populated as by reads, which makes none dirty.
+    /// Populating comes after the mapping is there and may stop short of its end: [`Mapped`] says where and why.
     ///
     /// # Errors
     /// [`MapError`]; nothing has changed then.
     pub fn map(&self, map: Map<P>) -> Result<Mapped<'_, P>, MapError> {
-        let (mut prot, populate) = (map.prot, map.populate);
-        // Nothing is written by that: of a file that is shared all would become dirty (as in Linux's
-        // `populate_vma_page_range`).
-        let is_shared = map.flags.contains(VmaFlags::SHARED);
-        if is_shared && matches!(map.backing, Backing::File { .. }) && !prot.is_empty() {
-            prot = Prot::READ;
-        }
+        let (prot, populate) = (map.prot, map.populate);
         let range = self.write().map(map)?;
         let unpopulated = if populate { self.populate(range, prot) } else { None };
         Ok(Mapped { range, unpopulated })
     }
 
-    /// Fills a range as if every page of it were touched, written to if `prot` allows that; tells where it stopped short of the end.
+    /// Fills a range as if every page of it were touched, written to if `prot` allows that, and if it is no file's that is
+    /// mapped shared: of such a one all would become dirty (as in Linux's `populate_vma_page_range`). Tells where it stopped short of the end.
     pub fn populate(&self, range: VirtRange, prot: Prot) -> Option<Unpopulated<'_, P>> {
-        let access = match prot {
+        let wanted = match prot {
             p if p.contains(Prot::WRITE) => Access::Write,
             p if p.is_empty() => return None,
             _ => Access::Read,
         };
         let mut at = range.start.page();
+        let (mut access, mut known) = (wanted, at);
         while at < range.end {
+            if at >= known {
+                (access, known) = self.populates(at, wanted);
+            }
             match self.fault(at, access) {
                 Outcome::Mapped { huge: true, .. } => at = P::Format::span_of(at, HUGE_LEVEL).end,
                 Outcome::Mapped { .. } => at = VirtAddr(at.0 + PAGE_SIZE),
@@ -128,6 +126,18 @@ impl<P: Platform> AddressSpace<P> {
             }
         }
         None
+    }
+
+    /// By which access a mapping is populated, and up to where.
+    fn populates(&self, at: VirtAddr, wanted: Access) -> (Access, VirtAddr) {
+        let pin = Pin::new(self.p);
+        match self.find(&pin, at) {
+            Some(vma) if !vma.is_private() && matches!(vma.backing, Backing::File { .. }) => {
+                (Access::Read, vma.range.end)
+            }
+            Some(vma) => (wanted, vma.range.end),
+            None => (wanted, at),
+        }
     }
 
     pub(super) fn check_prot(
@@ -235,10 +245,11 @@ impl<P: Platform> Writing<'_, P> {
         change.push(vma, &mut self.state)?;
         let ready = change.finish(&mut self.state)?;
         let mut cuts = if replaces { space.cuts(&[range.start, range.end])? } else { Stock::empty(space.p) };
-        ready.announce();
+        let memory = ready.announce();
         if replaces {
             let mut gather = Gather::new(space.page_table());
             space.page_table().zap(range, None, &mut cuts, &mut gather);
+            gather.touch(memory);
             gather.flush();
         }
         ready.publish(&mut self.state);

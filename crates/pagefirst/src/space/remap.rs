@@ -18,7 +18,7 @@ use crate::table::{
     Batch, Counted, FaultKind, Flow, Guard, NewEntry, PageTable, Pieces, Refused, Reserve, Stock, Visitor,
     Walk, install,
 };
-use crate::tlb::Gather;
+use crate::tlb::{Gather, NOTHING};
 use crate::types::{PAGE_SIZE, VirtAddr, VirtRange};
 
 /// Where a mapping that is remapped may go.
@@ -104,9 +104,7 @@ impl<P: Platform> Writing<'_, P> {
         let ready = change.finish(&mut self.state)?;
         let undo = ready.undo()?;
         let ends = [old.start, moved.end, old.end, new.start, new.end];
-        if !cfg!(mutant = "move_unannounced") {
-            ready.announce();
-        }
+        let memory = if cfg!(mutant = "move_unannounced") { NOTHING } else { ready.announce() };
         let needed = tables_needed::<P>(space.page_table(), moved, new);
         let (stock, mut cuts) = match (Stock::new(space.p, needed), space.cuts(&ends)) {
             (Ok(stock), Ok(cuts)) => (stock, cuts),
@@ -128,6 +126,7 @@ impl<P: Platform> Writing<'_, P> {
         let unneeded = ready.unneeded(old);
         relocation.carry(moved, &mut cuts, &mut gather);
         space.page_table().zap(old, unneeded, &mut cuts, &mut gather);
+        gather.touch(memory);
         gather.flush();
         ready.publish(&mut self.state);
         Ok(new.start)

@@ -43,7 +43,8 @@ impl<P: Platform> AddressSpace<P> {
     }
 
     /// The length of the stack whose lowest part this is, as far as its limit: of parts with other rights or other advice,
-    /// one above the other, together.
+    /// one above the other, together. (Linux merges them again when they are alike, and measures one mapping; two stacks that
+    /// touch are measured as one here.)
     fn stack_from(&self, lowest: VirtRange) -> u64 {
         let mut whole = lowest;
         while whole.len() <= self.policy.max_stack

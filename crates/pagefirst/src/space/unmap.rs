@@ -25,10 +25,11 @@ impl<P: Platform> Writing<'_, P> {
         }
         let ready = change.finish(&mut self.state)?;
         let mut cuts = self.space.cuts(&[range.start, range.end])?;
-        ready.announce();
+        let memory = ready.announce();
         let table = self.space.page_table();
         let mut gather = Gather::new(table);
         table.zap(range, ready.unneeded(range), &mut cuts, &mut gather);
+        gather.touch(memory);
         gather.flush();
         ready.publish(&mut self.state);
         Ok(())

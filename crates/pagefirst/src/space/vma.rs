@@ -166,6 +166,10 @@ impl<P: Platform> Vma<P> {
     pub(crate) fn is_anonymous(&self) -> bool {
         matches!(self.backing, Backing::Anonymous)
     }
+    /// Whether it shows a file that is memory itself.
+    pub(crate) fn is_memory_of_file(&self) -> bool {
+        matches!(&self.backing, Backing::File { file, .. } if file.file().is_direct())
+    }
     /// Whether it shows private memory or private copies of a file's pages.
     pub fn is_private(&self) -> bool {
         !self.flags.contains(VmaFlags::SHARED)
@@ -184,9 +188,7 @@ impl<P: Platform> Vma<P> {
         match &self.backing {
             Backing::Physical(physical) => physical.level(self, va),
             // Wherever its memory is.
-            Backing::File { file, .. } if file.file().is_direct() => {
-                self.largest_entry(va, |_, _| Some(Pfn(0)))
-            }
+            Backing::File { .. } if self.is_memory_of_file() => self.largest_entry(va, |_, _| Some(Pfn(0))),
             Backing::File { .. } if self.takes_huge_of_file(P::Format::span_of(va, HUGE_LEVEL)) => HUGE_LEVEL,
             _ if self.takes_huge(policy, P::Format::span_of(va, HUGE_LEVEL)) => HUGE_LEVEL,
             _ => 0,
