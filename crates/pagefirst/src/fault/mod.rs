@@ -293,7 +293,11 @@ impl<'f, 'a, P: Platform> Fault<'f, 'a, P> {
         if above.is_some_and(|vma| vma.range.contains(self.addr)) {
             return Look::Again;
         }
-        let stack = above.is_some_and(|vma| vma.flags.contains(VmaFlags::GROWS_DOWN));
+        // How near it is must be looked at again; what is too far from it keeps nobody from the lock.
+        let stack = above.is_some_and(|vma| {
+            let len = vma.range.end.0 - self.addr.page().0;
+            vma.flags.contains(VmaFlags::GROWS_DOWN) && len <= self.space.policy().max_stack
+        });
         if !stack || self.hand.grown {
             return Look::error(FaultError::Segv(Segv::NotMapped));
         }
