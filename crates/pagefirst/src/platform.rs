@@ -152,7 +152,8 @@ pub unsafe trait Platform: Sync + Sized + 'static {
     }
     /// Waits, asleep if it can, until what this ticket is for is ready: as a kernel waits that a fault handed one. Called by
     /// what may sleep, with a [`WriterLock`](Platform::WriterLock) held perhaps: a removal of a file's pages waits so for
-    /// those that are being stored, and for mapping calls that are at work where the file is mapped. The default spins.
+    /// those that are being stored, and for mapping calls that are at work where the file is mapped, and so does who makes memory
+    /// of a file clean, or takes a bad page away. The default spins.
     #[inline]
     fn wait(&'static self, ticket: &Ticket<'_, Self>) {
         while !ticket.is_ready() {

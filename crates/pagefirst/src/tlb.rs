@@ -127,6 +127,12 @@ impl<P: Platform, R: Pages + ?Sized> Gather<'_, P, R> {
     pub fn touch(&mut self, range: VirtRange) {
         self.range = self.range.union(range);
     }
+    /// The same of what of it lies in `part`, if any does.
+    pub fn touch_within(&mut self, range: VirtRange, part: VirtRange) {
+        if range.overlaps(part) {
+            self.touch(range.intersect(part));
+        }
+    }
     /// The entry of a page was taken out that spanned `span`; its mapping and reference are dropped after the flush.
     pub fn page(&mut self, span: VirtRange, pfn: Pfn) {
         self.touch(span);

@@ -246,8 +246,6 @@ impl<P: Platform> FileCache<P> {
     /// Makes a folio into small pages, if only the cache refers to it; the first page of it is at `index`.
     #[must_use]
     pub(super) fn split(&self, w: &mut Writer, index: u64, folio: Found) -> bool {
-        // Once: each of the small ones would tell of it.
-        self.note_error(self.p.meta(folio.folio()));
         let split = frame::split_cached(self.p, folio.pfn);
         if split {
             self.index.split(w, index, folio);

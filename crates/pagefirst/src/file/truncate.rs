@@ -281,6 +281,8 @@ impl<P: Platform> FileCache<P> {
             }
         }
         self.clear(removal.bytes.clone());
+        // Nor does one of anything else meanwhile: the storage need not bear both at once.
+        let _stores = self.stores.lock(p);
         self.file.forget(removal.bytes.clone());
     }
 

@@ -204,8 +204,8 @@ pub(super) struct Ready<'c, 'a, P: Platform>(&'c Change<'a, P>);
 
 impl<P: Platform> Ready<'_, '_, P> {
     /// Announces: faults that work from the VMAs about to be replaced notice from now on, and who walks the reverse map
-    /// finds those to come. Returns the addresses of those that map memory of a file: a call by which they go flushes all of
-    /// these. A fault may have taken an entry out and not have flushed, and who removes the memory from the file later does not
+    /// finds those to come. Returns the addresses of those that map memory of a file: a call by which some go flushes all of
+    /// that. A fault may have taken an entry out and not have flushed, and who removes the memory from the file later does not
     /// come by here any more.
     pub fn announce(&self) -> VirtRange {
         for range in self.0.found.iter().flatten() {

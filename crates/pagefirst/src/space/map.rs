@@ -249,7 +249,7 @@ impl<P: Platform> Writing<'_, P> {
         if replaces {
             let mut gather = Gather::new(space.page_table());
             space.page_table().zap(range, None, &mut cuts, &mut gather);
-            gather.touch(memory);
+            gather.touch_within(memory, range);
             gather.flush();
         }
         ready.publish(&mut self.state);

@@ -126,7 +126,8 @@ impl<P: Platform> Writing<'_, P> {
         let unneeded = ready.unneeded(old);
         relocation.carry(moved, &mut cuts, &mut gather);
         space.page_table().zap(old, unneeded, &mut cuts, &mut gather);
-        gather.touch(memory);
+        gather.touch_within(memory, old);
+        gather.touch_within(memory, new);
         gather.flush();
         ready.publish(&mut self.state);
         Ok(new.start)

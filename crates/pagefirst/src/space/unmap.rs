@@ -29,7 +29,7 @@ impl<P: Platform> Writing<'_, P> {
         let table = self.space.page_table();
         let mut gather = Gather::new(table);
         table.zap(range, ready.unneeded(range), &mut cuts, &mut gather);
-        gather.touch(memory);
+        gather.touch_within(memory, range);
         gather.flush();
         ready.publish(&mut self.state);
         Ok(())
