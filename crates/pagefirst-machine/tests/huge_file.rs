@@ -98,7 +98,7 @@ fn x11_a_huge_read_takes_one_entry_one_count_and_no_leaf_table() -> Result {
 fn x22_every_observer_knows_huge_entries_of_files() -> Result {
     let (machine, space, file, at) = mapped(2, |f| shared(f, 0, 2 * SMALL, RW))?;
     assert!(space.populate(kit_range(at, 2), RW).is_none());
-    assert_eq!(space.account().faults.shared_write, 2);
+    assert_eq!((space.account().faults.file_read, space.account().faults.huge), (2, 2));
     let there = space.page_table().translate(&Pin::new(machine), page(at, 700)).ok_or("mapped")?;
     assert_eq!((there.level, there.pfn), (1, folio(&space, page(at, 700)).add(700 - 512)));
     assert_eq!(space.resident_bytes(), 2 * LEAF);
