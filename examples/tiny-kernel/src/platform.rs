@@ -138,6 +138,9 @@ unsafe impl Platform for Kernel {
         // SAFETY: the direct map is not at null.
         unsafe { NonNull::new_unchecked(direct(pfn.phys())) }
     }
+    fn is_memory(&'static self, pfn: Pfn) -> bool {
+        pfn.0.checked_sub(self.ram.first.0).is_some_and(|i| i < self.ram.frames)
+    }
     unsafe fn clear_page(&'static self, pfn: Pfn) {
         // SAFETY: the page is the caller's alone, and DF is clear.
         unsafe { asm!("rep stosq", inout("rcx") 512u64 => _, inout("rdi") direct(pfn.phys()) => _, in("rax") 0, options(nostack)) };

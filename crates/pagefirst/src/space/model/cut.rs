@@ -87,7 +87,7 @@ fn fault_against_punch(main: usize) {
     });
 }
 
-// catches: file_without_validation, insert_while_removing, read_before_insert, remove_without_going
+// catches: file_without_validation, read_before_insert, remove_without_going
 #[test]
 fn r05_fault_against_punch_main_0() {
     fault_against_punch(0);
