@@ -235,14 +235,17 @@ fn c68_leave_is_for_the_page_that_was_asked_about() -> Result {
     Ok(())
 }
 
+/// A file of four pages that is memory itself, from this frame on.
+fn placed(first: Pfn, memory: MemoryType) -> MachineFile {
+    MachineFile::zeros().placed(move |_, _| Ok(Direct { index: 0, pages: 4, first, memory }))
+}
+
 /// Nor is it asked where its memory is while some of it is being removed: the walk that takes entries out may have passed.
 #[test]
 fn r05_a_file_that_is_memory_is_not_asked_during_a_removal() -> Result {
     let stage = Stage::new(256);
     let s = stage.space()?;
-    let content = MachineFile::zeros()
-        .placed(|_, _| Ok(Direct { index: 0, pages: 4, first: Pfn(0xf_ee00), memory: MemoryType::Device }));
-    let file = stage.cache(&content, 4)?;
+    let file = stage.cache(&placed(Pfn(0xf_ee00), MemoryType::Device), 4)?;
     shared(&s, BASE, &file, 4, RW)?;
     assert_eq!(fault(&s, BASE, Access::Write), "mapped");
     let meanwhile = s.clone();
@@ -261,9 +264,7 @@ fn r05_memory_of_a_file_that_is_removed_or_clean_is_in_no_tlb() -> Result {
     for removes in [false, true] {
         let stage = Stage::new(256);
         let s = stage.space()?;
-        let content = MachineFile::zeros().with_tracking(true).placed(|_, _| {
-            Ok(Direct { index: 0, pages: 4, first: Pfn(0xf_ee00), memory: MemoryType::Device })
-        });
+        let content = placed(Pfn(0xf_ee00), MemoryType::Device).with_tracking(true);
         let file = stage.cache(&content, 4)?;
         shared(&s, BASE, &file, 4, RW)?;
         assert_eq!(fault(&s, BASE, Access::Write), "mapped");
@@ -293,9 +294,7 @@ fn r05_memory_of_a_file_whose_mapping_is_gone_is_in_no_tlb() -> Result {
     for how in 0..3 {
         let stage = Stage::new(256);
         let s = stage.space()?;
-        let content = MachineFile::zeros()
-            .placed(|_, _| Ok(Direct { index: 0, pages: 4, first: Pfn(100), memory: MemoryType::Normal }));
-        let file = stage.cache(&content, 4)?;
+        let file = stage.cache(&placed(Pfn(100), MemoryType::Normal), 4)?;
         private(&s, BASE, &file, 1, RW)?;
         anonymous(&s, page(BASE, 8), 1, RW)?;
         assert_eq!(fault(&s, page(BASE, 8), Access::Write), "mapped");

@@ -24,6 +24,7 @@
 use super::cache::{FileCache, LOOKED_AT, Lookup, pages_of};
 use super::error::{IoError, WriteBackError};
 use super::index::LAST_INDEX;
+use super::sync::behind;
 use super::{File as _, Io};
 use crate::fault::Ticket;
 use crate::frame::{Frame, FrameFlags, FrameMeta, Part, Storing};
@@ -156,7 +157,7 @@ impl<P: Platform> FileCache<P> {
         let mut failed = Ok(());
         let mut rest = 0..LAST_INDEX + 1;
         while let Some(folio) = self.next_to_store(&rest) {
-            rest.start = folio.meta().index() + (1 << folio.order());
+            rest.start = behind(&folio);
             match work.store(folio) {
                 Err(WriteBackError::NoMemory(why)) => return Err(why.into()),
                 Err(why) => failed = Err(why),
@@ -271,7 +272,7 @@ impl<'a, P: Platform> WriteBack<'a, P> {
         if is_going {
             return Ok(None);
         }
-        if let Some(turn) = cache.removal_across(first..first + (1 << folio.order()))
+        if let Some(turn) = cache.removal_across(first..behind(&folio))
             && !cfg!(mutant = "store_beside_removal")
         {
             let file = cache.name.share(&Pin::new(self.p));

@@ -88,7 +88,6 @@ fn divide<P: Platform>(p: &'static P, folio: Pfn, thaw: impl Fn(&FrameMeta)) {
     let head = p.meta(folio);
     let (order, index, owner, link) = (head.order(), head.index(), head.owner(), head.link());
     let bad = FrameFlags::POISON | FrameFlags::SPARED;
-    // An error of storing is told once.
     let flags = head.flags() - (FrameFlags::HURT | bad);
     for i in 0..1u32 << order {
         let meta = p.meta(folio.add(i));
@@ -96,6 +95,7 @@ fn divide<P: Platform>(p: &'static P, folio: Pfn, thaw: impl Fn(&FrameMeta)) {
         meta.set_index(index + i as u64);
         meta.set_link(link);
         let own = meta.flags() & bad;
+        // An error of storing is told once.
         let flags = if i == 0 { flags } else { flags - FrameFlags::UNTOLD };
         let flags = if own == bad { flags - FrameFlags::DIRTY } else { flags };
         meta.reset(flags | own & FrameFlags::POISON, 0);

@@ -90,7 +90,8 @@ impl<P: Platform> AddressSpace<P> {
     }
 
     /// Fills a range as if every page of it were touched, written to if `prot` allows that, and if it is no file's that is
-    /// mapped shared: of such a one all would become dirty (as in Linux's `populate_vma_page_range`). Tells where it stopped short of the end.
+    /// mapped shared: of such a one all would become dirty (as in Linux's `populate_vma_page_range`). Tells where it stopped
+    /// short of the end.
     pub fn populate(&self, range: VirtRange, prot: Prot) -> Option<Unpopulated<'_, P>> {
         let wanted = match prot {
             p if p.contains(Prot::WRITE) => Access::Write,

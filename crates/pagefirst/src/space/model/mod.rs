@@ -178,6 +178,15 @@ impl Machine {
     fn file(&self) -> Shared<Machine, FileCache<Machine>> {
         self.whole.file.read().unwrap().clone().unwrap()
     }
+    /// After that: nothing of it is mapped or there. Then all ends.
+    fn end_cut(&'static self) {
+        assert_eq!(
+            (self.mapped(), self.file().pages()),
+            (Vec::new(), 0),
+            "what the file has no longer is there"
+        );
+        self.exit();
+    }
     /// Cuts the file off at its start: a role.
     fn cut(&'static self) -> u64 {
         self.file().set_size(self, 0);
